@@ -1,0 +1,32 @@
+"""edgewise: learning-rate warmup that knows the edge of stability."""
+
+from edgewise.critical import CriticalLRResult, critical_lr
+from edgewise.curvature import SharpnessResult, preconditioned_sharpness, sharpness
+from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Status
+from edgewise.isolation import isolated
+from edgewise.optim import GIAdam, GIAdamW
+from edgewise.warmup import LinearWarmup
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # measurements
+    "sharpness",
+    "preconditioned_sharpness",
+    "critical_lr",
+    # optimizers
+    "GIAdam",
+    "GIAdamW",
+    # warmup
+    "LinearWarmup",
+    # results and evidence
+    "SharpnessResult",
+    "CriticalLRResult",
+    "Status",
+    # trust
+    "isolated",
+    # errors
+    "EdgewiseError",
+    "LossError",
+    "PreconditionerError",
+]

@@ -1,0 +1,223 @@
+"""The one place that promises: observing never changes training.
+
+Every measurement runs inside `isolated`. On leaving it, also by an exception, parameters, buffers, optimizer
+state, learning rates, `.grad`, random number generators, train/eval modes and `requires_grad` flags are bit for
+bit what they were. A tensor is only written back where its bits differ, so that a measurement which changed
+nothing leaves version counters alone and is legal between `forward` and `backward`.
+"""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+
+class Snapshot:
+    """What `isolated` saved; `rewind` returns to it without leaving."""
+
+    def __init__(self, model: nn.Module | None, optimizer: Optimizer | None) -> None:
+        self._rng = _RandomStates()
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self._modules: dict[nn.Module, tuple[bool, dict[str, Tensor | None]]] = {}  # mode, buffers
+        self._gradients: list[tuple[Tensor, Tensor | None, bool]] = []
+        self._optimizer = None if optimizer is None else _OptimizerState(optimizer)
+        if model is not None:
+            self.add_module(model)
+            self._add_parameters(list(model.parameters()))
+        if optimizer is not None:
+            self._add_parameters([p for group in optimizer.param_groups for p in group["params"]])
+
+    def add_module(self, root: nn.Module) -> None:
+        """Save the buffers and modes of `root` and of all modules below it, once."""
+        for module in root.modules():
+            if module not in self._modules:
+                self._modules[module] = (module.training, dict(module._buffers))
+                for buffer in module.buffers(recurse=False):
+                    self._add_tensor(buffer)
+
+    def saved(self, tensor: Tensor) -> Tensor:
+        """Return the saved copy of a protected parameter or buffer; not to be written to."""
+        return self._tensors[id(tensor)][1]
+
+    def rewind_randomness(self) -> None:
+        """Return the random number generators to the start, so that dropout masks repeat."""
+        self._rng.restore()
+
+    def rewind(self) -> None:
+        """Return random numbers, parameters, buffers and optimizer state to what they were at the start."""
+        self.rewind_randomness()
+        for module, (_, buffers) in self._modules.items():
+            module._buffers.clear()  # a forward may have assigned a new tensor
+            module._buffers.update(buffers)
+        for tensor, saved in self._tensors.values():
+            _write_back(tensor, saved)
+        if self._optimizer is not None:
+            self._optimizer.restore()
+
+    def restore(self) -> None:
+        """Rewind, and return gradients, flags and modes as well."""
+        self.rewind()
+        for parameter, gradient, requires_grad in self._gradients:
+            parameter.grad = gradient
+            parameter.requires_grad_(requires_grad)
+        for module, (training, _) in self._modules.items():
+            module.training = training
+
+    def _add_tensor(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._tensors:
+            self._tensors[id(tensor)] = (tensor, tensor.detach().clone())
+
+    def _add_parameters(self, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            if id(parameter) not in self._tensors:
+                self._add_tensor(parameter)
+                self._gradients.append((parameter, parameter.grad, parameter.requires_grad))
+
+
+@contextmanager
+def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None) -> Iterator[Snapshot]:
+    """Leave no trace: whatever happens inside, training continues as if nothing had.
+
+    Inside, every parameter's `.grad` is `None`; the saved gradients come back untouched at the end. Without a
+    `model`, the modules to protect are found as their `forward` runs, before it can change a buffer.
+
+    Args:
+        model: the model whose parameters, buffers and modes to protect.
+        optimizer: the optimizer whose parameters, state, groups and hooks to protect; its step hooks are
+            silent inside.
+
+    Yields:
+        The snapshot; `snapshot.rewind()` returns to the start, for repeated evaluations with equal dropout
+        masks and buffers.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+        >>> before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        >>> with isolated(model):
+        ...     _ = model(torch.randn(8, 2))
+        >>> all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        True
+    """
+    snapshot = Snapshot(model, optimizer)
+    with ExitStack() as stack:
+        stack.callback(snapshot.restore)
+        if model is None:
+            handle = register_module_forward_pre_hook(lambda module, _: snapshot.add_module(module))
+            stack.callback(handle.remove)
+        if optimizer is not None:
+            stack.enter_context(_silent_hooks(optimizer))
+        for parameter, _, _ in snapshot._gradients:
+            parameter.grad = None
+        yield snapshot
+
+
+class _RandomStates:
+    """The states of the generators of Python, NumPy and torch, on the CPU and on every CUDA device in use."""
+
+    def __init__(self) -> None:
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def restore(self) -> None:
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+
+class _OptimizerState:
+    """An optimizer's state, groups and plain attributes; tensors keep their identity when restored."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._attributes = {
+            name: value for name, value in vars(optimizer).items() if name not in ("state", "param_groups")
+        }
+        self._state = {key: _save_entries(entries) for key, entries in optimizer.state.items()}
+        self._groups = [
+            _save_entries({name: value for name, value in group.items() if name != "params"})
+            for group in optimizer.param_groups
+        ]
+
+    def restore(self) -> None:
+        optimizer = self._optimizer
+        for name in set(vars(optimizer)) - set(self._attributes) - {"state", "param_groups"}:
+            delattr(optimizer, name)
+        vars(optimizer).update(self._attributes)
+        for key in set(optimizer.state) - set(self._state):
+            del optimizer.state[key]
+        for key, saved in self._state.items():
+            _restore_entries(optimizer.state[key], saved)
+        for group, saved in zip(optimizer.param_groups, self._groups, strict=True):
+            _restore_entries(group, saved, keep=("params",))
+
+
+def _save_entries(entries: dict[Any, Any]) -> dict[Any, tuple[Any, Any]]:
+    """Return key → (the object itself, a copy of its value)."""
+    return {
+        key: (value, value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value))
+        for key, value in entries.items()
+    }
+
+
+def _restore_entries(
+    entries: dict[Any, Any], saved: dict[Any, tuple[Any, Any]], *, keep: tuple[str, ...] = ()
+) -> None:
+    """Bring back the saved objects with their saved values; drop what came in since, but for `keep`."""
+    for key in set(entries) - set(saved) - set(keep):
+        del entries[key]
+    for key, (value, copied) in saved.items():
+        if not isinstance(value, Tensor):
+            entries[key] = copy.deepcopy(copied)
+            continue
+        _write_back(value, copied)
+        entries[key] = value
+
+
+@contextmanager
+def _silent_hooks(optimizer: Optimizer) -> Iterator[None]:
+    """Keep the user's step hooks, also those on all optimizers, from running on trial steps."""
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    saved = [hook.copy() for hook in hooks]
+    for hook in hooks:
+        hook.clear()
+    try:
+        yield
+    finally:
+        for hook, entries in zip(hooks, saved, strict=True):
+            hook.update(entries)
+
+
+_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _write_back(tensor: Tensor, saved: Tensor) -> None:
+    """Copy where the bits differ; through `.data`, as a graph that saved the tensor sees its bits again."""
+    if not _same_bits(tensor, saved):
+        tensor.data.copy_(saved)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree bit for bit: NaN equals itself, 0 differs from -0."""
+    if a.is_complex() and b.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    integer = _INTEGER_OF_SIZE.get(a.element_size())
+    if integer is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.detach().view(integer), b.view(integer))

@@ -1,0 +1,1 @@
+"""The laboratory: configured runs, stored results, figures and reports. The library never imports it."""

@@ -1,0 +1,160 @@
+"""What a run is: frozen configurations, their checks, and the run id that follows from them. No torch."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgewise.errors import known_name, nonnegative_number, positive_count, positive_number
+
+DATA = ("digits", "stdlib-text")
+MODELS = ("fcn", "lm")
+PARAMETERIZATIONS = ("sp", "mup", "simple-mup")
+LOSSES = ("mse", "xent")
+OPTIMIZERS = ("sgd", "adam", "gi-adam", "radam")
+LR_UNITS = ("absolute", "1/sharpness")
+DECAYS = ("none", "cosine")
+MEASUREMENTS = ("sharpness", "preconditioned_sharpness")
+
+_SCHEMA = 1  # part of every run id: raise it when the same config means another computation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which samples."""
+
+    name: str
+    """One of `DATA`."""
+    context: int = 32
+    """Length of a text sample in tokens; images ignore it."""
+
+    def __post_init__(self) -> None:
+        known_name("data", self.name, DATA)
+        positive_count("context", self.context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network: FCN-depth-width or LM-depth-width."""
+
+    name: str
+    """One of `MODELS`."""
+    depth: int
+    """Hidden layers of an FCN, blocks of an LM."""
+    width: int
+    """Units of a hidden layer, width of the residual stream."""
+    parameterization: str
+    """One of `PARAMETERIZATIONS`."""
+
+    def __post_init__(self) -> None:
+        known_name("model", self.name, MODELS)
+        known_name("parameterization", self.parameterization, PARAMETERIZATIONS)
+        positive_count("depth", self.depth)
+        positive_count("width", self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Which optimizer, and its target learning rate η_trgt."""
+
+    name: str
+    """One of `OPTIMIZERS`; on the full batch "sgd" is gradient descent."""
+    lr: float
+    """η_trgt in `lr_unit`."""
+    lr_unit: str = "absolute"
+    """"absolute", or "1/sharpness": multiples of 1/λ₀, λ₀ measured at initialization."""
+    momentum: float = 0.0
+    """Heavy-ball momentum of "sgd"."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of the Adam family."""
+    eps: float = 1e-8
+    """Of the Adam family."""
+
+    def __post_init__(self) -> None:
+        known_name("optimizer", self.name, OPTIMIZERS)
+        known_name("lr_unit", self.lr_unit, LR_UNITS)
+        positive_number("lr", self.lr)
+        nonnegative_number("momentum", self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig:
+    """The schedule of the learning rate."""
+
+    steps: int = 1
+    """T_wrm; 1 is a constant rate."""
+    lr_init: float | Literal["critical"] = 0.0
+    """Where warmup starts: see `edgewise.LinearWarmup`."""
+    decay: str = "none"
+    """After warmup: "none", or "cosine" to a tenth of the target at the last step."""
+
+    def __post_init__(self) -> None:
+        positive_count("warmup_steps", self.steps)
+        known_name("decay", self.decay, DECAYS)
+        if self.lr_init != "critical":
+            nonnegative_number("lr_init", self.lr_init)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, from the seed to the last step; everything that decides its numbers."""
+
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    loss: str = "xent"
+    """One of `LOSSES`; "mse" is ½‖f − y‖² against one-hot targets, averaged over the samples."""
+    num_steps: int
+    """Optimizer steps."""
+    batch_size: int | None = None
+    """Samples a step, drawn with replacement; `None` is the full batch."""
+    measure: tuple[str, ...] = ()
+    """Which of `MEASUREMENTS` to follow, on the batch of the step."""
+    measure_every: int = 1
+    """Steps from one measurement to the next."""
+    measure_rtol: float = 1e-2
+    """Tolerance on the residual; the eigenvalue's own error is about its square, over the spectral gap."""
+    seed: int = 0
+    """Of initialization and batches."""
+
+    def __post_init__(self) -> None:
+        known_name("loss", self.loss, LOSSES)
+        positive_count("num_steps", self.num_steps)
+        positive_count("measure_every", self.measure_every)
+        positive_number("measure_rtol", self.measure_rtol)
+        if self.batch_size is not None:
+            positive_count("batch_size", self.batch_size)
+        for measurement in self.measure:
+            known_name("measurement", measurement, MEASUREMENTS)
+        if self.warmup.steps > self.num_steps:
+            raise ValueError(
+                f"warmup_steps must be at most num_steps = {self.num_steps}, got {self.warmup.steps}."
+            )
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
+        text = json.dumps({"schema": _SCHEMA} | to_dict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return the config as nested dictionaries of plain values, as stored in JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """Return the config that `to_dict` gave these values for."""
+    optimizer = values["optimizer"]
+    return RunConfig(
+        **values
+        | {
+            "data": DataConfig(**values["data"]),
+            "model": ModelConfig(**values["model"]),
+            "optimizer": OptimizerConfig(**optimizer | {"betas": tuple(optimizer["betas"])}),
+            "warmup": WarmupConfig(**values["warmup"]),
+            "measure": tuple(values["measure"]),
+        }
+    )

@@ -1,0 +1,37 @@
+"""What every data set looks like to training."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Samples along the first dimension; a text sample has one class a position."""
+
+    train_inputs: Tensor  # (N, features) float32, or (N, context) uint8
+    train_targets: Tensor  # (N,) or (N, context), integers
+    test_inputs: Tensor
+    test_targets: Tensor
+    num_classes: int
+
+    @property
+    def num_features(self) -> int:
+        """Entries of one input."""
+        return self.train_inputs.shape[1]
+
+    def train_batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of the given training samples, of all by default."""
+        if indices is None:
+            return _usable(self.train_inputs), self.train_targets.long()
+        return _usable(self.train_inputs[indices]), self.train_targets[indices].long()
+
+    def test_batch(self) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of all test samples."""
+        return _usable(self.test_inputs), self.test_targets.long()
+
+
+def _usable(inputs: Tensor) -> Tensor:
+    """Return tokens, stored as bytes, as the integers an embedding takes."""
+    return inputs if inputs.is_floating_point() else inputs.long()

@@ -1,0 +1,23 @@
+"""Ways to run many configs."""
+
+from collections.abc import Callable, Sequence
+
+from edgewise.errors import known_name
+from edgewise.lab.configs import RunConfig
+from edgewise.lab.engines import local
+from edgewise.lab.store import Store
+
+__all__ = ["ENGINES", "Engine", "engine"]
+
+Engine = Callable[[Sequence[RunConfig], Store, int, Callable[[list[int]], None]], None]
+
+ENGINES: dict[str, Engine] = {"local": local.run}
+
+
+def engine(name: str) -> Engine:
+    """Return an engine by name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    return ENGINES[known_name("engine", name, ENGINES)]

@@ -1,0 +1,33 @@
+"""Networks by name."""
+
+from torch import nn
+
+from edgewise.lab.configs import ModelConfig
+from edgewise.lab.data import Dataset
+from edgewise.lab.models.fcn import FCN
+from edgewise.lab.models.lm import LM
+
+__all__ = ["FCN", "LM", "build"]
+
+
+def build(config: ModelConfig, dataset: Dataset) -> nn.Module:
+    """Return the network that the config names, sized for the data, initialised from torch's generator."""
+    match config.name:
+        case "fcn":
+            return FCN(
+                num_features=dataset.num_features,
+                num_classes=dataset.num_classes,
+                depth=config.depth,
+                width=config.width,
+                parameterization=config.parameterization,
+            )
+        case "lm":
+            return LM(
+                vocabulary=dataset.num_classes,
+                context=dataset.num_features,
+                depth=config.depth,
+                width=config.width,
+                parameterization=config.parameterization,
+            )
+        case name:
+            raise AssertionError(name)

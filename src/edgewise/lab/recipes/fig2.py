@@ -1,0 +1,126 @@
+"""Figures 2 and 6: the preconditioned sharpness of full-batch Adam, and of GI-Adam."""
+
+from collections.abc import Sequence
+
+from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.recipes.recipe import (
+    LOSS,
+    Claim,
+    Quantity,
+    Recipe,
+    Trajectories,
+    late_stability_limit,
+    number,
+    optimizer_label,
+    parameterization_label,
+    warmup_label,
+)
+from edgewise.lab.store import Run
+
+_RATES = {"simple-mup": 0.003, "sp": 0.001}
+_PRECONDITIONED = Quantity(
+    column="preconditioned_sharpness", label="preconditioned sharpness", threshold=True
+)
+
+
+def _config(scale: str, parameterization: str, optimizer: str, warmup_steps: int) -> RunConfig:
+    demo = scale == "demo"
+    return RunConfig(
+        data=DataConfig(name="digits"),
+        model=ModelConfig(name="fcn", depth=4, width=256, parameterization=parameterization),
+        optimizer=OptimizerConfig(name=optimizer, lr=_RATES[parameterization]),
+        warmup=WarmupConfig(steps=warmup_steps),
+        loss="mse",
+        num_steps=100 if demo else 400,
+        measure=("preconditioned_sharpness",) if demo else ("preconditioned_sharpness", "sharpness"),
+        measure_every=2 if demo else 3,
+    )
+
+
+def _lengths(scale: str) -> tuple[int, ...]:
+    return (1,) if scale == "demo" else (1, 64, 256)
+
+
+def adam_configs(scale: str) -> tuple[RunConfig, ...]:
+    """Return Adam in simple-μP and SP over the warmup lengths."""
+    return tuple(_config(scale, p, "adam", steps) for p in _RATES for steps in _lengths(scale))
+
+
+def gi_adam_configs(scale: str) -> tuple[RunConfig, ...]:
+    """Return GI-Adam in simple-μP and SP over the warmup lengths, and Adam without warmup to compare."""
+    adam = tuple(_config(scale, p, "adam", 1) for p in _RATES)
+    return adam + tuple(_config(scale, p, "gi-adam", steps) for p in _RATES for steps in _lengths(scale))
+
+
+def adam_claims(runs: Sequence[Run]) -> list[Claim]:
+    """Return that Adam starts far above its threshold, whatever the initialization."""
+    return [_starts_high(run) for run in runs if run.config.warmup.steps == 1]
+
+
+def gi_adam_claims(runs: Sequence[Run]) -> list[Claim]:
+    """Return that GI-Adam starts √(1 − β₂) lower, beside Adam's own start."""
+    constant = [run for run in runs if run.config.warmup.steps == 1]
+    adam = [run for run in constant if run.config.optimizer.name == "adam"]
+    gi_adam = [run for run in constant if run.config.optimizer.name == "gi-adam"]
+    return [_starts_high(run) for run in adam] + [
+        _ratio(a, b) for a, b in zip(adam, gi_adam, strict=True)
+    ]
+
+
+def _starts_high(run: Run) -> Claim:
+    steps, values = run.measured("preconditioned_sharpness")
+    limit = late_stability_limit(run.config.optimizer)
+    products = run.columns["lr"][steps.astype(int)] * values
+    return Claim(
+        text=f"{parameterization_label(run.config)}, Adam: preconditioned sharpness starts above the "
+        "threshold and falls early",
+        expected=f"η·λ from above {limit:.0f} to below within 100 steps",
+        measured=f"{number(products[0])} → {number(products[steps <= 100].min())}",
+        holds=bool(products[0] > limit > products[steps <= 100].min()),
+    )
+
+
+def _ratio(adam: Run, gi_adam: Run) -> Claim:
+    first = [run.measured("preconditioned_sharpness")[1][0] for run in (adam, gi_adam)]
+    expected = (1 - adam.config.optimizer.betas[1]) ** -0.5
+    ratio = first[0] / first[1]
+    return Claim(
+        text=f"{parameterization_label(adam.config)}: initial preconditioned sharpness, Adam ÷ GI-Adam",
+        expected=f"1/√(1 − β₂) = {expected:.1f} within 1 %",
+        measured=f"{ratio:.2f} ({number(first[0])} ÷ {number(first[1])})",
+        holds=bool(abs(ratio / expected - 1) < 0.01),
+    )
+
+
+FIG2 = Recipe(
+    id="fig2",
+    title="Why Adam needs warmup",
+    finding="Full-batch Adam. The preconditioned sharpness starts orders of magnitude above the threshold 38/η "
+    "and falls within the first steps, whatever the sharpness itself does: Adam begins in a place where "
+    "its own target rate is unstable.",
+    configs=adam_configs,
+    claims=adam_claims,
+    layout=Trajectories(
+        quantities=(LOSS, _PRECONDITIONED, Quantity(column="sharpness", label="sharpness λ")),
+        row=parameterization_label,
+        line=warmup_label,
+    ),
+)
+
+FIG6 = Recipe(
+    id="fig6",
+    title="Why Adam needs warmup, and what GI-Adam changes",
+    finding="Full-batch Adam starts with a preconditioned sharpness far above its threshold 38/η and spends its "
+    "first steps falling. GI-Adam (v₀ = g₀²) starts √(1 − β₂) lower, 31.6 times at β₂ = 0.999, at no cost.",
+    configs=gi_adam_configs,
+    claims=gi_adam_claims,
+    layout=Trajectories(
+        quantities=(LOSS, _PRECONDITIONED),
+        row=parameterization_label,
+        line=lambda config: (
+            optimizer_label(config)
+            if config.warmup.steps == 1
+            else f"{optimizer_label(config)}, {warmup_label(config)}"
+        ),
+    ),
+)

@@ -1,0 +1,106 @@
+"""What a recipe is: the runs of a figure, how they are laid out, and what they must show."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgewise.lab.configs import OptimizerConfig, RunConfig
+from edgewise.lab.store import Run
+
+SCALES = ("demo", "embedded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One finding of the paper, held against the stored results."""
+
+    text: str
+    expected: str
+    measured: str
+    holds: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A column of the stored rows, as one column of panels."""
+
+    column: str
+    label: str
+    log: bool = True
+    times_lr: bool = False
+    """Show lr × column, with the stability limit as a level; otherwise limit/lr as a curve."""
+    threshold: bool = False
+    """Draw the stability limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Curves over the steps: a row of panels for each `row` label, a line for each `line` label."""
+
+    quantities: tuple[Quantity, ...]
+    row: Callable[[RunConfig], str]
+    line: Callable[[RunConfig], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseDiagrams:
+    """Test loss over target rate × warmup length, a panel for each `panel` label."""
+
+    panel: Callable[[RunConfig], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A figure of the paper."""
+
+    id: str
+    title: str
+    finding: str
+    """What to see in it, in two or three sentences."""
+    configs: Callable[[str], tuple[RunConfig, ...]]
+    """Scale → runs."""
+    claims: Callable[[Sequence[Run]], list[Claim]]
+    layout: Trajectories | PhaseDiagrams
+
+
+LOSS = Quantity(column="train_loss", label="training loss")
+
+
+def late_stability_limit(optimizer: OptimizerConfig) -> float:
+    """Return the largest stable lr × (preconditioned) sharpness late in training (paper, section 2).
+
+    2(1 + β) for gradient descent with momentum β, 2(1 + β₁)/(1 − β₁) for the Adam family.
+    """
+    if optimizer.name == "sgd":
+        return 2 * (1 + optimizer.momentum)
+    beta1 = optimizer.betas[0]
+    return 2 * (1 + beta1) / (1 - beta1)
+
+
+def parameterization_label(config: RunConfig) -> str:
+    """Return the parameterization as the figures name it."""
+    return {"sp": "SP", "mup": "μP", "simple-mup": "simple μP"}[config.model.parameterization]
+
+
+def optimizer_label(config: RunConfig) -> str:
+    """Return the optimizer as the figures name it."""
+    return {"sgd": "SGD", "adam": "Adam", "gi-adam": "GI-Adam", "radam": "RAdam"}[config.optimizer.name]
+
+
+def warmup_label(config: RunConfig) -> str:
+    """Return the warmup length as the figures name it."""
+    return f"T_wrm = {config.warmup.steps}"
+
+
+def at_edge(run: Run, column: str) -> np.ndarray:  # type: ignore[type-arg]
+    """Return lr × column over the last third of the run, where it was measured."""
+    steps, values = run.measured(column)
+    rates = run.columns["lr"][steps.astype(int)]
+    return (rates * values)[steps >= steps[-1] * 2 / 3]
+
+
+def number(value: float) -> str:
+    """Return a number with three significant digits, or what it is instead."""
+    return f"{value:.3g}" if math.isfinite(value) else "not finite"

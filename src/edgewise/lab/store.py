@@ -1,0 +1,184 @@
+"""Results on disk: one folder a sweep, one folder a run, written under a temporary name and then renamed.
+
+    DIR/sweep.json               which figures, at which scale, made of which runs
+    DIR/runs/<run id>/config.json, rows.parquet, outcome.json
+
+A run folder exists only complete: a killed run leaves a `.partial-…` folder, which is ignored and cleared.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from edgewise.errors import StoreError
+from edgewise.lab.configs import RunConfig, from_dict, to_dict
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureRuns:
+    """Which runs a figure is made of."""
+
+    figure: str  # recipe id
+    scale: str
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run as stored."""
+
+    config: RunConfig
+    columns: dict[str, np.ndarray[Any, Any]]  # name → (steps,), NaN where not measured
+    outcome: dict[str, Any]
+
+    def measured(self, column: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the steps at which a column was measured, and its values."""
+        values = self.columns.get(column, np.full(len(self.columns["step"]), np.nan))
+        kept = ~np.isnan(values)
+        return self.columns["step"][kept], values[kept]
+
+
+class Store:
+    """A results folder."""
+
+    def __init__(self, path: Path, figures: tuple[FigureRuns, ...], provenance: dict[str, str]) -> None:
+        self.path = path
+        self.figures = figures
+        self.provenance = provenance
+
+    @classmethod
+    def create(cls, path: Path, figures: Sequence[FigureRuns]) -> "Store":
+        """Make the folder, or continue in it if it was made for the same runs.
+
+        Raises:
+            StoreError: the folder holds something else, or cannot be written to.
+        """
+        figures = tuple(figures)
+        if (path / "sweep.json").exists():
+            existing = cls.open(path)
+            if existing.figures != figures:
+                raise StoreError(
+                    f"{path} holds other results ({_summary(existing.figures)}; wanted {_summary(figures)}): "
+                    "choose another folder with --out, or delete this one."
+                )
+            existing._clear_partial()
+            return existing
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreError(f"{path} exists and holds no edgewise results: choose another folder with --out.")
+        store = cls(path, figures, _provenance())
+        try:
+            (path / "runs").mkdir(parents=True)
+            store._write_index()
+        except OSError as error:
+            raise StoreError(f"cannot write results to {path}: {error}.") from error
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> "Store":
+        """Open an existing folder.
+
+        Raises:
+            StoreError: no results there, or results of another schema.
+        """
+        try:
+            content = json.loads((path / "sweep.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(
+                f"{path} holds no results (no sweep.json): make some with edgewise demo or edgewise figure."
+            ) from None
+        if content["schema"] != SCHEMA:
+            raise StoreError(
+                f"{path} was written with schema {content['schema']}, this edgewise reads schema {SCHEMA}: "
+                "use the version that wrote it, or run again into a new folder."
+            )
+        figures = tuple(FigureRuns(**f | {"run_ids": tuple(f["run_ids"])}) for f in content["figures"])
+        return cls(path, figures, content["provenance"])
+
+    def has(self, run_id: str) -> bool:
+        """Whether the run is finished and stored."""
+        return self._folder(run_id).exists()
+
+    def save(self, config: RunConfig, rows: Sequence[dict[str, float]], outcome: dict[str, Any]) -> None:
+        """Store a finished run; the first of several writers wins, their results being equal."""
+        partial = self.path / "runs" / f".partial-{config.run_id}-{uuid.uuid4().hex[:8]}"
+        partial.mkdir()
+        _write(partial / "config.json", json.dumps(to_dict(config), indent=1))
+        _write(partial / "outcome.json", json.dumps(outcome, indent=1))
+        names = {name: None for row in rows for name in row}
+        table = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
+        pq.write_table(pa.table(table), partial / "rows.parquet")
+        try:
+            partial.rename(self._folder(config.run_id))
+        except OSError:
+            if not self.has(config.run_id):
+                raise
+            shutil.rmtree(partial)
+
+    def load(self, run_id: str) -> Run:
+        """Return a stored run.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        folder = self._folder(run_id)
+        if not folder.exists():
+            raise StoreError(f"run {run_id} is missing from {self.path}: run the same command again to finish it.")
+        table = pq.read_table(folder / "rows.parquet")
+        columns = {name: table[name].to_numpy().astype(float) for name in table.column_names}
+        return Run(
+            config=from_dict(json.loads((folder / "config.json").read_text())),
+            columns=columns,
+            outcome=json.loads((folder / "outcome.json").read_text()),
+        )
+
+    def runs_of(self, figure: FigureRuns) -> list[Run]:
+        """Return a figure's runs, in the recipe's order."""
+        return [self.load(run_id) for run_id in figure.run_ids]
+
+    def _write_index(self) -> None:
+        figures = [dataclasses.asdict(figure) for figure in self.figures]
+        content = {"schema": SCHEMA, "figures": figures, "provenance": self.provenance}
+        _write(self.path / "sweep.json", json.dumps(content, indent=1))
+
+    def _folder(self, run_id: str) -> Path:
+        return self.path / "runs" / run_id
+
+    def _clear_partial(self) -> None:
+        for partial in (self.path / "runs").glob(".partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file that is never seen half-written."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _provenance() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in ("edgewise", "torch", "numpy")}
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": str(os.cpu_count()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _summary(figures: tuple[FigureRuns, ...]) -> str:
+    return ", ".join(f"{f.figure} at scale {f.scale} with {len(f.run_ids)} runs" for f in figures)

@@ -1,0 +1,210 @@
+"""Train one config and record what happened; divergence is an outcome, not an exception."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer, RAdam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+import edgewise as ew
+from edgewise.lab import data, models
+from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.data import Dataset
+from edgewise.lab.parameterization import parameter_groups
+
+Batch = tuple[Tensor, Tensor]  # inputs, targets
+LossFunction = Callable[[nn.Module, Batch], Tensor]
+
+_MEASURE_BELOW = 1e6  # times the initial loss: beyond, the run is diverging and curvature means nothing
+_EVALUATION_SIZE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    rows: list[dict[str, float]]  # one a step: step, lr, train_loss and the measurements
+    outcome: dict[str, Any]  # the end of it: see `_outcome`
+
+
+def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None) -> RunResult:
+    """Train as configured, on the CPU, deterministically for a given number of threads.
+
+    Args:
+        config: the run.
+        on_step: called with the number of finished steps.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    dataset = data.load(config.data)
+    model = models.build(config.model, dataset)
+    loss_fn = loss_function(config.loss)
+    batches = _batches(config, dataset)
+    lr_target = _target_rate(config.optimizer, model, loss_fn, dataset)
+    optimizer = make_optimizer(config.optimizer, model, lr_target)
+    warmup, scheduler = make_schedule(config.warmup, optimizer, config.num_steps)
+    probe = _Probe(config, model, loss_fn, optimizer)
+
+    rows: list[dict[str, float]] = []
+    for step, batch in enumerate(batches):
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        warmup.observe(lambda batch=batch: loss_fn(model, batch))  # type: ignore[misc]
+        row = {"step": step, "lr": float(optimizer.param_groups[0]["lr"]), "train_loss": loss.item()}
+        rows.append(row | probe.measure(step, batch, loss.item()))
+        if not math.isfinite(rows[-1]["train_loss"]):
+            break
+        optimizer.step()
+        scheduler.step()
+        on_step(step + 1)
+    outcome = _outcome(config, rows, model, dataset, lr_target) | {"seconds": time.perf_counter() - started}
+    return RunResult(rows=rows, outcome=outcome)
+
+
+def loss_function(name: str) -> LossFunction:
+    """Return `loss_fn(model, (inputs, targets))`: the mean over samples (and positions)."""
+    loss_of_outputs = _LOSSES[name]
+
+    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        return loss_of_outputs(model(inputs), targets)
+
+    return loss_fn
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of −log softmax(outputs)[target]."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of ½‖outputs − one-hot(target)‖²."""
+    return 0.5 * (outputs - F.one_hot(targets, outputs.shape[-1])).square().sum(-1).mean()
+
+
+_LOSSES = {"xent": cross_entropy, "mse": half_squared_error}
+
+
+def make_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Optimizer:
+    """Return the optimizer with target rate `lr`, with μP's groups for the Adam family."""
+    groups = parameter_groups(model, lr=lr, adaptive=config.name != "sgd")
+    if config.name == "sgd":
+        return SGD(groups, lr=lr, momentum=config.momentum)
+    if config.name == "radam":
+        return RAdam(groups, lr=lr, betas=config.betas, eps=config.eps)
+    adam = {"adam": Adam, "gi-adam": ew.GIAdam}[config.name]
+    return adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def make_schedule(
+    config: WarmupConfig, optimizer: Optimizer, num_steps: int
+) -> tuple[ew.LinearWarmup, LRScheduler]:
+    """Return the warmup, which observes, and the whole schedule, which steps."""
+    warmup = ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
+    if config.decay == "none":
+        return warmup, warmup
+    target = float(warmup.base_lrs[0])
+    decay = CosineAnnealingLR(optimizer, T_max=max(1, num_steps - config.steps), eta_min=target / 10)
+    return warmup, warmup.then(decay)
+
+
+class _Probe:
+    """Follows the configured curvatures, each measurement starting from the one before."""
+
+    def __init__(
+        self, config: RunConfig, model: nn.Module, loss_fn: LossFunction, optimizer: Optimizer
+    ) -> None:
+        self._config, self._model, self._loss_fn, self._optimizer = config, model, loss_fn, optimizer
+        self._previous: dict[str, ew.SharpnessResult] = {}
+        self._initial_loss = math.nan
+
+    def measure(self, step: int, batch: Batch, loss: float) -> dict[str, float]:
+        """Return the columns of this step's row; none on steps between measurements."""
+        if step == 0:
+            self._initial_loss = loss
+        if step % self._config.measure_every or not loss < _MEASURE_BELOW * self._initial_loss:
+            return {}
+        columns: dict[str, float] = {}
+        for name in self._config.measure:
+            result = self._call(name, batch)
+            self._previous[name] = result
+            columns |= {
+                name: result.value,
+                f"{name}_residual": result.residual,
+                f"{name}_hvps": result.num_hvps,
+            }
+        return columns
+
+    def _call(self, name: str, batch: Batch) -> ew.SharpnessResult:
+        start = self._previous.get(name)
+        rtol = self._config.measure_rtol
+        if name == "sharpness":
+            return ew.sharpness(self._model, self._loss_fn, [batch], start=start, rtol=rtol)
+        return ew.preconditioned_sharpness(
+            self._model, self._loss_fn, [batch], self._optimizer, start=start, rtol=rtol
+        )
+
+
+def _batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:
+    if config.batch_size is None:
+        full = dataset.train_batch()
+        for _ in range(config.num_steps):
+            yield full
+        return
+    generator = torch.Generator().manual_seed(config.seed)
+    for _ in range(config.num_steps):
+        indices = torch.randint(len(dataset.train_inputs), (config.batch_size,), generator=generator)
+        yield dataset.train_batch(indices)
+
+
+def _target_rate(
+    config: OptimizerConfig, model: nn.Module, loss_fn: LossFunction, dataset: Dataset
+) -> float:
+    if config.lr_unit == "absolute":
+        return config.lr
+    return config.lr / ew.sharpness(model, loss_fn, [dataset.train_batch()]).value
+
+
+def _outcome(
+    config: RunConfig, rows: list[dict[str, float]], model: nn.Module, dataset: Dataset, lr_target: float
+) -> dict[str, Any]:
+    """Return how the run ended; losses are not finite where it diverged."""
+    test_loss, test_accuracy = evaluate(model, config.loss, dataset.test_batch())
+    return {
+        "diverged": not (math.isfinite(rows[-1]["train_loss"]) and math.isfinite(test_loss)),
+        "lr_target": lr_target,
+        "num_steps": len(rows),
+        "train_loss": rows[-1]["train_loss"],
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "num_classes": dataset.num_classes,
+        "guess_loss": guess_loss(config.loss, dataset),
+    }
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loss: str, batch: Batch) -> tuple[float, float]:
+    """Return mean loss and accuracy over the samples of a large batch."""
+    total_loss = total_accuracy = 0.0
+    for inputs, targets in zip(*(part.split(_EVALUATION_SIZE) for part in batch), strict=True):
+        share = len(targets) / len(batch[1])
+        outputs = model(inputs)
+        total_loss += share * _LOSSES[loss](outputs, targets).item()
+        total_accuracy += share * (outputs.argmax(-1) == targets).float().mean().item()
+    return total_loss, total_accuracy
+
+
+def guess_loss(loss: str, dataset: Dataset) -> float:
+    """Return the test loss of the best constant output: the class frequencies of the training targets."""
+    counts = torch.bincount(dataset.train_targets.flatten().long(), minlength=dataset.num_classes)
+    frequencies = (counts + 1) / (counts + 1).sum()  # one added, for classes that only the test data have
+    outputs = frequencies.log() if loss == "xent" else frequencies
+    targets = dataset.test_batch()[1]
+    return _LOSSES[loss](outputs.expand(*targets.shape, -1), targets).item()

@@ -1,0 +1,36 @@
+"""Warmup as pure functions: number of the update, from 0 → factor on the target learning rate. No torch."""
+
+import math
+
+
+def linear(update: int, *, warmup_steps: int, init: float = 0.0) -> float:
+    """Return init + (1 − init)·min(1, (update + 1)/warmup_steps).
+
+    The first update already moves: at `init` 0 it runs at 1/warmup_steps of the target, and `warmup_steps` 1
+    is a constant rate (Kalra & Barkeshli 2024, whose t counts updates from 1).
+
+    >>> [linear(update, warmup_steps=4) for update in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return init + (1 - init) * min(1.0, (update + 1) / warmup_steps)
+
+
+def linear_from(update: int, *, warmup_steps: int, start: float) -> float:
+    """Return min(1, start + update/warmup_steps): the slope of plain warmup, from a higher start.
+
+    The first update runs at `start`; the target is reached after `steps_to_target` updates instead of
+    `warmup_steps` (Kalra & Barkeshli 2024, section 5: T_reach = T_wrm(1 − η_c/η_trgt)).
+
+    >>> [linear_from(update, warmup_steps=4, start=0.5) for update in range(4)]
+    [0.5, 0.75, 1.0, 1.0]
+    """
+    return min(1.0, start + update / warmup_steps)
+
+
+def steps_to_target(*, warmup_steps: int, start: float) -> int:
+    """Return T_reach = ⌈warmup_steps·(1 − start)⌉, at least 1.
+
+    >>> steps_to_target(warmup_steps=100, start=0.25)
+    75
+    """
+    return max(1, math.ceil(round(warmup_steps * (1 - start), 9)))

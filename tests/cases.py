@@ -1,0 +1,171 @@
+"""The tables that tests cross: small float64 models with batches of uneven sizes, and torch's optimizers."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import edgewise as ew
+
+Batch = tuple[Tensor, Tensor]
+
+
+def mse(model: Any, batch: Batch) -> Tensor:
+    x, y = batch
+    return 0.5 * (model(x) - y).square().sum(1).mean()
+
+
+def cross_entropy(model: Any, batch: Batch) -> Tensor:
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder is the encoder transposed, and one layer used twice under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = self.first
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class LinearBias(nn.Module):
+    """Its loss is linear in `offset`, so that this entry of the gradient has no graph; `unused` has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+        self.offset = nn.Parameter(torch.randn(2))
+        self.unused = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.tanh(self.net(x)), self.offset.expand(len(x), 2)], 1)
+
+
+def linear_bias_loss(model: Any, batch: Batch) -> Tensor:
+    out = model(batch[0])
+    return 0.5 * (out[:, :2] - batch[1]).square().sum(1).mean() + out[:, 2:].sum(1).mean()
+
+
+def frozen_first(model: nn.Sequential) -> nn.Sequential:
+    model[0].requires_grad_(False)
+    return model
+
+
+def mlp(outputs: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs))
+
+
+def vectors(n: int) -> Batch:
+    return torch.randn(n, 3), torch.randn(n, 2)
+
+
+def labelled(n: int) -> Batch:
+    return torch.randn(n, 3), torch.randint(0, 3, (n,))
+
+
+def images(n: int) -> Batch:
+    return torch.randn(n, 1, 4, 4), torch.randint(0, 3, (n,))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model, its loss and its data."""
+
+    name: str
+    make_model: Callable[[], nn.Module]
+    loss_fn: Callable[[Any, Any], Tensor]
+    make_batch: Callable[[int], Batch]
+    seed: int
+    sizes: tuple[int, ...] = (5, 9, 2)
+
+    def build(self) -> tuple[nn.Module, list[Batch]]:
+        """Return a fresh model and its batches, the same at each call, in float64."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            model = self.make_model().double()
+            batches = [self.make_batch(n) for n in self.sizes]
+        return model, [(x.double(), y.double() if y.is_floating_point() else y) for x, y in batches]
+
+    def build_trained(self, optimizer: "Opt", steps: int) -> tuple[nn.Module, torch.optim.Optimizer, Batch]:
+        """Return the model, an optimizer that has made `steps` real steps, and the first batch."""
+        model, batches = self.build()
+        live = optimizer.make(model)
+        for i in range(steps):
+            train_step(model, live, self.loss_fn, batches[i % len(batches)])
+        return model, live, batches[0]
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: Any, batch: Any) -> float:
+    """One ordinary training step; returns the loss before it."""
+    optimizer.zero_grad()
+    loss = loss_fn(model, batch)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+CASES = [
+    Case("linear-regression", lambda: nn.Linear(3, 2, bias=False), mse, vectors, seed=1),
+    Case("tanh-mlp-mse", mlp, mse, vectors, seed=2),
+    Case("tanh-mlp-xent", lambda: mlp(3), cross_entropy, labelled, seed=3),
+    Case(
+        "conv-batchnorm-xent",
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
+        ),
+        cross_entropy,
+        images,
+        seed=4,
+    ),
+    Case("tied-mse", Tied, mse, vectors, seed=5),
+    Case("linear-bias-unused", LinearBias, linear_bias_loss, vectors, seed=6),
+    Case("frozen-layer", lambda: frozen_first(mlp()), mse, vectors, seed=7),
+]
+BY_NAME = {case.name: case for case in CASES}
+MLP = BY_NAME["tanh-mlp-mse"]
+
+
+@dataclass(frozen=True)
+class Opt:
+    """An optimizer with its options."""
+
+    name: str
+    cls: type[torch.optim.Optimizer]
+    options: dict[str, Any]
+
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        return self.cls([p for p in model.parameters() if p.requires_grad], **copy.deepcopy(self.options))
+
+
+# P is known for these
+PRECONDITIONED = [
+    Opt("sgd", torch.optim.SGD, {"lr": 0.05}),
+    Opt("sgd-decay", torch.optim.SGD, {"lr": 0.05, "weight_decay": 0.1}),
+    Opt("sgd-momentum", torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    Opt("adam", torch.optim.Adam, {"lr": 0.01}),
+    Opt("adam-decay", torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.3}),
+    Opt("adam-maximize", torch.optim.Adam, {"lr": 0.01, "maximize": True, "weight_decay": 0.3}),
+    Opt("adam-large-eps", torch.optim.Adam, {"lr": 0.01, "eps": 0.1, "betas": (0.8, 0.95)}),
+    Opt("adamw", torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.3}),
+    Opt("amsgrad", torch.optim.Adam, {"lr": 0.01, "amsgrad": True, "betas": (0.9, 0.5)}),
+    Opt("radam", torch.optim.RAdam, {"lr": 0.01}),
+    Opt("radam-decay", torch.optim.RAdam, {"lr": 0.01, "weight_decay": 0.3, "betas": (0.9, 0.99)}),
+    Opt("gi-adam", ew.GIAdam, {"lr": 0.01}),
+    Opt("gi-adam-decay", ew.GIAdam, {"lr": 0.01, "weight_decay": 0.3}),
+    Opt("gi-adamw", ew.GIAdamW, {"lr": 0.01, "weight_decay": 0.3}),
+]
+OPT = {opt.name: opt for opt in PRECONDITIONED}
+
+
+def ids(table: list[Any]) -> Any:
+    """`pytest.mark.parametrize` ids of a table of cases or optimizers."""
+    return [entry.name for entry in table]

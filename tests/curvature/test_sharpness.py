@@ -1,0 +1,308 @@
+"""Sharpness and preconditioned sharpness of models.
+
+Ladder: closed form (linear and logistic regression, scalings) → dense float64 by forward-over-reverse, with P from
+the optimizer's state (which test_preconditioner derives from real steps). Cannot see: an eigenvalue that a random
+start misses by chance.
+"""
+
+import math
+
+import pytest
+import torch
+from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import dense_gradient, dense_hessian, preconditioned, theta_of, top, trainable
+from torch import nn
+
+import edgewise as ew
+from edgewise import PreconditionerError, Status, preconditioned_sharpness, sharpness
+from edgewise.errors import LossError, UnknownNameError
+from edgewise.objective import Objective
+from edgewise.preconditioner import preconditioner_of
+
+# With rtol = 1e-8 the value misses an eigenvalue by at most the residual 1e-8·λ, and usually by its square.
+TIGHT = {"rtol": 1e-8, "max_hvps": 500}
+CLOSE = 2e-8
+
+
+def counted(loss_fn):
+    calls = []
+
+    def wrapped(model, batch):
+        calls.append(batch)
+        return loss_fn(model, batch)
+
+    return wrapped, calls
+
+
+def selected(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def test_linear_regression_in_closed_form():
+    """L = mean (x·w − y)², H = 2/n XᵀX."""
+    model = nn.Linear(5, 1, bias=False).double()
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
+    result = sharpness(model, lambda m, b: (m(b[0]) - b[1]).square().mean(), [(x, y)], num=5, **TIGHT)
+    torch.testing.assert_close(result.values, top(2 / 20 * x.T @ x, 5), rtol=CLOSE, atol=0)
+
+
+def test_logistic_regression_in_closed_form():
+    """H = 1/n Xᵀ diag(p(1 − p)) X."""
+    model = nn.Linear(4, 1, bias=False).double()
+    x, y = torch.randn(30, 4, dtype=torch.float64), torch.rand(30, 1).round().double()
+    loss_fn = lambda m, b: nn.functional.binary_cross_entropy_with_logits(m(b[0]), b[1])
+    p = torch.sigmoid(model(x)).detach()
+    result = sharpness(model, loss_fn, [(x, y)], **TIGHT)
+    assert result.value == pytest.approx(float(top(x.T @ (p * (1 - p) * x) / 30)), rel=CLOSE)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+@pytest.mark.parametrize("num_batches", [1, 3])
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_sharpness_is_the_dense_top_eigenvalue(case, num_batches, num):
+    model, batches = case.build()
+    batches = batches[:num_batches]
+    result = sharpness(model, case.loss_fn, batches, num=num, **TIGHT)
+    hessian = dense_hessian(model, case.loss_fn, batches)
+    torch.testing.assert_close(result.values, top(hessian, num), rtol=CLOSE, atol=1e-12)
+    assert result.status is Status.CONVERGED
+    v = result.vectors[:, 0]
+    assert float((hessian @ v - result.value * v).norm()) == pytest.approx(result.residual, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+@pytest.mark.parametrize("opt", PRECONDITIONED, ids=ids(PRECONDITIONED))
+def test_preconditioned_sharpness_is_the_dense_symmetric_form(opt, case):
+    model, optimizer, batch = case.build_trained(opt, 2)
+    _, batches = case.build()
+    gradient = dense_gradient(model, case.loss_fn, batches)
+    tensors = [model.get_parameter(name) for name in trainable(model)]
+    gradients = [
+        g.view(t.shape) for g, t in zip(gradient.split([t.numel() for t in tensors]), tensors, strict=True)
+    ]
+    entries = preconditioner_of(optimizer, tensors, gradients).entries
+    symmetric = preconditioned(dense_hessian(model, case.loss_fn, batches), entries)
+    result = preconditioned_sharpness(model, case.loss_fn, batches, optimizer, **TIGHT)
+    # P's 1/(√v̂ + ε) amplifies the gradient's rounding, 1e-15/|g|, where g is rounding only (bias before BatchNorm)
+    assert result.value == pytest.approx(float(top(symmetric)), rel=1e-6)
+    assert result.converged
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_plain_sgd_has_the_plain_sharpness(case):
+    model, optimizer, batch = case.build_trained(OPT["sgd"], 1)
+    plain = sharpness(model, case.loss_fn, [batch], **TIGHT)
+    same = preconditioned_sharpness(model, case.loss_fn, [batch], optimizer, **TIGHT)
+    assert same.value == plain.value
+    assert same.num_hvps == plain.num_hvps
+
+
+@given(st.floats(1e-3, 1e3))
+def test_sharpness_scales_with_the_loss(c):
+    model, batches = MLP.build()
+    scaled = sharpness(model, lambda m, b: c * mse(m, b), batches, **TIGHT).value
+    assert scaled == pytest.approx(c * sharpness(model, mse, batches, **TIGHT).value, rel=CLOSE)
+
+
+def test_a_constant_preconditioner_divides():
+    """Adam with a vanishing gradient and ε = a has P = (1 − β₁)·a."""
+    model = nn.Linear(3, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    x = torch.randn(8, 3, dtype=torch.float64)
+    loss_fn = lambda m, x: 0.5 * m(x).square().mean()
+    adam = torch.optim.Adam(model.parameters(), eps=4.0)
+    value = preconditioned_sharpness(model, loss_fn, [x], adam, **TIGHT).value
+    assert value == pytest.approx(sharpness(model, loss_fn, [x], **TIGHT).value / (0.1 * 4.0), rel=CLOSE)
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize(("adam", "gi"), [(torch.optim.Adam, ew.GIAdam), (torch.optim.AdamW, ew.GIAdamW)])
+def test_gi_adam_divides_the_initial_preconditioned_sharpness(adam, gi, beta2):
+    """By 1/√(1 − β₂), ×31.6 at β₂ = 0.999, up to ε/√v̂ ~ 1e-8/1e-2."""
+    model, batches = MLP.build()
+    options = {"lr": 0.01, "betas": (0.9, beta2), "eps": 1e-12}
+    values = [
+        preconditioned_sharpness(model, mse, batches, cls(model.parameters(), **options), **TIGHT).value
+        for cls in (adam, gi)
+    ]
+    assert values[0] / values[1] == pytest.approx(1 / math.sqrt(1 - beta2), rel=1e-6)
+
+
+def test_groups_rates_enter_through_their_ratio():
+    """Twice the rate in a group is half its P: the top of R^{1/2} H R^{1/2}, R the ratios."""
+    model, batches = MLP.build()
+    sgd = torch.optim.SGD(
+        [{"params": model[2].parameters()}, {"params": model[0].parameters(), "lr": 0.3}], lr=0.1
+    )
+    ratios = torch.tensor([3.0] * 16 + [1.0] * 10, dtype=torch.float64)
+    expected = top(preconditioned(dense_hessian(model, mse, batches), 1 / ratios))
+    result = preconditioned_sharpness(model, mse, batches, sgd, **TIGHT)
+    assert result.value == pytest.approx(float(expected), rel=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("params", "names"),
+    [("0.*", ["0.weight", "0.bias"]), (["*.bias"], ["0.bias", "2.bias"])],
+)
+def test_a_block_by_name(params, names):
+    model, batches = MLP.build()
+    expected = float(top(dense_hessian(model, mse, batches, names)))
+    assert sharpness(model, mse, batches, params=params, **TIGHT).value == pytest.approx(expected, rel=CLOSE)
+    only = torch.optim.SGD([model.get_parameter(name) for name in names], lr=0.1)
+    block = preconditioned_sharpness(model, mse, batches, only, params=params, **TIGHT)
+    assert block.value == pytest.approx(expected, rel=CLOSE)
+
+
+# Costs
+
+
+def test_a_single_batch_costs_one_forward():
+    model, batches = MLP.build()
+    loss_fn, calls = counted(mse)
+    result = sharpness(model, loss_fn, batches[:1], **TIGHT)
+    assert len(calls) == 1
+    assert result.num_hvps > 3
+
+
+def test_several_batches_cost_one_forward_each_and_product():
+    model, batches = MLP.build()
+    loss_fn, calls = counted(mse)
+    result = sharpness(model, loss_fn, batches)
+    assert len(calls) == 3 * result.num_hvps
+
+
+def test_preconditioned_costs_the_gradient_in_addition():
+    model, optimizer, _ = MLP.build_trained(OPT["adam"], 1)
+    _, batches = MLP.build()
+    loss_fn, calls = counted(mse)
+    preconditioned_sharpness(model, loss_fn, batches[:1], optimizer)
+    assert len(calls) == 1  # the graph of the gradient that P needs serves the products
+    calls.clear()
+    result = preconditioned_sharpness(model, loss_fn, batches, optimizer)
+    assert len(calls) == 3 * (1 + result.num_hvps)
+
+
+def test_num_hvps_counts_every_product(monkeypatch):
+    calls = []
+    original = Objective.hvp
+    monkeypatch.setattr(Objective, "hvp", lambda self, v: calls.append(1) or original(self, v))
+    model, batches = MLP.build()
+    assert sharpness(model, mse, batches).num_hvps == len(calls)
+
+
+def test_a_full_space_costs_its_dimension():
+    """Six parameters, distinct eigenvalues twice (two outputs): at most six products."""
+    model, batches = BY_NAME["linear-regression"].build()
+    assert sharpness(model, mse, batches, num=6, **TIGHT).num_hvps == 6
+
+
+def test_a_budget_is_kept():
+    model, batches = MLP.build()
+    result = sharpness(model, mse, batches, rtol=1e-12, max_hvps=3)
+    assert (result.num_hvps, result.status) == (3, Status.BUDGET_EXHAUSTED)
+    assert result.residual > 1e-12 * result.value
+
+
+def test_a_start_saves_products_along_a_run():
+    model, batches = MLP.build()
+    first = sharpness(model, mse, batches)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1e-5)
+    cold, warm = sharpness(model, mse, batches), sharpness(model, mse, batches, start=first)
+    assert warm.num_hvps < cold.num_hvps
+    assert warm.value == pytest.approx(cold.value, rel=2e-3)  # both within rtol = 1e-3
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_torchs_own_generator():
+    model, batches = MLP.build()
+    first = sharpness(model, mse, batches, seed=5)
+    torch.manual_seed(99)
+    second, other = sharpness(model, mse, batches, seed=5), sharpness(model, mse, batches, seed=6)
+    assert torch.equal(first.vectors, second.vectors)
+    assert not torch.equal(first.vectors, other.vectors)
+
+
+def test_the_mode_of_the_model_is_measured():
+    case = BY_NAME["conv-batchnorm-xent"]
+    model, batches = case.build()
+    train = sharpness(model, case.loss_fn, batches).value
+    assert sharpness(model.eval(), case.loss_fn, batches).value != pytest.approx(train, rel=1e-2)
+
+
+# Errors
+
+BAD_ARGUMENTS = [
+    ({"rtol": 0.0}, ValueError, r"rtol must be a finite number greater than 0, got 0\.0"),
+    ({"rtol": math.nan}, ValueError, "rtol must be a finite number"),
+    ({"rtol": "small"}, TypeError, "rtol must be a number, got 'small'"),
+    ({"num": 0}, ValueError, "num must be 1 or greater"),
+    ({"num": 1.5}, TypeError, "num must be a whole number"),
+    ({"num": 27}, ValueError, "num must be at most the number of parameters, 26, got 27"),
+    ({"max_hvps": 0}, ValueError, "max_hvps must be 1 or greater"),
+    ({"num": 3, "max_hvps": 2}, ValueError, "max_hvps must be at least num = 3, got 2"),
+    ({"params": "conv.*"}, UnknownNameError, r"'conv\.\*' matches no parameter"),
+    ({"batches": []}, ValueError, "batches is empty"),
+    ({"batches": torch.zeros(3, 3)}, TypeError, r"write \[batch\]"),
+    ({"batches": iter([1])}, TypeError, "iterator"),
+    ({"start": "other"}, ValueError, "start has vectors of 2 entries, the selected parameters have 26"),
+]
+
+
+def call(measure, **kwargs):
+    model, batches = MLP.build()
+    loss_fn, calls = counted(mse)
+    if kwargs.get("start") == "other":
+        other = nn.Linear(2, 1, bias=False)
+        kwargs["start"] = sharpness(other, lambda m, x: m(x).square().mean(), [torch.eye(2)])
+    optimizer = kwargs.pop("optimizer", None) or torch.optim.Adam(model.parameters())
+    extra = (optimizer,) if measure is preconditioned_sharpness else ()
+    try:
+        measure(model, loss_fn, kwargs.pop("batches", batches), *extra, **kwargs)
+    finally:
+        assert calls == []  # no compute before the error
+
+
+@pytest.mark.parametrize("measure", [sharpness, preconditioned_sharpness])
+@pytest.mark.parametrize(("kwargs", "error", "message"), BAD_ARGUMENTS)
+def test_a_bad_argument_is_refused_before_any_loss(measure, kwargs, error, message):
+    kwargs = {k: iter([1]) if k == "batches" and message == "iterator" else v for k, v in kwargs.items()}
+    with pytest.raises(error, match=message):
+        call(measure, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: torch.optim.Adagrad(mlp().parameters()), PreconditionerError, "Adagrad.*critical_lr works"),
+        (lambda: torch.optim.Adam(mlp().parameters()), ValueError, r"parameter 0 of shape \(4, 3\) is not in"),
+    ],
+)
+def test_an_optimizer_without_a_p_is_refused_before_any_loss(make, error, message):
+    with pytest.raises(error, match=message):
+        call(preconditioned_sharpness, optimizer=make())
+
+
+def test_a_frozen_model_is_refused():
+    model, batches = MLP.build()
+    with pytest.raises(ValueError, match="requires a gradient"):
+        sharpness(model.requires_grad_(False), mse, batches)
+
+
+@pytest.mark.parametrize("measure", [sharpness, preconditioned_sharpness])
+def test_a_loss_that_is_not_finite_is_no_measurement(measure):
+    model, optimizer, batch = MLP.build_trained(OPT["adam"], 0)
+    extra = (optimizer,) if measure is preconditioned_sharpness else ()
+    with pytest.raises(LossError, match="batch 0 is nan"):
+        measure(model, lambda m, b: mse(m, b) * math.nan, [batch], *extra)
+
+
+def test_vectors_have_the_order_of_the_models_parameters():
+    model, batches = MLP.build()
+    result = sharpness(model, mse, batches, **TIGHT)
+    names = trainable(model)
+    assert len(result.vectors) == len(theta_of(model, names))
+    v = result.vectors[:, 0]
+    assert float(v @ dense_hessian(model, mse, batches, names) @ v) == pytest.approx(result.value, rel=CLOSE)

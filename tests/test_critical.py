@@ -1,0 +1,439 @@
+"""The critical learning rate of any optimizer's own step.
+
+Ladder: closed form (quadratics, η_c = 2 g·u/uᵀHu) → a plain scan of real steps on deep copies → both ends of the
+bracket verified by real steps, for every torch.optim optimizer. Cannot see: a first rise narrower than the doubling
+steps of the search; the contract is a bracket of one crossing.
+"""
+
+import copy
+import inspect
+import math
+
+import pytest
+import torch
+from cases import BY_NAME, MLP, OPT, Opt, mse, train_step
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import loss_after_step, scan_critical_scale
+from torch import nn
+
+import edgewise as ew
+from edgewise import Status, critical_lr
+from edgewise.critical import search_critical_lr
+from edgewise.errors import LossError, UnknownNameError
+
+
+class Vector(nn.Module):
+    """θ alone; the batch is the matrix of a quadratic."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.theta = nn.Parameter(torch.as_tensor(values, dtype=torch.float64))
+
+
+def quadratic(model, matrix):
+    return 0.5 * model.theta @ matrix @ model.theta
+
+
+def spd(n=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    return root @ root.T / n + 0.1 * torch.eye(n, dtype=torch.float64)
+
+
+def exact_critical(model, optimizer, matrix):
+    """2 g·u/uᵀHu in units of the first group's rate, u from one real step; steps are linear in the rate."""
+    twin, stepper = copy.deepcopy((model, optimizer))
+    before = twin.theta.detach().clone()
+    twin.theta.grad = matrix @ before
+    stepper.step()
+    update = (before - twin.theta.detach()) / float(stepper.param_groups[0]["lr"])
+    return float(2 * (matrix @ before) @ update / (update @ matrix @ update))
+
+
+QUADRATIC = [
+    Opt("sgd", torch.optim.SGD, {"lr": 0.01}),
+    Opt("sgd-decay", torch.optim.SGD, {"lr": 0.01, "weight_decay": 0.1}),
+    Opt("momentum", torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
+    Opt("nesterov", torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+    Opt("adam", torch.optim.Adam, {"lr": 0.01}),
+    Opt("adamw", torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.5}),
+    Opt("gi-adamw", ew.GIAdamW, {"lr": 0.01, "weight_decay": 0.5}),
+    Opt("tensor-lr", torch.optim.SGD, {"lr": torch.tensor(0.01, dtype=torch.float64)}),
+    Opt("adam-tensor-lr", torch.optim.Adam, {"lr": torch.tensor(0.01), "foreach": False}),
+]
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize("opt", QUADRATIC, ids=lambda o: o.name)
+def test_the_bracket_holds_the_exact_rate_of_a_quadratic(opt, steps):
+    matrix = spd()
+    model = Vector(torch.linspace(-2, 2, 6))
+    optimizer = opt.make(model)
+    for _ in range(steps):
+        train_step(model, optimizer, quadratic, matrix)
+    exact = exact_critical(model, optimizer, matrix)
+    result = critical_lr(model, optimizer, quadratic, matrix, rtol=1e-3)
+    low, high = result.bracket
+    assert result.status is Status.FOUND
+    # float32 tensor rates round to 6e-8
+    assert low * (1 - 1e-7) <= exact <= high * (1 + 1e-7)
+    assert high / low - 1 <= 1e-3
+    assert result.lr == high
+    assert result.scale == pytest.approx(high / 0.01)
+    assert result.slope < 0
+
+
+@given(st.integers(0, 1000), st.floats(1e-4, 1e3), st.floats(0.01, 1.0))
+def test_any_guess_leads_to_the_same_rate(seed, guess, rtol):
+    matrix = spd(seed=seed)
+    model = Vector(torch.ones(6))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.3)
+    result = critical_lr(model, sgd, quadratic, matrix, guess=guess, rtol=rtol)
+    low, high = result.bracket
+    assert low <= exact_critical(model, sgd, matrix) <= high
+    assert high / low - 1 <= rtol
+
+
+def test_slope_and_noise_floor_in_closed_form():
+    matrix = spd()
+    model = Vector(torch.ones(6))
+    result = critical_lr(model, torch.optim.SGD(model.parameters(), lr=0.3), quadratic, matrix)
+    gradient = matrix @ model.theta.detach()
+    assert result.slope == pytest.approx(-float(gradient @ gradient), rel=1e-12)
+    floor = torch.finfo(torch.float64).eps * quadratic(model, matrix).item() / (-result.slope * result.lr)
+    assert result.noise_floor == pytest.approx(floor)
+
+
+def pieces_model(rates):
+    """Six numbers in three parameters and groups."""
+    model = nn.ParameterList([torch.full((2,), v, dtype=torch.float64) for v in (1.0, -2.0, 0.5)])
+    groups = [{"params": [p], "lr": rate} for p, rate in zip(model, rates, strict=True)]
+    return model, groups
+
+
+@pytest.mark.parametrize("rates", [(0.1, 0.1, 0.1), (0.1, 0.4, 0.02), (0.5, 0.001, 0.0)])
+def test_groups_keep_their_ratios(rates):
+    matrix = spd()
+    model, groups = pieces_model(rates)
+    loss_fn = lambda model, matrix: 0.5 * torch.cat(list(model)) @ matrix @ torch.cat(list(model))
+    sgd = torch.optim.SGD(groups, lr=1.0)
+    theta = torch.cat(list(model)).detach()
+    gradient = matrix @ theta
+    update = gradient * torch.tensor(rates, dtype=torch.float64).repeat_interleave(2) / rates[0]
+    exact = float(2 * gradient @ update / (update @ matrix @ update))
+    result = critical_lr(model, sgd, loss_fn, matrix, rtol=1e-3)
+    assert result.bracket[0] <= exact <= result.bracket[1]
+    assert result.scale == pytest.approx(result.lr / rates[0])
+    assert [g["lr"] for g in sgd.param_groups] == list(rates)
+
+
+@pytest.mark.parametrize("name", ["tanh-mlp-xent", "conv-batchnorm-xent", "tied-mse", "linear-bias-unused"])
+def test_the_bracket_holds_the_first_rise_of_a_plain_scan(name):
+    case = BY_NAME[name]
+    model, optimizer, batch = case.build_trained(OPT["sgd"], 2)
+    result = critical_lr(model, optimizer, case.loss_fn, batch, max_lr=1e4)
+    if result.status is Status.ABOVE_MAX_LR:  # the loss linear in its offset never rises
+        assert name == "linear-bias-unused"
+        return
+    optimizer.zero_grad()
+    case.loss_fn(model, batch).backward()
+    scales = torch.logspace(-2, math.log10(result.scale * 2), 600, dtype=torch.float64)
+    first = scan_critical_scale(model, optimizer, case.loss_fn, batch, scales)
+    low, high = (end / 0.05 for end in result.bracket)
+    step = float(scales[1] / scales[0])
+    assert low <= first <= high * step
+
+
+# Every optimizer of torch
+
+
+def every_optimizer():
+    """All classes in torch.optim that step without a closure and on dense gradients."""
+    found = [
+        cls
+        for cls in vars(torch.optim).values()
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+    ]
+    found = [cls for cls in found if cls not in (torch.optim.LBFGS, torch.optim.SparseAdam)]
+    return sorted({*found, ew.GIAdam, ew.GIAdamW}, key=lambda cls: cls.__name__)
+
+
+def bias_free_mlp():
+    """Matrices only: Muon takes nothing else."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(3, 8, bias=False), nn.Tanh(), nn.Linear(8, 2, bias=False)).double()
+
+
+def test_the_list_of_optimizers_is_not_empty_by_accident():
+    names = {cls.__name__ for cls in every_optimizer()}
+    assert {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adafactor", "Rprop", "Muon", "NAdam"} <= names
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("cls", every_optimizer(), ids=lambda cls: cls.__name__)
+def test_both_ends_are_what_real_steps_do(cls, steps):
+    model, (_, batches) = bias_free_mlp(), MLP.build()
+    lr = {"lr": 0.01} if inspect.signature(cls).parameters["lr"].default else {}
+    optimizer = cls(model.parameters(), **lr)
+    for _ in range(steps):
+        train_step(model, optimizer, mse, batches[1])
+    optimizer.zero_grad()
+    mse(model, batches[1]).backward()
+    result = critical_lr(model, optimizer, mse, batches[1])
+    with torch.no_grad():
+        base = mse(model, batches[1]).item()
+    ends = [end / 0.01 for end in result.bracket]
+    if result.status is Status.FOUND:
+        assert loss_after_step(model, optimizer, mse, batches[1], ends[0]) <= base
+        assert not loss_after_step(model, optimizer, mse, batches[1], ends[1]) <= base
+        assert result.slope < 0
+        assert 0 < result.lr < math.inf
+    else:
+        # once their own step sizes run, the rate no longer reaches (Rprop, ASGD), or it is capped (Adafactor)
+        assert (cls.__name__, result.status) in {
+            ("ASGD", Status.BUDGET_EXHAUSTED),
+            ("Adafactor", Status.BUDGET_EXHAUSTED),
+            ("Rprop", Status.BUDGET_EXHAUSTED),
+        }
+
+
+# Statuses
+
+
+def test_nan_beyond_a_wall_counts_as_too_large():
+    """The loss falls towards the wall at θ = 1 and is NaN beyond: η_c is where the step meets the wall."""
+    model = Vector([3.0])
+    wall = lambda model, _: torch.where(model.theta > 1, model.theta.square().sum(), math.nan).sum()
+    result = critical_lr(model, torch.optim.SGD(model.parameters(), lr=1e-3), wall, None, rtol=1e-3)
+    assert result.status is Status.FOUND
+    assert result.bracket[0] <= (3 - 1) / 6 <= result.bracket[1]
+
+
+def test_a_loss_that_does_not_rise_up_to_max_lr():
+    model = Vector([1.0])
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = critical_lr(model, sgd, quadratic, torch.eye(1).double(), max_lr=1.5)
+    assert result.status is Status.ABOVE_MAX_LR
+    assert result.bracket == (1.5, math.inf)
+    assert result.lr == 1.5
+    assert result.scale == pytest.approx(15)
+
+
+def test_max_lr_below_the_current_rate_is_where_the_search_starts():
+    model = Vector([1.0])
+    sgd = torch.optim.SGD(model.parameters(), lr=5.0)
+    result = critical_lr(model, sgd, quadratic, torch.eye(1).double(), max_lr=1.0)
+    assert (result.status, result.lr, result.num_forwards) == (Status.ABOVE_MAX_LR, 1.0, 2)
+
+
+def test_momentum_that_points_uphill_is_no_descent_direction():
+    model = Vector([1.0, 1.0])
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train_step(model, sgd, quadratic, torch.eye(2).double())
+    sgd.state[model.theta]["momentum_buffer"].fill_(-100.0)
+    result = critical_lr(model, sgd, quadratic, torch.eye(2).double())
+    assert result.status is Status.NOT_A_DESCENT_DIRECTION
+    assert result.slope > 0
+    assert result.bracket[0] == 0
+    assert result.num_forwards == 1
+
+
+def test_a_stationary_point_has_no_descent_direction():
+    model = Vector([0.0])
+    result = critical_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), quadratic, torch.eye(1).double())
+    assert result.status is Status.NOT_A_DESCENT_DIRECTION
+    assert result.slope == 0
+
+
+@pytest.mark.parametrize(
+    ("offset", "status"), [(0.0, Status.FOUND), (10.0, Status.FOUND), (1e8, Status.BELOW_RESOLUTION)]
+)
+def test_a_loss_below_its_own_resolution_says_so(offset, status):
+    """Near 1e8 float32 numbers lie 8 apart: a loss of 1e8 + θ²/2 shows no rise before θ²/2 = 4."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    loss_fn = lambda model, x: offset + 0.5 * model(x).square().mean()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = critical_lr(model, sgd, loss_fn, torch.ones(1, 1))
+    assert result.status is status
+    assert (result.noise_floor > 1 / 16) == (status is Status.BELOW_RESOLUTION)
+
+
+@pytest.mark.parametrize("max_forwards", [1, 2, 5])
+def test_an_exhausted_budget_says_so(max_forwards):
+    model = Vector([1.0])
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-6)
+    result = critical_lr(model, sgd, quadratic, torch.eye(1).double(), max_forwards=max_forwards)
+    assert result.status is Status.BUDGET_EXHAUSTED
+    assert result.num_forwards == max_forwards
+    assert result.bracket[1] == math.inf
+
+
+@pytest.mark.parametrize("gradient", ["compute", "current"])
+@pytest.mark.parametrize("rtol", [1.0, 1 / 16, 1e-4])
+def test_num_forwards_counts_every_loss(gradient, rtol):
+    model, optimizer, batch = MLP.build_trained(OPT["adamw"], 2)
+    calls = []
+    closure = lambda: calls.append(1) or mse(model, batch)
+    result = search_critical_lr(optimizer, closure, gradient=gradient, rtol=rtol)
+    assert result.num_forwards == len(calls)
+
+
+def test_about_ten_forwards_as_in_the_paper():
+    """From within 8 of η_c: 3 doublings, one start, log2(ln 2/ln(17/16)) < 4 bisections, each counted."""
+    model = Vector([1.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=2 / 8.1)
+    assert critical_lr(model, optimizer, quadratic, torch.eye(1).double()).num_forwards <= 10
+
+
+# Which gradient
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_the_current_gradient_is_taken_as_it_stands(scale):
+    """A clipped gradient s·g makes η_c = 2 g·(s g)/(s² gᵀHg), 1/s of the plain one."""
+    matrix = spd()
+    model = Vector(torch.ones(6))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.3)
+    quadratic(model, matrix).backward()
+    model.theta.grad.mul_(scale)
+    held = model.theta.grad
+    result = critical_lr(model, sgd, quadratic, matrix, gradient="current", rtol=1e-3)
+    g = matrix @ model.theta.detach()
+    exact = float(2 * g @ g / (g @ matrix @ g)) / scale
+    assert result.bracket[0] <= exact <= result.bracket[1]
+    assert model.theta.grad is held
+
+
+def test_compute_ignores_the_current_gradient():
+    matrix = spd()
+    model = Vector(torch.ones(6))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.3)
+    model.theta.grad = -torch.ones(6).double()
+    held = model.theta.grad
+    result = critical_lr(model, sgd, quadratic, matrix)
+    assert result.bracket[0] <= exact_critical(model, sgd, matrix) <= result.bracket[1]
+    assert model.theta.grad is held
+    assert (held == -1).all()
+
+
+def test_an_optimizer_that_overwrites_its_gradient():
+    """Some step() clip or centralize p.grad in place: each trial must start from the true gradient."""
+
+    class Halving(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.grad.mul_(0.5)
+            return super().step(closure)
+
+    matrix = spd()
+    model = Vector(torch.ones(6))
+    optimizer = Halving(model.parameters(), lr=0.3)
+    quadratic(model, matrix).backward()
+    held = model.theta.grad.clone()
+    exact = exact_critical(model, optimizer, matrix)
+    for gradient in ("current", "compute"):
+        result = critical_lr(model, optimizer, quadratic, matrix, gradient=gradient, rtol=1e-3)
+        assert result.bracket[0] <= exact <= result.bracket[1]
+    assert torch.equal(model.theta.grad, held)
+
+
+def test_dropout_masks_are_those_of_the_base_loss():
+    """With fresh masks at each trial the loss at a tiny step would rise half the time."""
+    model = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 2)).double()
+    _, batches = MLP.build()
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+    rates = {critical_lr(model, sgd, mse, batches[1]).lr for _ in range(3)}
+    assert len(rates) == 1
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    result = critical_lr(model, sgd, mse, batches[1], rtol=1e-3)
+    torch.set_rng_state(state)
+    base = mse(model, batches[1])
+    base.backward()
+    losses = []
+    for end in result.bracket:
+        torch.set_rng_state(state)
+        losses.append(loss_after_step(model, sgd, mse, batches[1], end / 1e-3))
+    assert losses[0] <= base.item() < losses[1]
+
+
+def test_step_hooks_and_schedulers_do_not_notice():
+    model, optimizer, batch = MLP.build_trained(OPT["adam"], 1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(1))
+    optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    critical_lr(model, optimizer, mse, batch)
+    assert seen == []
+    assert not hasattr(optimizer, "_opt_called")  # the scheduler's mark that a step was made
+    optimizer.step()
+    scheduler.step()
+    assert seen == [1, 1]
+
+
+def test_frozen_parameters_of_the_optimizer_stay():
+    model, batches = BY_NAME["frozen-layer"].build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # with the frozen ones
+    assert critical_lr(model, optimizer, mse, batches[0]).status is Status.FOUND
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"gradient": "old"}, UnknownNameError, "unknown gradient 'old'; known: compute, current"),
+        ({"gradient": "current"}, ValueError, r"no parameter of the optimizer has a gradient: call this between"),
+        ({"guess": 0.0}, ValueError, "guess must be a finite number greater than 0"),
+        ({"guess": "big"}, TypeError, "guess must be a number"),
+        ({"max_lr": -1.0}, ValueError, "max_lr must be a finite number greater than 0"),
+        ({"max_lr": math.inf}, ValueError, "max_lr must be a finite number"),
+        ({"rtol": 0}, ValueError, "rtol must be"),
+        ({"rtol": True}, TypeError, "rtol must be a number, got True"),
+        ({"max_forwards": 0}, ValueError, "max_forwards must be 1 or greater"),
+        ({"max_forwards": 1.0}, TypeError, "max_forwards must be a whole number"),
+    ],
+)
+def test_a_bad_argument_is_refused_before_any_loss(kwargs, error, message):
+    model, calls = nn.Linear(1, 1), []
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(error, match=message):
+        critical_lr(model, sgd, lambda *a: calls.append(a), torch.ones(1, 1), **kwargs)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (torch.optim.LBFGS, TypeError, r"LBFGS evaluates the loss inside its step.*without closure"),
+        (lambda p: torch.optim.SGD(p, lr=0.0), ValueError, "the first parameter group has learning rate 0"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_searched_is_refused(make, error, message):
+    model, calls = nn.Linear(1, 1), []
+    with pytest.raises(error, match=message):
+        critical_lr(model, make(model.parameters()), lambda *a: calls.append(a), torch.ones(1, 1))
+    assert calls == []
+
+
+@pytest.mark.parametrize("gradient", ["compute", "current"])
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda m, x: m(x).sum() * math.nan, "the loss of the current parameters is nan"),
+        (lambda m, x: m(x).sum() * math.inf, "is (-)?inf"),
+        (lambda m, x: m(x), r"got shape \(3, 1\)"),
+        (lambda m, x: m(x).mean().item(), "got float"),
+    ],
+)
+def test_a_loss_that_cannot_be_measured_is_refused(loss_fn, message, gradient):
+    model = nn.Linear(1, 1)
+    model(torch.ones(1, 1)).sum().backward()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(LossError, match=message):
+        critical_lr(model, sgd, loss_fn, torch.ones(3, 1), gradient=gradient)

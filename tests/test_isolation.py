@@ -1,0 +1,375 @@
+"""Observing never changes training, bit for bit.
+
+Ladder: closed form (the state before equals the state after, compared as bytes); training twice, with and without
+measuring. Cannot see: state that neither torch nor the optimizer holds, such as a data loader's own generator.
+"""
+
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from cases import BY_NAME, MLP, OPT, cross_entropy, train_step
+from oracles import bits
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import edgewise as ew
+from edgewise.critical import search_critical_lr
+from edgewise.isolation import isolated
+
+
+class Everything(nn.Module):
+    """Dropout, batch statistics, a buffer assigned anew at each forward, one written in place, a frozen layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("latest", None)
+        self.net[2].eval()  # a mode of its own
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        self.latest = x.detach().mean(0)
+        return self.frozen(self.net(x))
+
+
+def everything(option="adam", **changes):
+    model = Everything()
+    groups = [{"params": model.net[0].parameters()}, {"params": model.net[1:].parameters(), "lr": 0.5}]
+    optimizer = OPT[option].cls(groups, **{**OPT[option].options, **changes})
+    loss_fn = lambda model, x: model(x).square().mean() + random.random() + np.random.rand()  # noqa: NPY002
+    x = torch.randn(6, 3)
+    train_step(model, optimizer, loss_fn, x)
+    loss_fn(model, x).backward()
+    return model, optimizer, loss_fn, x
+
+
+def fingerprint(model, optimizer):
+    """Everything that training depends on, as plain comparable values; tensors by identity, version-free bytes."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    entry = lambda value: (id(value), bits(value)) if isinstance(value, torch.Tensor) else repr(value)
+    return {
+        "tensors": {name: entry(t) for name, t in tensors.items()},
+        "grads": {name: entry(p.grad) for name, p in model.named_parameters()},
+        "flags": {name: p.requires_grad for name, p in model.named_parameters()},
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "state": [
+            {k: entry(v) for k, v in optimizer.state.get(p, {"absent": True}).items()}
+            for p in model.parameters()
+        ],
+        "num_state": len(optimizer.state),
+        "groups": [
+            {k: entry(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+        ],
+        "members": [[id(p) for p in group["params"]] for group in optimizer.param_groups],
+        "attributes": {k: id(v) for k, v in vars(optimizer).items()},
+        "hooks": [list(optimizer._optimizer_step_pre_hooks), list(optimizer._optimizer_step_post_hooks)],
+        "python": random.getstate(),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "torch": bits(torch.get_rng_state()),
+    }
+
+
+def disturb(model, optimizer, loss_fn, x):
+    """Change all that a measurement could change."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(7.0)
+        else:
+            group["lr"] = 7.0
+        group["surprise"] = 1
+    loss_fn(model, x).backward()
+    optimizer.step()
+    optimizer.state[model.net[0].weight]["surprise"] = torch.ones(1)
+    optimizer.surprise = 1
+    model.eval()
+    model.frozen.requires_grad_(True)
+    model.net[0].bias.requires_grad_(False)
+    with torch.no_grad():
+        model.frozen.weight.add_(1)
+    model.net[1].running_mean = torch.full((4,), 9.0)
+    random.random()
+    np.random.rand()  # noqa: NPY002
+    torch.rand(1)
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("option", ["sgd", "sgd-momentum", "adam", "amsgrad", "radam", "gi-adamw"])
+def test_everything_comes_back_bit_for_bit(option, raises):
+    model, optimizer, loss_fn, x = everything(option)
+    before = fingerprint(model, optimizer)
+    try:
+        with isolated(model, optimizer):
+            disturb(model, optimizer, loss_fn, x)
+            assert fingerprint(model, optimizer) != before  # the comparison sees it
+            if raises:
+                raise KeyError("the body's own")
+    except KeyError:
+        assert raises
+    assert fingerprint(model, optimizer) == before
+
+
+def test_state_that_did_not_exist_does_not_exist_afterwards():
+    model = Everything()
+    optimizer = torch.optim.Adam(model.net.parameters())
+    before = fingerprint(model, optimizer)
+    with isolated(model, optimizer):
+        model(torch.randn(6, 3)).sum().backward()
+        optimizer.step()
+        assert len(optimizer.state) > 0
+    assert len(optimizer.state) == 0
+    assert fingerprint(model, optimizer) == before
+
+
+def test_a_tensor_learning_rate_keeps_its_identity_and_value():
+    model, optimizer, loss_fn, x = everything(lr=torch.tensor(0.25), foreach=False)
+    rate = optimizer.param_groups[0]["lr"]
+    with isolated(model, optimizer):
+        disturb(model, optimizer, loss_fn, x)
+        assert rate == 7.0
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate == 0.25
+
+
+def test_replaced_rates_and_state_tensors_keep_their_identity():
+    model, optimizer, *_ = everything(lr=torch.tensor(0.25), foreach=False)
+    before = fingerprint(model, optimizer)
+    with isolated(model, optimizer):
+        optimizer.param_groups[0]["lr"] = torch.tensor(1.0)
+        optimizer.state[model.net[0].weight]["exp_avg"] = torch.zeros(4, 3)
+        optimizer.state[model.net[0].weight]["step"] = 3.0
+    assert fingerprint(model, optimizer) == before
+
+
+def test_inside_gradients_are_none_and_afterwards_the_same_objects():
+    model, optimizer, *_ = everything()
+    gradients = [p.grad for p in model.parameters()]
+    assert any(g is not None for g in gradients)
+    with isolated(model, optimizer):
+        assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex128])
+def test_signed_zeros_come_back(dtype):
+    model = nn.Module()
+    model.register_buffer("zero", torch.full((2,), -0.0, dtype=dtype))
+    before = torch.view_as_real(model.zero) if dtype.is_complex else model.zero
+    before = torch.signbit(before)
+    assert before.any()
+    with isolated(model):
+        model.zero.zero_()
+    after = torch.view_as_real(model.zero) if dtype.is_complex else model.zero
+    assert torch.equal(torch.signbit(after), before)
+
+
+def test_nan_payloads_come_back():
+    payload = np.array([0x7FC0BEEF, 0xFFC00001], dtype=np.uint32)
+    model = nn.Module()
+    model.register_buffer("payload", torch.from_numpy(payload.view(np.float32).copy()))
+    with isolated(model):
+        model.payload.fill_(math.nan)
+        assert bits(model.payload) != list(payload.tobytes())
+    assert bits(model.payload) == list(payload.tobytes())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.complex128, torch.int64, torch.bool])
+def test_an_untouched_tensor_is_not_written_to(dtype):
+    model = nn.Module()
+    model.register_buffer("values", torch.ones(3).to(dtype))
+    if dtype.is_floating_point:
+        model.values[0] = math.nan
+    version = model.values._version
+    with isolated(model):
+        pass
+    assert model.values._version == version
+
+
+def test_rewind_repeats_random_numbers_and_buffers():
+    model, optimizer, loss_fn, x = everything()
+    model.train()
+    with isolated(model, optimizer) as snapshot:
+        first = loss_fn(model, x)
+        assert not torch.equal(loss_fn(model, x), first)
+        snapshot.rewind()
+        assert torch.equal(loss_fn(model, x), first)
+        assert model.calls == 3  # of 2 forwards before, and this one
+
+
+def test_modules_are_found_without_the_model():
+    model, optimizer, loss_fn, x = everything()
+    before = fingerprint(model, optimizer)
+    with isolated(None, optimizer):
+        loss_fn(model, x).backward()
+        optimizer.step()
+        model.eval()
+        loss_fn(model, x)
+    assert fingerprint(model, optimizer) == before
+    seen = []
+    with isolated(None, optimizer):
+        pass
+    model.register_forward_pre_hook(lambda *_: seen.append(1))
+    loss_fn(model, x)
+    assert seen == [1]  # and our own hook is gone: nothing else was registered
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_step_hooks_are_silent_inside_and_back_afterwards():
+    model, optimizer, loss_fn, x = everything()
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("post"))
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: seen.append("global pre")),
+        register_optimizer_step_post_hook(lambda *_: seen.append("global post")),
+    ]
+    try:
+        with isolated(model, optimizer):
+            loss_fn(model, x).backward()
+            optimizer.step()
+            assert seen == []
+        optimizer.step()
+        assert sorted(seen) == ["global post", "global pre", "post", "pre"]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("measure", ["sharpness", "preconditioned_sharpness"])
+def test_a_measurement_between_forward_and_backward_leaves_the_gradient(measure):
+    """BatchNorm's backward holds its running statistics: they may not be marked as changed."""
+    case = BY_NAME["conv-batchnorm-xent"]
+    model, optimizer, batch = case.build_trained(OPT["adam"], 1)
+    twin = copy.deepcopy(model)
+    case.loss_fn(twin, batch).backward()
+    optimizer.zero_grad()
+    loss = case.loss_fn(model, batch)
+    extra = (optimizer,) if measure == "preconditioned_sharpness" else ()
+    getattr(ew, measure)(model, case.loss_fn, [batch], *extra, rtol=0.1)
+    loss.backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert bits(ours.grad) == bits(theirs.grad)
+
+
+# Training with and without measuring
+
+
+class TinyAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Embedding(7, 4), nn.Linear(4, 12), nn.Linear(4, 7)
+        self.norm, self.drop = nn.LayerNorm(4), nn.Dropout(0.2)
+
+    def forward(self, tokens):
+        h = self.embed(tokens)
+        q, k, v = self.qkv(self.norm(h)).chunk(3, -1)
+        weights = self.drop((q @ k.mT / 2).softmax(-1))
+        return self.out(h + weights @ v)[:, -1]
+
+
+def dropout_mlp():
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 3))
+
+
+def conv_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(12, 3)
+    )
+
+
+def dense_inputs():
+    return torch.randn(6, 3)
+
+
+def image_inputs():
+    return torch.randn(6, 1, 4, 4)
+
+
+def token_inputs():
+    return torch.randint(0, 7, (6, 5))
+
+
+def neutral_observe(warmup, model, batch):
+    """Let the warmup measure, and undo what it did to the rates on purpose."""
+    warmup.observe(lambda: cross_entropy(model, batch))
+    warmup._start_factor = None
+    warmup._apply()
+
+
+def measure_all(step, model, optimizer, batch, warmup):
+    """What is measured before `optimizer.step()`, something else at each step."""
+    if step == 0:
+        neutral_observe(warmup, model, batch)
+    elif step % 4 == 0:
+        ew.sharpness(model, cross_entropy, [batch, batch], rtol=0.3, max_hvps=4)
+    elif step % 4 == 1:
+        ew.preconditioned_sharpness(model, cross_entropy, [batch], optimizer, rtol=0.3, max_hvps=4)
+    elif step % 4 == 2:
+        ew.critical_lr(model, optimizer, cross_entropy, batch, max_forwards=6)
+    else:
+        search_critical_lr(optimizer, lambda: cross_entropy(model, batch), max_forwards=6)
+
+
+def trajectory(make_model, make_inputs, make_optimizer, *, measuring):
+    """Train for 20 steps from a fixed seed; returns the losses and all state at the end, as bytes."""
+    torch.manual_seed(11)
+    random.seed(11)
+    model = make_model()
+    optimizer = make_optimizer(model.parameters())
+    warmup = ew.LinearWarmup(optimizer, warmup_steps=10, lr_init="critical" if measuring else 0.0)
+    losses = []
+    for step in range(20):
+        batch = (make_inputs(), torch.randint(0, 3, (6,)))
+        optimizer.zero_grad()
+        loss = cross_entropy(model, batch)
+        loss.backward()
+        if measuring:
+            measure_all(step, model, optimizer, batch, warmup)
+        optimizer.step()
+        warmup.step()
+        losses.append(bits(loss))
+    state = [bits(v) for p in model.parameters() for v in optimizer.state[p].values()]
+    return losses, [bits(t) for t in model.state_dict().values()], state, bits(torch.rand(1))
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.01)],
+    ids=["sgd-momentum", "adamw"],
+)
+@pytest.mark.parametrize(
+    ("make_model", "make_inputs"),
+    [(dropout_mlp, dense_inputs), (conv_net, image_inputs), (TinyAttention, token_inputs)],
+    ids=["mlp-dropout", "conv-batchnorm-dropout", "attention"],
+)
+@pytest.mark.filterwarnings("ignore:no critical learning rate")  # whatever it finds, nothing may change
+def test_training_with_and_without_measuring_is_bitwise_equal(make_model, make_inputs, make_optimizer):
+    measured = trajectory(make_model, make_inputs, make_optimizer, measuring=True)
+    plain = trajectory(make_model, make_inputs, make_optimizer, measuring=False)
+    assert measured == plain
+
+
+def failing_on(call, error):
+    calls = []
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return MLP.loss_fn(model, batch)
+
+    return loss_fn
+
+
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_a_loss_that_raises_amid_a_search_leaves_no_trace(call):
+    model, optimizer, batch = MLP.build_trained(OPT["adam"], 2)
+    before = fingerprint(model, optimizer)
+    with pytest.raises(KeyError):
+        ew.critical_lr(model, optimizer, failing_on(call, KeyError("mine")), batch)
+    assert fingerprint(model, optimizer) == before

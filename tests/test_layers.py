@@ -1,0 +1,156 @@
+"""The floors of the house (docs/design): what may import what.
+
+Ladder: the source itself, parsed; a fresh interpreter for what `import edgewise` loads. Cannot see: imports by name
+at run time (importlib), which the house does not use.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgewise
+
+SOURCE = Path(edgewise.__file__).parent
+
+# A room imports from lower floors only. Within a floor nobody imports a neighbour, but for floor 0 to 2 and 5.
+FLOORS = {
+    "errors": 0,
+    "warmup.schedules": 0,
+    "lab.configs": 0,
+    "isolation": 1,
+    "parameters": 1,
+    "objective": 2,
+    "preconditioner": 2,
+    "curvature": 3,
+    "critical": 3,
+    "stability": 3,
+    "optim": 3,
+    "warmup": 4,
+    "monitor": 4,
+    "lab": 5,
+    "integrations": 5,
+    "cli": 6,
+    "__main__": 6,
+}
+FORBIDDEN = {"warmup": {"curvature"}}  # beyond the floors
+
+# Inside lab, two staircases that meet in `sweep`. The light one, which reads results, needs no torch.
+LIGHT = {"configs": 0, "store": 1, "phase_diagram": 2, "recipes": 3, "plots": 4, "report": 5}
+HEAVY = {"parameterization": 1, "data": 1, "models": 2, "training": 3, "engines": 4}
+WITHOUT_TORCH = ["warmup.schedules", *(f"lab.{room}" for room in LIGHT)]
+
+
+def module_name(path):
+    """`curvature/__init__.py` is `curvature`; the package itself is the empty name."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def belongs(module, room):
+    return module == room or module.startswith(room + ".")
+
+
+def imported(module):
+    """Full names of all that a module imports, wherever in it the statement stands."""
+    names = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{MODULES[module]}: write the import in full, not relative"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                is_module = full.removeprefix("edgewise.") in MODULES
+                names.add(full if is_module else str(node.module))
+    return names
+
+
+def own_imports(module):
+    """The edgewise modules that a module imports; the empty name is the package itself."""
+    names = {n for n in imported(module) if belongs(n, "edgewise")}
+    return {n.removeprefix("edgewise").removeprefix(".") for n in names}
+
+
+def room_of(module):
+    """The most specific entry of the table of floors."""
+    rooms = [room for room in FLOORS if belongs(module, room)]
+    if not rooms:
+        pytest.fail(
+            f"{module or 'edgewise'} stands on no floor: give it one in FLOORS here, and in the table of docs/design"
+        )
+    return max(rooms, key=len)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_a_module_imports_from_lower_floors(module):
+    room = room_of(module)
+    for other in own_imports(module):
+        if not other:
+            assert FLOORS[room] >= 5, f"{module} imports the package that re-exports it"
+            continue
+        if room_of(other) == room:
+            continue
+        floor, below = FLOORS[room], FLOORS[room_of(other)]
+        assert below <= floor, f"{module} (floor {floor}) imports {other} (floor {below})"
+        if below == floor:
+            assert floor in (1, 2), f"{module} imports its neighbour {other} on floor {floor}"
+        assert room_of(other) not in FORBIDDEN.get(room, ()), f"{room} never uses {other}"
+
+
+def test_the_library_never_imports_the_lab():
+    library = [m for m in MODULES if m == "" or FLOORS[room_of(m)] <= 4 and not belongs(m, "lab")]
+    assert "critical" in library
+    for module in library:
+        assert not any(belongs(other, "lab") for other in own_imports(module)), module
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_a_light_module_does_without_torch(module):
+    for name in [m for m in MODULES if belongs(m, module)]:
+        assert not any(belongs(other, "torch") for other in imported(name)), name
+
+
+@pytest.mark.parametrize("room", LIGHT)
+def test_reading_results_needs_no_training(room):
+    for module in [m for m in MODULES if belongs(m, f"lab.{room}")]:
+        for other in own_imports(module):
+            assert not any(belongs(other, f"lab.{heavy}") for heavy in HEAVY), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("stairs", [LIGHT, HEAVY], ids=["light", "heavy"])
+def test_the_stairs_of_the_lab_go_down(stairs):
+    """Report, plots → phase_diagram → store → configs; engines → training → models, data."""
+    for room, floor in stairs.items():
+        for module in [m for m in MODULES if belongs(m, f"lab.{room}")]:
+            for other, below in stairs.items():
+                if other != room and any(belongs(name, f"lab.{other}") for name in own_imports(module)):
+                    assert below < floor, f"{module} imports lab.{other}"
+
+
+def test_importing_the_library_loads_neither_lab_nor_plots():
+    code = (
+        "import sys, edgewise; "
+        "print([m for m in sys.modules if m.startswith('edgewise.lab') "
+        "or m.split('.')[0] in ('matplotlib', 'plotly', 'rich', 'tyro', 'sklearn', 'datasets', 'pyarrow')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_public_names_are_few_and_documented():
+    assert len(edgewise.__all__) == len(set(edgewise.__all__)) <= 25
+    for name in edgewise.__all__:
+        value = getattr(edgewise, name)
+        assert value.__doc__, name
+        assert value.__module__.startswith("edgewise."), name
+
+
+def test_every_module_says_what_it_is_for():
+    for module, path in MODULES.items():
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), module

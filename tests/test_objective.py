@@ -1,0 +1,230 @@
+"""Value, gradient and Hessian-vector products of a loss over batches.
+
+Ladder: dense float64 autograd by forward-over-reverse (oracles.py), hypothesis for splitting and permuting. Cannot
+see: a loss function that does not return the mean over its batch; nothing can.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from cases import BY_NAME, CASES, MLP, ids, mse
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import dense_gradient, dense_hessian, dense_value
+from torch import nn
+
+from edgewise.errors import LossError
+from edgewise.isolation import isolated
+from edgewise.objective import Objective
+
+# Two float64 evaluations of sums of fewer than 100 terms of order 1: they agree to a few 100 ε.
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+
+
+@pytest.mark.parametrize("num_batches", [1, 3])
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_value_gradient_and_products_equal_the_dense_ones(case, num_batches):
+    model, batches = case.build()
+    batches = batches[:num_batches]
+    hessian = dense_hessian(model, case.loss_fn, batches)
+    with isolated(model) as snapshot:
+        objective = Objective(model, case.loss_fn, batches, snapshot=snapshot)
+        assert objective.value() == pytest.approx(dense_value(model, case.loss_fn, batches), rel=1e-12)
+        torch.testing.assert_close(objective.gradient(), dense_gradient(model, case.loss_fn, batches), **CLOSE)
+        for vector in torch.randn(3, objective.size, dtype=torch.float64):
+            torch.testing.assert_close(objective.hvp(vector), hessian @ vector, **CLOSE)
+
+
+@pytest.mark.parametrize("keep_graph", [False, True])
+def test_a_kept_graph_gives_the_same_gradient_and_products(keep_graph):
+    model, batches = MLP.build()
+    objective = Objective(model, MLP.loss_fn, batches[:1])
+    gradient = objective.gradient(keep_graph=keep_graph)
+    assert not gradient.requires_grad
+    vector = torch.ones(objective.size, dtype=torch.float64)
+    torch.testing.assert_close(gradient, dense_gradient(model, mse, batches[:1]), **CLOSE)
+    torch.testing.assert_close(objective.hvp(vector), dense_hessian(model, mse, batches[:1]) @ vector, **CLOSE)
+
+
+@given(cuts=st.sets(st.integers(1, 15), max_size=4), order=st.randoms(use_true_random=False))
+def test_splitting_and_permuting_batches_changes_nothing(cuts, order):
+    model, batches = MLP.build()
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    edges = [0, *sorted(cuts), 16]
+    pieces = [(x[a:b], y[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    order.shuffle(pieces)
+    whole, split = Objective(model, mse, [(x, y)]), Objective(model, mse, pieces)
+    vector = torch.linspace(-1, 1, whole.size, dtype=torch.float64)
+    assert split.value() == pytest.approx(whole.value(), rel=1e-12)
+    torch.testing.assert_close(split.gradient(), whole.gradient(), **CLOSE)
+    torch.testing.assert_close(split.hvp(vector), whole.hvp(vector), **CLOSE)
+
+
+def test_uneven_batches_are_not_averaged_evenly():
+    """The oracle of the test above would also be met if all the pieces were equally curved."""
+    model, batches = MLP.build()
+    even = sum(dense_hessian(model, mse, [batch]) for batch in batches) / len(batches)
+    weighted = dense_hessian(model, mse, batches)
+    assert (even - weighted).norm() > 0.05 * weighted.norm()
+
+
+def test_a_data_loader_is_a_collection_of_batches():
+    model, (first, *_) = MLP.build()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*first), batch_size=2)  # 2 + 2 + 1
+    assert Objective(model, mse, loader).value() == pytest.approx(dense_value(model, mse, [first]), rel=1e-12)
+
+
+def test_sizes_are_read_from_the_first_tensor_of_any_structure():
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.ones_(model.weight)
+    batches = [{"id": "a", "x": torch.ones(3, 1)}, {"id": "b", "x": torch.full((1, 1), 3.0)}]
+    loss_fn = lambda model, batch: model(batch["x"].double()).mean()
+    assert Objective(model, loss_fn, batches).value() == (3 * 1 + 1 * 3) / 4
+
+
+def test_entries_without_curvature_or_gradient_are_zero():
+    case = BY_NAME["linear-bias-unused"]
+    model, batches = case.build()
+    objective = Objective(model, case.loss_fn, batches[:1])
+    names = list(objective.parameters)
+    product = objective.hvp(torch.ones(objective.size, dtype=torch.float64))
+    parts = dict(zip(names, product.split([p.numel() for p in objective.tensors]), strict=True))
+    gradients = dict(
+        zip(names, objective.gradient().split([p.numel() for p in objective.tensors]), strict=True)
+    )
+    assert (gradients["offset"] == 1).all()
+    assert (gradients["unused"] == 0).all()
+    assert (parts["offset"] == 0).all()
+    assert (parts["unused"] == 0).all()
+    assert parts["net.weight"].norm() > 0
+
+
+def test_a_loss_linear_in_all_parameters_has_a_zero_hessian():
+    model = nn.Linear(2, 1)
+    x = torch.randn(4, 2)
+    objective = Objective(model, lambda model, x: model(x).mean(), [x])
+    assert (objective.hvp(torch.ones(3)) == 0).all()
+    assert objective.gradient().norm() > 0
+
+
+def test_a_block_is_the_block_of_the_dense_hessian():
+    model, batches = MLP.build()
+    names = ["0.bias", "2.weight"]
+    objective = Objective(model, mse, batches, params=["2.weight", "0.bias"])
+    hessian = dense_hessian(model, mse, batches, names)
+    assert objective.size == len(hessian) == 12
+    vector = torch.randn(12, dtype=torch.float64)
+    torch.testing.assert_close(objective.hvp(vector), hessian @ vector, **CLOSE)
+
+
+def test_dropout_masks_are_equal_across_evaluations_under_a_snapshot():
+    model = nn.Sequential(nn.Linear(3, 32), nn.Dropout(0.5), nn.Linear(32, 2)).double()
+    _, batches = MLP.build()
+    free = Objective(model, mse, batches[:2])
+    assert free.value() != free.value()  # noqa: PLR0124: two evaluations, two masks
+    with isolated(model) as snapshot:
+        held = Objective(model, mse, batches[:2], snapshot=snapshot)
+        assert held.value() == held.value()  # noqa: PLR0124
+        assert torch.equal(held.gradient(), held.gradient())
+        vector = torch.ones(held.size, dtype=torch.float64)
+        assert torch.equal(held.hvp(vector), held.hvp(vector))
+
+
+def test_products_with_dropout_are_the_derivative_of_the_gradient():
+    """Central differences of gradients with equal masks; error h²/6·|∂³| + ε/h·|g| ~ 1e-10 at h = 1e-5."""
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 2)).double()
+    _, batches = MLP.build()
+    with isolated(model) as snapshot:
+        objective = Objective(model, mse, batches[:1], snapshot=snapshot)
+        vector = torch.randn(objective.size, dtype=torch.float64)
+        product = objective.hvp(vector)
+
+        def moved(h):
+            twin = copy.deepcopy(model)
+            with torch.no_grad():
+                flat = nn.utils.parameters_to_vector(twin.parameters())
+                nn.utils.vector_to_parameters(flat + h * vector, twin.parameters())
+            return Objective(twin, mse, batches[:1], snapshot=snapshot).gradient()
+
+        difference = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    torch.testing.assert_close(product, difference, rtol=1e-7, atol=1e-8)
+
+
+def test_a_frozen_parameter_made_trainable_enters():
+    case = BY_NAME["frozen-layer"]
+    model, batches = case.build()
+    frozen = Objective(model, case.loss_fn, batches).size
+    model.requires_grad_(True)
+    assert Objective(model, case.loss_fn, batches).size == frozen + 16
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda m, b: (m(b[0]) - b[1]).square(), r"batch 1 must be one floating-point number, got shape \(9, 2\)"),
+        (lambda m, b: m(b[0]).argmax(), r"got shape \(\) and torch.int64"),
+        (lambda m, b: m(b[0]).mean().item(), "batch 1 must be a scalar tensor, got float"),
+        (lambda m, b: m(b[0]).mean().detach(), "batch 1 has no graph to the parameters"),
+        (lambda m, b: m(b[0]).mean() * math.nan, "batch 1 is nan"),
+        (lambda m, b: m(b[0]).square().mean() * math.inf, "batch 1 is inf"),
+        (lambda m, b: None, "got NoneType"),
+    ],
+    ids=["vector", "integer", "float", "no-graph", "nan", "inf", "none"],
+)
+def test_a_loss_that_cannot_be_measured_is_named_with_its_batch(loss_fn, message):
+    model, batches = MLP.build()
+    bad_in_second = lambda m, b: mse(m, b) if len(b[0]) == 5 else loss_fn(m, b)
+    with pytest.raises(LossError, match=message):
+        Objective(model, bad_in_second, batches).gradient()
+
+
+def test_a_loss_of_one_entry_counts_as_a_scalar():
+    model, batches = MLP.build()
+    one_entry = lambda m, b: mse(m, b).reshape(1, 1)
+    assert Objective(model, one_entry, batches[:1]).value() == Objective(model, mse, batches[:1]).value()
+
+
+def test_the_users_own_exception_comes_through_with_a_note():
+    model, batches = MLP.build()
+    own = ZeroDivisionError("mine")
+
+    def loss_fn(model, batch):
+        if len(batch[0]) == 2:
+            raise own
+        return mse(model, batch)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        Objective(model, loss_fn, batches).value()
+    assert caught.value is own
+    assert caught.value.__notes__ == ["raised by loss_fn on batch 2 of 3"]
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        (torch.zeros(4, 3), TypeError, r"got one Tensor: write \[batch\]"),
+        ({"x": torch.zeros(4, 3)}, TypeError, r"got one dict: write \[batch\]"),
+        (iter([torch.zeros(4, 3)]), TypeError, r"it is an iterator.*list\(batches\)"),
+        ((x for x in [torch.zeros(4, 3)]), TypeError, "iterator"),
+        ([], ValueError, "batches is empty"),
+    ],
+    ids=["tensor", "dict", "iterator", "generator", "empty"],
+)
+def test_bad_batches_are_refused_before_any_loss(batches, error, message):
+    calls = []
+    with pytest.raises(error, match=message):
+        Objective(nn.Linear(3, 1), lambda *a: calls.append(a), batches)
+    assert calls == []
+
+
+def test_batches_without_a_size_are_refused_unless_there_is_one():
+    model = nn.Linear(1, 1)
+    loss_fn = lambda model, batch: model(torch.full((1, 1), float(batch))).mean()
+    assert math.isfinite(Objective(model, loss_fn, [2]).value())
+    with pytest.raises(ValueError, match="cannot tell the size of batch 0"):
+        Objective(model, loss_fn, [2, 3]).value()
