@@ -38,7 +38,7 @@ class Tied(nn.Module):
 
 
 class LinearBias(nn.Module):
-    """Its loss is linear in `offset`, so that this entry of the gradient has no graph; `unused` has no gradient."""
+    """Its loss is linear in `offset`, whose gradient therefore has no graph; `unused` has no gradient."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,5 +22,5 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002: the global state is what isolation protects
+    np.random.seed(0)  # noqa: NPY002 - the global state is what isolation protects
     torch.manual_seed(0)

@@ -30,7 +30,9 @@ class PlainBatchNorm(nn.Module):
         return centred * scale * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def as_function(model: nn.Module, loss_fn: Any, batch: Any, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
+def as_function(
+    model: nn.Module, loss_fn: Any, batch: Any, names: Sequence[str]
+) -> Callable[[Tensor], Tensor]:
     """Return θ ↦ L(θ) with θ the named parameters as one flat vector."""
     stateless = copy.deepcopy(model).requires_grad_(False)
     for name, module in list(stateless.named_children()):
@@ -41,7 +43,9 @@ def as_function(model: nn.Module, loss_fn: Any, batch: Any, names: Sequence[str]
 
     def loss(theta: Tensor) -> Tensor:
         parts = [part.view(shape) for part, shape in zip(theta.split(sizes), shapes, strict=True)]
-        return loss_fn(lambda x: functional_call(stateless, dict(zip(names, parts, strict=True)), (x,)), batch)
+        return loss_fn(
+            lambda x: functional_call(stateless, dict(zip(names, parts, strict=True)), (x,)), batch
+        )
 
     return loss
 
@@ -54,7 +58,9 @@ def theta_of(model: nn.Module, names: Sequence[str]) -> Tensor:
     return torch.cat([dict(model.named_parameters())[name].detach().reshape(-1) for name in names])
 
 
-def dense(model: nn.Module, loss_fn: Any, batches: Sequence[Any], transform: Any, names: Any = None) -> Tensor:
+def dense(
+    model: nn.Module, loss_fn: Any, batches: Sequence[Any], transform: Any, names: Any = None
+) -> Tensor:
     """Return transform(L)(θ) summed over batches with the weights nᵢ/Σn, n read from the first tensor."""
     names = names or trainable(model)
     total = sum(len(batch[0]) for batch in batches)
@@ -89,7 +95,7 @@ def top(matrix: Tensor, num: int = 1) -> Tensor:
 
 
 def loss_after_step(model: nn.Module, optimizer: Any, loss_fn: Any, batch: Any, scale: float) -> float:
-    """Return the loss after one real step on a deep copy, all groups' rates times `scale`; `.grad` is kept."""
+    """Return the loss after one real step on a deep copy, all groups' rates times `scale`, from `.grad`."""
     twin, stepper = copy.deepcopy((model, optimizer))
     for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
         ours.grad = None if theirs.grad is None else theirs.grad.clone()

@@ -1,8 +1,8 @@
 """The critical learning rate of any optimizer's own step.
 
-Ladder: closed form (quadratics, η_c = 2 g·u/uᵀHu) → a plain scan of real steps on deep copies → both ends of the
-bracket verified by real steps, for every torch.optim optimizer. Cannot see: a first rise narrower than the doubling
-steps of the search; the contract is a bracket of one crossing.
+Ladder: closed form (quadratics, η_c = 2 g·u/uᵀHu) → a plain scan of real steps on deep copies → both ends
+of the bracket verified by real steps, for every torch.optim optimizer. Cannot see: a first rise narrower
+than the doubling steps of the search; the contract is a bracket of one crossing.
 """
 
 import copy
@@ -11,16 +11,16 @@ import math
 
 import pytest
 import torch
-from cases import BY_NAME, MLP, OPT, Opt, mse, train_step
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import loss_after_step, scan_critical_scale
 from torch import nn
 
 import edgewise as ew
+from cases import BY_NAME, MLP, OPT, Opt, mse, train_step
 from edgewise import Status, critical_lr
 from edgewise.critical import search_critical_lr
 from edgewise.errors import LossError, UnknownNameError
+from oracles import loss_after_step, scan_critical_scale
 
 
 class Vector(nn.Module):
@@ -153,7 +153,9 @@ def every_optimizer():
     found = [
         cls
         for cls in vars(torch.optim).values()
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+        if isinstance(cls, type)
+        and issubclass(cls, torch.optim.Optimizer)
+        and cls is not torch.optim.Optimizer
     ]
     found = [cls for cls in found if cls not in (torch.optim.LBFGS, torch.optim.SparseAdam)]
     return sorted({*found, ew.GIAdam, ew.GIAdamW}, key=lambda cls: cls.__name__)
@@ -361,6 +363,21 @@ def test_dropout_masks_are_those_of_the_base_loss():
     assert losses[0] <= base.item() < losses[1]
 
 
+def test_an_optimizer_that_draws_random_numbers_changes_no_mask():
+    class Drawing(torch.optim.SGD):
+        def step(self, closure=None):
+            torch.rand(1)
+            return super().step(closure)
+
+    model = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 2)).double()
+    batch = MLP.build()[1][1]
+    found = []
+    for cls in (torch.optim.SGD, Drawing):
+        torch.manual_seed(0)
+        found.append(critical_lr(model, cls(model.parameters(), lr=0.1), mse, batch))
+    assert found[0] == found[1]
+
+
 def test_step_hooks_and_schedulers_do_not_notice():
     model, optimizer, batch = MLP.build_trained(OPT["adam"], 1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
@@ -388,7 +405,11 @@ def test_frozen_parameters_of_the_optimizer_stay():
     ("kwargs", "error", "message"),
     [
         ({"gradient": "old"}, UnknownNameError, "unknown gradient 'old'; known: compute, current"),
-        ({"gradient": "current"}, ValueError, r"no parameter of the optimizer has a gradient: call this between"),
+        (
+            {"gradient": "current"},
+            ValueError,
+            r"no parameter of the optimizer has a gradient: call this between",
+        ),
         ({"guess": 0.0}, ValueError, "guess must be a finite number greater than 0"),
         ({"guess": "big"}, TypeError, "guess must be a number"),
         ({"max_lr": -1.0}, ValueError, "max_lr must be a finite number greater than 0"),

@@ -1,6 +1,7 @@
 """The argument checks and the words they use.
 
-Ladder: closed form (a table of what is allowed). Cannot see: whether callers use the checks; their own tables do.
+Ladder: closed form (a table of what is allowed). Cannot see: whether callers use the checks; their own
+tables do.
 """
 
 import math
@@ -66,7 +67,9 @@ def test_a_bad_value_is_named_with_what_is_allowed(check, value, error, message)
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
-    with pytest.raises(UnknownNameError, match=r"unknown figure 'fig11'; known: fig1, fig2\. Did you mean 'fig1'\?"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown figure 'fig11'; known: fig1, fig2\. Did you mean 'fig1'\?"
+    ):
         known_name("figure", "fig11", ["fig2", "fig1"])
     with pytest.raises(UnknownNameError, match=r"known: fig1\.$"):
         known_name("figure", "zzz", ["fig1"])

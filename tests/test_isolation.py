@@ -1,7 +1,8 @@
 """Observing never changes training, bit for bit.
 
-Ladder: closed form (the state before equals the state after, compared as bytes); training twice, with and without
-measuring. Cannot see: state that neither torch nor the optimizer holds, such as a data loader's own generator.
+Ladder: closed form (the state before equals the state after, compared as bytes); training twice, with and
+without measuring. Cannot see: state that neither torch nor the optimizer holds, such as a data loader's own
+generator.
 """
 
 import copy
@@ -11,18 +12,18 @@ import random
 import numpy as np
 import pytest
 import torch
-from cases import BY_NAME, MLP, OPT, cross_entropy, train_step
-from oracles import bits
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import edgewise as ew
+from cases import BY_NAME, MLP, OPT, cross_entropy, train_step
 from edgewise.critical import search_critical_lr
 from edgewise.isolation import isolated
+from oracles import bits
 
 
 class Everything(nn.Module):
-    """Dropout, batch statistics, a buffer assigned anew at each forward, one written in place, a frozen layer."""
+    """Dropout, batch statistics, buffers assigned anew at each forward, a frozen layer."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +51,7 @@ def everything(option="adam", **changes):
 
 
 def fingerprint(model, optimizer):
-    """Everything that training depends on, as plain comparable values; tensors by identity, version-free bytes."""
+    """Everything that training depends on, as comparable values; tensors by identity and bytes."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     entry = lambda value: (id(value), bits(value)) if isinstance(value, torch.Tensor) else repr(value)
     return {
@@ -155,7 +156,9 @@ def test_inside_gradients_are_none_and_afterwards_the_same_objects():
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex128]
+)
 def test_signed_zeros_come_back(dtype):
     model = nn.Module()
     model.register_buffer("zero", torch.full((2,), -0.0, dtype=dtype))

@@ -1,23 +1,24 @@
 """Value, gradient and Hessian-vector products of a loss over batches.
 
-Ladder: dense float64 autograd by forward-over-reverse (oracles.py), hypothesis for splitting and permuting. Cannot
-see: a loss function that does not return the mean over its batch; nothing can.
+Ladder: dense float64 autograd by forward-over-reverse (oracles.py), hypothesis for splitting and permuting.
+Cannot see: a loss function that does not return the mean over its batch; nothing can.
 """
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
-from cases import BY_NAME, CASES, MLP, ids, mse
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import dense_gradient, dense_hessian, dense_value
 from torch import nn
 
+from cases import BY_NAME, CASES, MLP, ids, mse
 from edgewise.errors import LossError
 from edgewise.isolation import isolated
 from edgewise.objective import Objective
+from oracles import dense_gradient, dense_hessian, dense_value
 
 # Two float64 evaluations of sums of fewer than 100 terms of order 1: they agree to a few 100 ε.
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -32,7 +33,9 @@ def test_value_gradient_and_products_equal_the_dense_ones(case, num_batches):
     with isolated(model) as snapshot:
         objective = Objective(model, case.loss_fn, batches, snapshot=snapshot)
         assert objective.value() == pytest.approx(dense_value(model, case.loss_fn, batches), rel=1e-12)
-        torch.testing.assert_close(objective.gradient(), dense_gradient(model, case.loss_fn, batches), **CLOSE)
+        torch.testing.assert_close(
+            objective.gradient(), dense_gradient(model, case.loss_fn, batches), **CLOSE
+        )
         for vector in torch.randn(3, objective.size, dtype=torch.float64):
             torch.testing.assert_close(objective.hvp(vector), hessian @ vector, **CLOSE)
 
@@ -45,7 +48,9 @@ def test_a_kept_graph_gives_the_same_gradient_and_products(keep_graph):
     assert not gradient.requires_grad
     vector = torch.ones(objective.size, dtype=torch.float64)
     torch.testing.assert_close(gradient, dense_gradient(model, mse, batches[:1]), **CLOSE)
-    torch.testing.assert_close(objective.hvp(vector), dense_hessian(model, mse, batches[:1]) @ vector, **CLOSE)
+    torch.testing.assert_close(
+        objective.hvp(vector), dense_hessian(model, mse, batches[:1]) @ vector, **CLOSE
+    )
 
 
 @given(cuts=st.sets(st.integers(1, 15), max_size=4), order=st.randoms(use_true_random=False))
@@ -53,7 +58,7 @@ def test_splitting_and_permuting_batches_changes_nothing(cuts, order):
     model, batches = MLP.build()
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     edges = [0, *sorted(cuts), 16]
-    pieces = [(x[a:b], y[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [(x[a:b], y[a:b]) for a, b in itertools.pairwise(edges)]
     order.shuffle(pieces)
     whole, split = Objective(model, mse, [(x, y)]), Objective(model, mse, pieces)
     vector = torch.linspace(-1, 1, whole.size, dtype=torch.float64)
@@ -123,10 +128,10 @@ def test_dropout_masks_are_equal_across_evaluations_under_a_snapshot():
     model = nn.Sequential(nn.Linear(3, 32), nn.Dropout(0.5), nn.Linear(32, 2)).double()
     _, batches = MLP.build()
     free = Objective(model, mse, batches[:2])
-    assert free.value() != free.value()  # noqa: PLR0124: two evaluations, two masks
+    assert free.value() != free.value()
     with isolated(model) as snapshot:
         held = Objective(model, mse, batches[:2], snapshot=snapshot)
-        assert held.value() == held.value()  # noqa: PLR0124
+        assert held.value() == held.value()
         assert torch.equal(held.gradient(), held.gradient())
         vector = torch.ones(held.size, dtype=torch.float64)
         assert torch.equal(held.hvp(vector), held.hvp(vector))
@@ -166,7 +171,10 @@ def test_a_frozen_parameter_made_trainable_enters():
 @pytest.mark.parametrize(
     ("loss_fn", "message"),
     [
-        (lambda m, b: (m(b[0]) - b[1]).square(), r"batch 1 must be one floating-point number, got shape \(9, 2\)"),
+        (
+            lambda m, b: (m(b[0]) - b[1]).square(),
+            r"batch 1 must be one floating-point number, got shape \(9, 2\)",
+        ),
         (lambda m, b: m(b[0]).argmax(), r"got shape \(\) and torch.int64"),
         (lambda m, b: m(b[0]).mean().item(), "batch 1 must be a scalar tensor, got float"),
         (lambda m, b: m(b[0]).mean().detach(), "batch 1 has no graph to the parameters"),

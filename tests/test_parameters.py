@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
-from cases import BY_NAME, CASES, ids, mlp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from cases import BY_NAME, CASES, ids, mlp
 from edgewise.errors import UnknownNameError
 from edgewise.parameters import flatten, inner, select_parameters, unflatten
 

@@ -6,7 +6,6 @@ as a function of the learning rate.
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,9 +127,9 @@ def search_critical_lr(
     with isolated(model, optimizer) as snapshot:
         trial = _TrialSteps(optimizer, closure, snapshot, ratios, gradients)
         slope = trial.slope(first)
-        if slope >= 0:
+        if not -math.inf < slope < 0:  # NaN and infinities from a gradient that is not finite included
             return _result(trial, (0.0, first), current, slope, Status.NOT_A_DESCENT_DIRECTION)
-        bracket, status = _search(trial, first, limit, rtol, max_forwards)
+        bracket, status = _search(trial, first, limit, rtol, max_forwards, smallest=trial.resolution / -slope)
         return _result(trial, bracket, current, slope, status, rtol)
 
 
@@ -189,9 +188,12 @@ class _TrialSteps:
 
 
 def _search(
-    trial: _TrialSteps, first: float, limit: float, rtol: float, max_forwards: int
+    trial: _TrialSteps, first: float, limit: float, rtol: float, max_forwards: int, *, smallest: float
 ) -> tuple[tuple[float, float], Status]:
-    """Bracket the first rise by doubling or halving from `first`, then bisect on the log scale."""
+    """Bracket the first rise by doubling or halving from `first`, then bisect on the log scale.
+
+    Below `smallest`, the expected fall of the loss is less than its precision: there is nothing to see.
+    """
     low, high, lr = 0.0, math.inf, first
     while trial.num_forwards < max_forwards:
         if trial.raises_loss(lr):
@@ -202,6 +204,8 @@ def _search(
             return (low, math.inf), Status.ABOVE_MAX_LR
         if low == 0:
             lr = high / 2
+            if lr < smallest:
+                return (low, high), Status.BELOW_RESOLUTION
         elif high == math.inf:
             lr = min(2 * low, limit)
         elif high / low - 1 <= rtol:
@@ -222,7 +226,7 @@ def _result(
     low, high = bracket
     lr = high if status is Status.FOUND else low
     noise_floor = trial.resolution / (-slope * lr) if slope < 0 and lr > 0 else math.inf
-    if status is Status.FOUND and noise_floor > rtol:
+    if status in (Status.FOUND, Status.ABOVE_MAX_LR) and noise_floor > rtol:
         status = Status.BELOW_RESOLUTION
     return CriticalLRResult(
         lr=lr,

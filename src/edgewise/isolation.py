@@ -124,13 +124,13 @@ class _RandomStates:
 
     def __init__(self) -> None:
         self._python = random.getstate()
-        self._numpy = np.random.get_state()
+        self._numpy = np.random.get_state()  # noqa: NPY002 - the global state is what user code draws from
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     def restore(self) -> None:
         random.setstate(self._python)
-        np.random.set_state(self._numpy)
+        np.random.set_state(self._numpy)  # noqa: NPY002
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
@@ -188,7 +188,7 @@ def _restore_entries(
 @contextmanager
 def _silent_hooks(optimizer: Optimizer) -> Iterator[None]:
     """Keep the user's step hooks, also those on all optimizers, from running on trial steps."""
-    hooks = (
+    hooks: tuple[Any, ...] = (
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
         _global_optimizer_pre_hooks,

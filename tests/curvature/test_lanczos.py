@@ -1,18 +1,18 @@
 """The eigensolver against dense eigenvalues.
 
-Ladder: closed form (diagonal matrices) → torch.linalg.eigvalsh in float64, with hypothesis. Cannot see: whether the
-operator is the right one; test_sharpness does.
+Ladder: closed form (diagonal matrices) → torch.linalg.eigvalsh in float64, with hypothesis. Cannot see:
+whether the operator is the right one; test_sharpness does.
 """
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import top
 
 from edgewise.curvature.lanczos import random_directions, top_eigenpairs
 from edgewise.curvature.operators import MatrixOperator
 from edgewise.errors import Status
+from oracles import top
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -21,9 +21,7 @@ def solve(matrix, *, num=1, rtol=1e-6, max_hvps=2000, start=None, seed=0):
     operator = MatrixOperator(matrix)
     generator = torch.Generator().manual_seed(seed)
     start = random_directions(operator, 1, generator) if start is None else start
-    return top_eigenpairs(
-        operator, num=num, rtol=rtol, max_hvps=max_hvps, start=start, generator=generator
-    )
+    return top_eigenpairs(operator, num=num, rtol=rtol, max_hvps=max_hvps, start=start, generator=generator)
 
 
 def with_spectrum(values, seed=0):
@@ -151,7 +149,9 @@ def test_a_negative_definite_matrix_gives_its_least_negative_eigenvalue():
     check_evidence(matrix, result, rtol=1e-8)
 
 
-@pytest.mark.parametrize("values", [[2.0, 2.0, 1.0, 0.0, -3.0], [1.0, 1.0, 1.0, 1.0], [2.0, 2.0] + 40 * [0.5]])
+@pytest.mark.parametrize(
+    "values", [[2.0, 2.0, 1.0, 0.0, -3.0], [1.0, 1.0, 1.0, 1.0], [2.0, 2.0] + 40 * [0.5]]
+)
 def test_a_degenerate_top_is_found_twice(values):
     matrix, _ = with_spectrum(values)
     result = solve(matrix, num=2, rtol=1e-8)

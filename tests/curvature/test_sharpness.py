@@ -1,25 +1,25 @@
 """Sharpness and preconditioned sharpness of models.
 
-Ladder: closed form (linear and logistic regression, scalings) → dense float64 by forward-over-reverse, with P from
-the optimizer's state (which test_preconditioner derives from real steps). Cannot see: an eigenvalue that a random
-start misses by chance.
+Ladder: closed form (linear and logistic regression, scalings) → dense float64 by forward-over-reverse, with
+P from the optimizer's state (which test_preconditioner derives from real steps). Cannot see: an eigenvalue
+that a random start misses by chance.
 """
 
 import math
 
 import pytest
 import torch
-from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import dense_gradient, dense_hessian, preconditioned, theta_of, top, trainable
 from torch import nn
 
 import edgewise as ew
+from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse
 from edgewise import PreconditionerError, Status, preconditioned_sharpness, sharpness
 from edgewise.errors import LossError, UnknownNameError
 from edgewise.objective import Objective
 from edgewise.preconditioner import preconditioner_of
+from oracles import dense_gradient, dense_hessian, preconditioned, theta_of, top, trainable
 
 # With rtol = 1e-8 the value misses an eigenvalue by at most the residual 1e-8·λ, and usually by its square.
 TIGHT = {"rtol": 1e-8, "max_hvps": 500}
@@ -75,7 +75,7 @@ def test_sharpness_is_the_dense_top_eigenvalue(case, num_batches, num):
 @pytest.mark.parametrize("case", CASES, ids=ids(CASES))
 @pytest.mark.parametrize("opt", PRECONDITIONED, ids=ids(PRECONDITIONED))
 def test_preconditioned_sharpness_is_the_dense_symmetric_form(opt, case):
-    model, optimizer, batch = case.build_trained(opt, 2)
+    model, optimizer, _ = case.build_trained(opt, 2)
     _, batches = case.build()
     gradient = dense_gradient(model, case.loss_fn, batches)
     tensors = [model.get_parameter(name) for name in trainable(model)]
@@ -85,7 +85,7 @@ def test_preconditioned_sharpness_is_the_dense_symmetric_form(opt, case):
     entries = preconditioner_of(optimizer, tensors, gradients).entries
     symmetric = preconditioned(dense_hessian(model, case.loss_fn, batches), entries)
     result = preconditioned_sharpness(model, case.loss_fn, batches, optimizer, **TIGHT)
-    # P's 1/(√v̂ + ε) amplifies the gradient's rounding, 1e-15/|g|, where g is rounding only (bias before BatchNorm)
+    # P's 1/(√v̂ + ε) amplifies the gradient's rounding, where g is rounding only (the bias before BatchNorm)
     assert result.value == pytest.approx(float(top(symmetric)), rel=1e-6)
     assert result.converged
 
@@ -277,7 +277,11 @@ def test_a_bad_argument_is_refused_before_any_loss(measure, kwargs, error, messa
     ("make", "error", "message"),
     [
         (lambda: torch.optim.Adagrad(mlp().parameters()), PreconditionerError, "Adagrad.*critical_lr works"),
-        (lambda: torch.optim.Adam(mlp().parameters()), ValueError, r"parameter 0 of shape \(4, 3\) is not in"),
+        (
+            lambda: torch.optim.Adam(mlp().parameters()),
+            ValueError,
+            r"parameter 0 of shape \(4, 3\) is not in",
+        ),
     ],
 )
 def test_an_optimizer_without_a_p_is_refused_before_any_loss(make, error, message):

@@ -1,7 +1,7 @@
 """GI-Adam against the paper's notation, and against the habits of torch's optimizers.
 
-Ladder: closed form (the first step) → reference.py in float64, on which torch's own Adam and AdamW are known-good
-rows. Cannot see: kernels of other devices; CI has a CPU.
+Ladder: closed form (the first step) → reference.py in float64, on which torch's own Adam and AdamW are
+known-good rows. Cannot see: kernels of other devices; CI has a CPU.
 """
 
 import copy
@@ -9,12 +9,12 @@ import math
 
 import pytest
 import torch
-from optim.reference import adam
-from oracles import bits
 from torch import nn
 from torch.optim import Adam, AdamW
 
 from edgewise import GIAdam, GIAdamW
+from optim.reference import adam
+from oracles import bits
 
 # One evaluation order against another in float64, ten steps: a few 10 ε relative to steps of lr.
 CLOSE = {"rtol": 1e-12, "atol": 1e-13}
@@ -290,7 +290,9 @@ def test_sparse_gradients_are_refused_and_no_state_is_left_behind(cls):
 @pytest.mark.parametrize("cls", ALL)
 def test_groups_have_their_own_options(cls):
     p, q = nn.Parameter(torch.ones(2).double()), nn.Parameter(torch.ones(2).double())
-    optimizer = cls([{"params": [p]}, {"params": [q], "lr": 0.3, "betas": (0.5, 0.9)}], lr=0.1, weight_decay=0.0)
+    optimizer = cls(
+        [{"params": [p]}, {"params": [q], "lr": 0.3, "betas": (0.5, 0.9)}], lr=0.1, weight_decay=0.0
+    )
     steps = gradients(3, (2,))
     for gradient in steps:
         p.grad = q.grad = gradient

@@ -9,12 +9,12 @@ import warnings
 
 import pytest
 import torch
-from cases import MLP, OPT, mse, train_step
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+from cases import MLP, OPT, mse, train_step
 from edgewise import LinearWarmup, Status
 from edgewise.errors import LossError
 
@@ -165,7 +165,7 @@ def test_a_given_start_never_measures():
 
 def test_it_is_the_batch_of_the_gradient_that_is_probed():
     """`.grad` as it stands: clipped to a tenth, the critical rate is ten times as large."""
-    model, optimizer, warmup = on_quadratic(lr=20.0)
+    model, _, warmup = on_quadratic(lr=20.0)
     half_square(model).backward()
     model.weight.grad.mul_(0.1)
     warmup.observe(lambda: half_square(model))
@@ -254,7 +254,7 @@ def test_a_resumed_run_has_the_same_rates(stop, order, lr_init, tmp_path):
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     model, optimizer, warmup = on_quadratic(lr_init=lr_init)
     model.load_state_dict(saved["model"])
-    for part in (["optimizer", "warmup"] if order == "optimizer first" else ["warmup", "optimizer"]):
+    for part in ["optimizer", "warmup"] if order == "optimizer first" else ["warmup", "optimizer"]:
         {"optimizer": optimizer, "warmup": warmup}[part].load_state_dict(saved[part])
     assert warmup.get_last_lr() == [group["lr"] for group in optimizer.param_groups]
     assert run(model, optimizer, warmup, 12 - stop, observe=warmup.observe) == tail
@@ -277,7 +277,9 @@ def test_a_warmup_on_an_optimizer_that_was_loaded_before_has_the_same_targets():
 def test_the_state_is_plain_numbers_and_strings():
     model, optimizer, warmup = on_quadratic()
     run(model, optimizer, warmup, 2, observe=warmup.observe)
-    flat = [v for value in warmup.state_dict().values() for v in (value if isinstance(value, list) else [value])]
+    flat = [
+        v for value in warmup.state_dict().values() for v in (value if isinstance(value, list) else [value])
+    ]
     assert {type(v) for v in flat} <= {int, float, str, type(None)}
 
 
@@ -321,7 +323,11 @@ def test_the_state_of_another_class_is_refused():
         ({"lr_init": None}, TypeError, "lr_init must be a number, got None"),
         ({"lr_init": "crit"}, ValueError, "lr_init must be a number or \"critical\", got 'crit'"),
         ({"lr_init": 1.5}, ValueError, r"lr_init must be at most the target.*rate 1; got 1\.5"),
-        ({"lr": 0.0}, ValueError, "learning rate of parameter group 0 must be a finite number greater than 0"),
+        (
+            {"lr": 0.0},
+            ValueError,
+            "learning rate of parameter group 0 must be a finite number greater than 0",
+        ),
         ({"lr": 0.0, "lr_init": "critical"}, ValueError, "learning rate of parameter group 0 must be"),
         ({"lr": math.inf}, ValueError, "learning rate of parameter group 0 must be a finite number"),
         ({"optimizer": "sgd"}, TypeError, "optimizer must be a torch.optim.Optimizer, got str"),

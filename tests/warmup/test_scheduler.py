@@ -1,7 +1,7 @@
 """A warmup followed by another scheduler.
 
-Ladder: independent library (torch's SequentialLR on the same two parts, rate by rate) → closed form. Cannot see: a
-follower that torch itself computes wrongly.
+Ladder: independent library (torch's SequentialLR on the same two parts, rate by rate) → closed form. Cannot
+see: a follower that torch itself computes wrongly.
 """
 
 import math
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import (
     ExponentialLR,
     LambdaLR,
     LinearLR,
+    MultiplicativeLR,
     ReduceLROnPlateau,
     SequentialLR,
     StepLR,
@@ -29,6 +30,7 @@ FOLLOWERS = {
     "step": lambda o: StepLR(o, step_size=2, gamma=0.5),
     "lambda": lambda o: LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
     "exponential": lambda o: ExponentialLR(o, gamma=0.9),
+    "multiplicative": lambda o: MultiplicativeLR(o, lambda epoch: 0.9),
     "linear": lambda o: LinearLR(o, start_factor=0.5, total_iters=3),
 }
 every_follower = pytest.mark.parametrize("follower", FOLLOWERS.values(), ids=FOLLOWERS.keys())
@@ -86,10 +88,10 @@ def test_the_order_of_construction_does_not_matter(follower):
 
 def test_a_cosine_in_closed_form():
     optimizer = make_optimizer((1.0,))
-    scheduler = LinearWarmup(optimizer, warmup_steps=4).then(CosineAnnealingLR(optimizer, T_max=10, eta_min=0.1))
-    expected = [0.25, 0.5, 0.75, 1.0] + [
-        0.1 + 0.9 * (1 + math.cos(math.pi * t / 10)) / 2 for t in range(10)
-    ]
+    scheduler = LinearWarmup(optimizer, warmup_steps=4).then(
+        CosineAnnealingLR(optimizer, T_max=10, eta_min=0.1)
+    )
+    expected = [0.25, 0.5, 0.75, 1.0] + [0.1 + 0.9 * (1 + math.cos(math.pi * t / 10)) / 2 for t in range(10)]
     assert [rate for (rate,) in rates_of(optimizer, scheduler, 14)] == pytest.approx(expected)
 
 
@@ -203,7 +205,7 @@ def test_then_is_called_once_and_before_the_first_step():
     optimizer = make_optimizer()
     warmup = LinearWarmup(optimizer, warmup_steps=3)
     warmup.then(StepLR(optimizer, 1))
-    with pytest.raises(ValueError, match="already called.*SequentialLR"):
+    with pytest.raises(ValueError, match=r"already called.*SequentialLR"):
         warmup.then(StepLR(optimizer, 1))
     late = used(LinearWarmup(make_optimizer(), warmup_steps=3))
     with pytest.raises(ValueError, match="before the first step"):

@@ -1,7 +1,7 @@
 """Warmup as pure functions.
 
-Ladder: closed form; bounds and monotony by hypothesis. Cannot see: how a scheduler counts its updates; test_linear
-does.
+Ladder: closed form; bounds and monotony by hypothesis. Cannot see: how a scheduler counts its updates;
+test_linear does.
 """
 
 import math
@@ -66,7 +66,8 @@ def test_the_target_is_reached_when_it_is_said_to_be(warmup_steps, start):
 
 
 @pytest.mark.parametrize(
-    ("warmup_steps", "start", "reach"), [(100, 0.25, 75), (100, 0.3, 70), (10, 0.95, 1), (10, 1.0, 1), (3, 0.5, 2)]
+    ("warmup_steps", "start", "reach"),
+    [(100, 0.25, 75), (100, 0.3, 70), (10, 0.95, 1), (10, 1.0, 1), (3, 0.5, 2)],
 )
 def test_steps_to_target_in_closed_form(warmup_steps, start, reach):
     assert steps_to_target(warmup_steps=warmup_steps, start=start) == reach

@@ -40,14 +40,14 @@ def top_eigenpairs(
         rtol: tolerance on the residual relative to the eigenvalue.
         max_hvps: largest number of products with A, ≥ num.
         start: (k, n), k ≥ 1: where to look first; need not be orthonormal.
-        generator: for the directions drawn when the start has fewer than `num`, or spans an invariant subspace.
+        generator: for the directions drawn when the start has fewer than `num`, or is an invariant subspace.
 
     Returns:
         The pairs, the residual of the first, and `Status.BUDGET_EXHAUSTED` if the products ran out, or
         `Status.NOT_FINITE` with infinite values if one of them was not finite.
     """
     basis = _Basis(operator, generator)
-    # One vector's Krylov space holds one direction of each eigenspace: `num` see an eigenvalue as often as asked.
+    # One vector's Krylov space holds one direction of each eigenspace; `num` vectors hold a repeated one.
     missing = random_directions(operator, max(0, num - len(start)), generator)
     for vector in torch.cat([start, missing])[:max_hvps]:
         basis.extend(vector)

@@ -29,6 +29,7 @@ class MatrixOperator(SymmetricOperator):
         self.size, self.dtype, self.device = matrix.shape[0], matrix.dtype, matrix.device
 
     def matvec(self, vector: Tensor) -> Tensor:
+        """Return A · vector."""
         return self.matrix @ vector
 
 
@@ -40,6 +41,7 @@ class HessianOperator(SymmetricOperator):
         self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
 
     def matvec(self, vector: Tensor) -> Tensor:
+        """Return ∇²L · vector."""
         return self.objective.hvp(vector)
 
 
@@ -52,4 +54,5 @@ class PreconditionedOperator(SymmetricOperator):
         self._scale = preconditioner.power(-0.5)  # (n,)
 
     def matvec(self, vector: Tensor) -> Tensor:
+        """Return P^{-1/2} A P^{-1/2} · vector."""
         return self._scale * self.operator.matvec(self._scale * vector)

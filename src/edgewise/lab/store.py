@@ -79,7 +79,9 @@ class Store:
             existing._clear_partial()
             return existing
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StoreError(f"{path} exists and holds no edgewise results: choose another folder with --out.")
+            raise StoreError(
+                f"{path} exists and holds no edgewise results: choose another folder with --out."
+            )
         store = cls(path, figures, _provenance())
         try:
             (path / "runs").mkdir(parents=True)
@@ -137,7 +139,9 @@ class Store:
         """
         folder = self._folder(run_id)
         if not folder.exists():
-            raise StoreError(f"run {run_id} is missing from {self.path}: run the same command again to finish it.")
+            raise StoreError(
+                f"run {run_id} is missing from {self.path}: run the same command again to finish it."
+            )
         table = pq.read_table(folder / "rows.parquet")
         columns = {name: table[name].to_numpy().astype(float) for name in table.column_names}
         return Run(

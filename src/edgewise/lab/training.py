@@ -55,7 +55,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
         loss = loss_fn(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         warmup.observe(lambda batch=batch: loss_fn(model, batch))  # type: ignore[misc]
         row = {"step": step, "lr": float(optimizer.param_groups[0]["lr"]), "train_loss": loss.item()}
         rows.append(row | probe.measure(step, batch, loss.item()))
@@ -164,9 +164,7 @@ def _batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:
         yield dataset.train_batch(indices)
 
 
-def _target_rate(
-    config: OptimizerConfig, model: nn.Module, loss_fn: LossFunction, dataset: Dataset
-) -> float:
+def _target_rate(config: OptimizerConfig, model: nn.Module, loss_fn: LossFunction, dataset: Dataset) -> float:
     if config.lr_unit == "absolute":
         return config.lr
     return config.lr / ew.sharpness(model, loss_fn, [dataset.train_batch()]).value

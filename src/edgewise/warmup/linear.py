@@ -97,7 +97,7 @@ class LinearWarmup(Warmup):
             ValueError: no parameter has a gradient yet.
             LossError: the closure does not return a finite scalar tensor.
         """
-        if self.lr_init != "critical" or self.last_epoch > 0 or self.start is not None:
+        if self.lr_init != "critical" or self.last_epoch > 0 or self._measured:
             return
         target = float(self.base_lrs[0])
         self.start = search_critical_lr(self.optimizer, closure, max_lr=target)
@@ -109,6 +109,10 @@ class LinearWarmup(Warmup):
                 f"no critical learning rate to start from, using linear warmup from 0: {self.start.status.value}.",
                 stacklevel=2,
             )
+
+    @property
+    def _measured(self) -> bool:
+        return self.start is not None or self._start_factor is not None  # the latter when resumed
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings."""

@@ -97,8 +97,8 @@ class WarmupThen(LRScheduler):
         """Return the rates of the coming update, also right after `observe` has raised them."""
         return rates(self.optimizer)
 
-    def step(self, epoch: None = None) -> None:
-        """Advance by one update."""
+    def step(self, epoch: int | None = None) -> None:
+        """Advance by one update; `epoch` is torch's deprecated argument and must be left out."""
         self.last_epoch += 1
         if self.handed_over:
             self.follower.step()

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from edgewise.lab.data.dataset import Dataset
 
-_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"}
+_SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "encodings",
+    "pydoc_data",
+}
 _TEST_EVERY = 10  # every tenth file is test text: no file is on both sides
 _NUM_TEST = 512  # test samples, spread evenly over the test text
 

@@ -33,7 +33,10 @@ def run(
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     counters = context.Array("q", max(1, len(configs)), lock=False)
     with ProcessPoolExecutor(
-        min(workers, max(1, len(configs))), mp_context=context, initializer=_start_worker, initargs=(counters,)
+        min(workers, max(1, len(configs))),
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(counters,),
     ) as pool:
         pending = {pool.submit(_train_and_store, i, config, store) for i, config in enumerate(configs)}
         try:

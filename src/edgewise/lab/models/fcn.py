@@ -1,8 +1,8 @@
 """FCN-d-n: a fully connected network with d hidden layers of width n and ReLU."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from edgewise.lab.parameterization import ScaledLinear
+from edgewise.lab.parameterization import Role, ScaledLinear
 
 
 class FCN(nn.Sequential):
@@ -14,12 +14,8 @@ class FCN(nn.Sequential):
         layers: list[nn.Module] = []
         fan_in = num_features
         for i in range(depth):
-            role = "input" if i == 0 else "hidden"
+            role: Role = "input" if i == 0 else "hidden"
             layers += [ScaledLinear(fan_in, width, role=role, parameterization=parameterization), nn.ReLU()]
             fan_in = width
         layers.append(ScaledLinear(fan_in, num_classes, role="last", parameterization=parameterization))
         super().__init__(*layers)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the logits."""
-        return super().forward(input)  # type: ignore[no-any-return]

@@ -30,7 +30,7 @@ class LM(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits."""
         x_BTN = self.embedding(tokens) + self.positions[: tokens.shape[1]]
-        return self.head(self.norm(self.blocks(x_BTN)))  # type: ignore[no-any-return]
+        return self.head(self.norm(self.blocks(x_BTN)))
 
 
 class _Block(nn.Module):
@@ -56,7 +56,7 @@ class _Block(nn.Module):
     def _attention(self, x_BTN: Tensor) -> Tensor:
         query, key, value = (self._heads(layer(x_BTN)) for layer in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.attention_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.attention_out(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BTN: Tensor) -> Tensor:
         """(B, T, N) → (B, heads, T, N/heads)."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def warmup_label(config: RunConfig) -> str:
     return f"T_wrm = {config.warmup.steps}"
 
 
-def at_edge(run: Run, column: str) -> np.ndarray:  # type: ignore[type-arg]
+def at_edge(run: Run, column: str) -> np.ndarray[Any, Any]:
     """Return lr × column over the last third of the run, where it was measured."""
     steps, values = run.measured(column)
     rates = run.columns["lr"][steps.astype(int)]

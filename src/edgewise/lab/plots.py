@@ -1,0 +1,238 @@
+"""Figures in the paper's layout, from stored runs alone, as PNG and PDF."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from edgewise.lab.phase_diagram import Cell, PhaseDiagram, phase_diagram
+from edgewise.lab.recipes import (
+    PhaseDiagrams,
+    Quantity,
+    Recipe,
+    Trajectories,
+    late_stability_limit,
+)
+from edgewise.lab.store import Run, Store
+
+Array = np.ndarray[Any, Any]
+
+COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+)  # Okabe & Ito: apart for every eye
+FAILED_COLOR, DIVERGED_COLOR = "#d9d9d9", "#6f6f6f"
+
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+def draw(recipe: Recipe, runs: Sequence[Run]) -> Figure:
+    """Return the recipe's figure."""
+    with mpl.rc_context(_STYLE):
+        match recipe.layout:
+            case Trajectories():
+                figure = _draw_trajectories(recipe.layout, runs)
+            case PhaseDiagrams():
+                figure = _draw_phase_diagrams(recipe.layout, runs)
+        figure.suptitle(f"{recipe.title} ({recipe.id})", fontsize=11)
+        return figure
+
+
+def save_figures(store: Store, recipes: Sequence[Recipe]) -> list[Path]:
+    """Draw each of the store's figures into DIR/figures and return the PNG files."""
+    folder = store.path / "figures"
+    folder.mkdir(exist_ok=True)
+    written = []
+    for recipe, figure_runs in zip(recipes, store.figures, strict=True):
+        figure = draw(recipe, store.runs_of(figure_runs))
+        with mpl.rc_context(_STYLE):
+            for ending in ("pdf", "png"):
+                figure.savefig(folder / f"{recipe.id}.{ending}", dpi=160)
+        written.append(folder / f"{recipe.id}.png")
+    return written
+
+
+def labels(runs: Sequence[Run], of: Any) -> list[str]:
+    """Return the distinct labels of the runs, in their order."""
+    return list(dict.fromkeys(of(run.config) for run in runs))
+
+
+def curve(run: Run, quantity: Quantity) -> tuple[Array, Array]:
+    """Return steps and values of a quantity, finite ones only."""
+    steps, values = run.measured(quantity.column)
+    if quantity.times_lr:
+        values = values * run.columns["lr"][steps.astype(int)]
+    kept = np.isfinite(values)
+    return steps[kept], values[kept]
+
+
+def threshold(run: Run) -> tuple[Array, Array]:
+    """Return steps and limit/η_t: the curvature at which the run's rate becomes unstable."""
+    return run.columns["step"], late_stability_limit(run.config.optimizer) / run.columns["lr"]
+
+
+def value_range(runs: Sequence[Run], quantity: Quantity) -> tuple[float, float] | None:
+    """Return where the runs that trained have their values, with room; a diverging run does not set the axis."""
+    trained = [curve(run, quantity)[1] for run in runs if not run.outcome["diverged"]]
+    values = np.concatenate([v[v > 0] for v in trained]) if trained else np.empty(0)
+    if not len(values):
+        return None
+    if quantity.log:
+        return float(values.min() / 2), float(values.max() * 4)
+    return 0.0, float(values.max() * 1.1)
+
+
+def shown(layout: Trajectories, runs: Sequence[Run]) -> tuple[list[Run], list[Quantity]]:
+    """Return the runs with a trajectory (more than one step) and the quantities that any of them measured."""
+    runs = [run for run in runs if run.config.num_steps > 1]
+    return runs, [q for q in layout.quantities if any(q.column in run.columns for run in runs)]
+
+
+def _draw_trajectories(layout: Trajectories, runs: Sequence[Run]) -> Figure:
+    runs, quantities = shown(layout, runs)
+    rows, lines = labels(runs, layout.row), labels(runs, layout.line)
+    figure = Figure(figsize=(3.4 * len(quantities), 2.5 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), len(quantities), squeeze=False)
+    for i, row in enumerate(rows):
+        in_row = [run for run in runs if layout.row(run.config) == row]
+        for quantity, ax in zip(quantities, axes[i], strict=True):
+            _finish_axes(ax, in_row, quantity)
+            for run in in_row:
+                _draw_curve(ax, run, quantity, COLORS[lines.index(layout.line(run.config)) % len(COLORS)])
+            ax.set_title(row, loc="left", fontsize=9)
+            if i == len(rows) - 1:
+                ax.set_xlabel("step")
+    handles = [
+        *(
+            mpl.lines.Line2D([], [], color=COLORS[i % len(COLORS)], label=line)
+            for i, line in enumerate(lines)
+        ),
+        mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability threshold"),
+        mpl.lines.Line2D([], [], color="0.3", ls="", marker="x", label="diverged"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _draw_curve(ax: Axes, run: Run, quantity: Quantity, color: str) -> None:
+    steps, values = curve(run, quantity)
+    ax.plot(steps, values, color=color, lw=1.3)
+    if run.outcome["diverged"] and len(steps):
+        ax.plot(steps[-1], min(values[-1], ax.get_ylim()[1]), "x", color=color, clip_on=False)
+    if quantity.threshold and not quantity.times_lr:
+        ax.plot(*threshold(run), "--", color=color, lw=0.9, alpha=0.8)
+
+
+def _finish_axes(ax: Axes, runs: list[Run], quantity: Quantity) -> None:
+    ax.set_ylabel(quantity.label)
+    if quantity.log:
+        ax.set_yscale("log")
+    if limits := value_range(runs, quantity):
+        ax.set_ylim(*limits)
+    if quantity.threshold and quantity.times_lr:
+        for limit in {late_stability_limit(run.config.optimizer) for run in runs}:
+            ax.axhline(limit, ls="--", color="0.3", lw=0.9)
+            ax.annotate(f"{limit:g}", (1.0, limit), xycoords=("axes fraction", "data"), fontsize=8)
+
+
+def color_limits(diagrams: Sequence[PhaseDiagram]) -> tuple[float, float]:
+    """Return the smallest and largest test loss over the trained cells."""
+    trained = np.concatenate([d.test_loss[d.cells == Cell.TRAINED] for d in diagrams])
+    return (float(trained.min()), float(trained.max())) if len(trained) else (0.0, 1.0)
+
+
+def panel_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> dict[str, PhaseDiagram]:
+    """Return panel label → diagram."""
+    return {
+        panel: phase_diagram([run for run in runs if layout.panel(run.config) == panel])
+        for panel in labels(runs, layout.panel)
+    }
+
+
+def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
+    diagrams = panel_diagrams(layout, runs)
+    columns, rows = (
+        max(len(d.lr_targets) for d in diagrams.values()),
+        max(len(d.warmup_steps) for d in diagrams.values()),
+    )
+    figure = Figure(figsize=((0.62 * columns + 1) * len(diagrams), 0.55 * rows + 1.9), layout="constrained")
+    axes = figure.subplots(1, len(diagrams), squeeze=False, sharey=True)[0]
+    low, high = color_limits(list(diagrams.values()))
+    norm, cmap = mpl.colors.Normalize(low, high), mpl.colormaps["viridis_r"]
+    for ax, (panel, diagram) in zip(axes, diagrams.items(), strict=True):
+        _draw_cells(ax, diagram, norm, cmap)
+        ax.set_title(panel, loc="left", fontsize=9)
+    axes[0].set_ylabel("warmup length $T_{wrm}$ (steps)")
+    figure.colorbar(mpl.cm.ScalarMappable(norm, cmap), ax=list(axes), label="test loss (nats)", pad=0.01)
+    handles: list[Any] = [
+        Patch(facecolor=FAILED_COLOR, hatch="//", edgecolor="0.4", label="failed (learned nothing)"),
+        Patch(facecolor=DIVERGED_COLOR, hatch="xx", edgecolor="0.9", label="diverged"),
+        mpl.lines.Line2D([], [], color="#D55E00", lw=2, label="failure boundary"),
+        mpl.lines.Line2D([], [], color="0.2", ls="", marker="*", label="best of its row"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    return figure
+
+
+def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any) -> None:
+    """Draw cell (i, j) over [j, j + 1] × [i, i + 1]."""
+    for i, steps in enumerate(diagram.warmup_steps):
+        for j, cell in enumerate(diagram.cells[i]):
+            _draw_cell(ax, i, j, cell, diagram.test_loss[i, j], norm, cmap)
+        edge = sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets)
+        ax.plot([edge, edge], [i, i + 1], color="#D55E00", lw=2.5, clip_on=False, zorder=3)
+        best_lr, best_loss = diagram.best(steps)
+        if math.isfinite(best_loss):
+            j = diagram.lr_targets.index(best_lr)
+            ax.plot(j + 0.5, i + 0.8, "*", color=_ink(cmap(norm(best_loss))), ms=6)
+    ax.set(xlim=(0, len(diagram.lr_targets)), ylim=(0, len(diagram.warmup_steps)))
+    ax.set_xticks(
+        np.arange(len(diagram.lr_targets)) + 0.5, [f"{lr:g}" for lr in diagram.lr_targets], rotation=45
+    )
+    ax.set_yticks(np.arange(len(diagram.warmup_steps)) + 0.5, [str(steps) for steps in diagram.warmup_steps])
+    ax.set_xlabel(r"target learning rate $\eta_{trgt}$")
+    ax.grid(visible=False)
+
+
+def _draw_cell(ax: Axes, i: int, j: int, cell: Cell, loss: float, norm: Any, cmap: Any) -> None:
+    match cell:
+        case Cell.TRAINED:
+            face: Any = cmap(norm(loss))
+            ax.add_patch(Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white"))
+            ax.text(j + 0.5, i + 0.42, f"{loss:.2f}", ha="center", va="center", fontsize=7, color=_ink(face))
+        case Cell.FAILED:
+            ax.add_patch(
+                Rectangle((j, i), 1, 1, facecolor=FAILED_COLOR, edgecolor="0.45", hatch="//", lw=0.5)
+            )
+            box = {"facecolor": FAILED_COLOR, "edgecolor": "none", "pad": 0.8}
+            ax.text(j + 0.5, i + 0.42, f"{loss:.2f}", ha="center", va="center", fontsize=7, bbox=box)
+        case Cell.DIVERGED:
+            ax.add_patch(
+                Rectangle((j, i), 1, 1, facecolor=DIVERGED_COLOR, edgecolor="0.9", hatch="xx", lw=0.5)
+            )
+        case Cell.MISSING:
+            pass
+
+
+def _ink(face: Any) -> str:
+    """Return black or white, whichever reads better on a colour."""
+    red, green, blue = face[:3]
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"

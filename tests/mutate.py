@@ -1,0 +1,223 @@
+"""Plant faults in a copy of the source; each must make its test fail (`make mutate`).
+
+A fault is a piece of text that occurs exactly once in its file. The copy is imported instead of the
+installed package by PYTHONPATH. Exit status 1 if a fault survives, or no longer fits the source.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One planted mistake and the test file that must notice it."""
+
+    name: str
+    file: str  # below src/edgewise
+    old: str
+    new: str
+    test: str  # below tests
+
+
+FAULTS = [
+    Fault(
+        name="P without the square root",
+        file="preconditioner.py",
+        old="((second / (1 - beta2**step)).sqrt() +",
+        new="((second / (1 - beta2**step)) +",
+        test="test_preconditioner.py",
+    ),
+    Fault(
+        name="v without the current gradient",
+        file="preconditioner.py",
+        old="return beta2 * previous.detach() + (1 - beta2) * gradient.square()",
+        new="return previous.detach() if 'exp_avg_sq' in state else gradient.square()",
+        test="test_preconditioner.py",
+    ),
+    Fault(
+        name="groups' ratios ignored in P",
+        file="preconditioner.py",
+        old=" / ratios[id(group)])",
+        new=")",
+        test="test_preconditioner.py",
+    ),
+    Fault(
+        name="groups' ratios ignored in trial steps",
+        file="critical.py",
+        old='group["lr"] = lr * ratio',
+        new='group["lr"] = lr',
+        test="test_critical.py",
+    ),
+    Fault(
+        name="batches unweighted",
+        file="objective.py",
+        old="yield i, size / sum(sizes), batch",
+        new="yield i, 1 / len(sizes), batch",
+        test="test_objective.py",
+    ),
+    Fault(
+        name="P⁻¹H fed to a symmetric solver",
+        file="curvature/operators.py",
+        old="return self._scale * self.operator.matvec(self._scale * vector)",
+        new="return self._scale**2 * self.operator.matvec(vector)",
+        test="curvature/test_sharpness.py",
+    ),
+    Fault(
+        name="largest magnitude wins",
+        file="curvature/lanczos.py",
+        old="values, coordinates = torch.linalg.eigh(basis.projection)",
+        new="values, coordinates = torch.linalg.eigh(basis.projection); o = values.abs().argsort(); "
+        "values, coordinates = values[o], coordinates[:, o]",
+        test="curvature/test_lanczos.py",
+    ),
+    Fault(
+        name="residual check dropped",
+        file="curvature/lanczos.py",
+        old="(ritz.residual_norms > (rtol",
+        new="(ritz.residual_norms > 1e9 + (rtol",
+        test="curvature/test_lanczos.py",
+    ),
+    Fault(
+        name="one start vector for a degenerate eigenvalue",
+        file="curvature/lanczos.py",
+        old="max(0, num - len(start))",
+        new="0",
+        test="curvature/test_lanczos.py",
+    ),
+    Fault(
+        name="NaN counted as not raised",
+        file="critical.py",
+        old="return not loss <= self.base",
+        new="return loss > self.base",
+        test="test_critical.py",
+    ),
+    Fault(
+        name="a gradient that the step overwrote is used again",
+        file="critical.py",
+        old="parameter.grad = gradient.clone()",
+        new="parameter.grad = gradient",
+        test="test_critical.py",
+    ),
+    Fault(
+        name="RNG not rewound before a trial loss",
+        file="critical.py",
+        old="        self._snapshot.rewind_randomness()\n        self.num_forwards += 1\n",
+        new="        self.num_forwards += 1\n",
+        test="test_critical.py",
+    ),
+    Fault(
+        name="RNG not restored",
+        file="isolation.py",
+        old="torch.set_rng_state(self._cpu)",
+        new="pass",
+        test="test_isolation.py",
+    ),
+    Fault(
+        name="gradients not restored",
+        file="isolation.py",
+        old="parameter.grad = gradient\n",
+        new="pass\n",
+        test="test_isolation.py",
+    ),
+    Fault(
+        name="buffers not restored",
+        file="isolation.py",
+        old="                    self._add_tensor(buffer)\n",
+        new="                    pass\n",
+        test="test_isolation.py",
+    ),
+    Fault(
+        name="modes not restored",
+        file="isolation.py",
+        old="module.training = training",
+        new="pass",
+        test="test_isolation.py",
+    ),
+    Fault(
+        name="-0.0 taken for 0.0",
+        file="isolation.py",
+        old="return torch.equal(a.detach().view(integer), b.view(integer))",
+        new="return torch.equal(a.detach(), b)",
+        test="test_isolation.py",
+    ),
+    Fault(
+        name="GI-Adam's v₀ left zero",
+        file="optim/gi_adam.py",
+        old=".copy_(gradient.square())",
+        new=".square()",
+        test="optim/test_gi_adam.py",
+    ),
+    Fault(
+        name="GI-Adam's v₀ from a scaled gradient",
+        file="optim/gi_adam.py",
+        old="p.grad if scale is None else p.grad / scale.to(p.grad)",
+        new="p.grad",
+        test="optim/test_gi_adam.py",
+    ),
+    Fault(
+        name="warmup's first update at rate 0",
+        file="warmup/schedules.py",
+        old="min(1.0, (update + 1) / warmup_steps)",
+        new="min(1.0, update / warmup_steps)",
+        test="warmup/test_linear.py",
+    ),
+    Fault(
+        name="follower not re-based when it takes over",
+        file="warmup/scheduler.py",
+        old="set_rates(self.optimizer, self.follower.base_lrs)\n        self.follower._update_lr(0)\n",
+        new="pass\n",
+        test="warmup/test_scheduler.py",
+    ),
+]
+
+
+def run(tests: list[str], fault: Fault | None = None) -> tuple[int, str]:
+    """Return pytest's exit status and output on a copy of the source, with the fault planted if given."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "edgewise"
+        shutil.copytree(ROOT / "src" / "edgewise", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if fault is not None:
+            target = copy / fault.file
+            source = target.read_text(encoding="utf-8")
+            if source.count(fault.old) != 1:
+                return -1, f"its text occurs {source.count(fault.old)} times in the source"
+            target.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
+        paths = [str(ROOT / "tests" / test) for test in tests]
+        ran = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    return ran.returncode, ran.stdout[-300:]
+
+
+def main() -> int:
+    """Plant all faults, print a table, and return 1 if one survives."""
+    status, output = run(sorted({fault.test for fault in FAULTS}))
+    if status != 0:
+        print(f"the tests fail without a fault:\n{output}")
+        return 1
+    width = max(len(fault.name) for fault in FAULTS)
+    survivors = 0
+    for fault in FAULTS:
+        status, output = run([fault.test], fault)
+        caught = status == 1 and " failed" in output  # not a collection error or a misfit
+        survivors += not caught
+        verdict = f"caught by {fault.test}" if caught else f"SURVIVES: pytest {status}, {output}"
+        print(f"{fault.name:{width}}  {fault.file:22}  {verdict}", flush=True)
+    print(f"{len(FAULTS) - survivors} of {len(FAULTS)} faults caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
