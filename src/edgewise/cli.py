@@ -1,0 +1,91 @@
+"""The command line: parses, calls, prints."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from edgewise.errors import EdgewiseError
+
+try:
+    import tyro
+    from rich.console import Console
+
+    from edgewise.lab import progress, report, sweep
+    from edgewise.lab.configs import RunConfig
+    from edgewise.lab.recipes import DEMO, RECIPES
+    from edgewise.lab.store import Store
+except ModuleNotFoundError as error:
+    sys.exit(f"edgewise's command line needs the laboratory ({error}): pip install 'edgewise[lab]'")
+
+
+def demo(*, out: Path = Path("runs/demo"), workers: int | None = None) -> None:
+    """Show the paper's main findings on embedded data: about two minutes on two cores, ends with a report.
+
+    Args:
+        out: results folder; a second call continues there.
+        workers: processes; all cores if not given.
+    """
+    _run(sweep.plan(DEMO, "demo"), "demo", out, "local", workers)
+
+
+def figure(
+    name: Annotated[str, tyro.conf.Positional],
+    *,
+    scale: str = "embedded",
+    out: Path | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+) -> None:
+    """Train, draw and check one figure of the paper, or "all" of them.
+
+    Args:
+        name: fig1, fig2, fig4, fig6 or all.
+        scale: "embedded" (minutes on two cores) or "demo" (smaller).
+        out: results folder, runs/NAME-SCALE if not given; a second call continues there.
+        engine: what runs the training: "local".
+        workers: processes; all cores if not given.
+    """
+    planned = sweep.plan(list(RECIPES) if name == "all" else [name], scale)
+    _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers)
+
+
+def rebuild_report(directory: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Rebuild the report and the figures of a results folder, without training.
+
+    Args:
+        directory: a folder made by edgewise demo or edgewise figure.
+    """
+    _finish(Store.open(directory))
+
+
+def _run(
+    planned: dict[str, tuple[RunConfig, ...]], scale: str, out: Path, engine: str, workers: int | None
+) -> None:
+    with progress.bars(planned, Console()) as move:
+        store = sweep.run(planned, scale, out, engine=engine, workers=workers, on_progress=move)
+    _finish(store)
+
+
+def _finish(store: Store) -> None:
+    page = report.write_report(store)
+    console = Console()
+    console.print(progress.findings(report.all_claims(store)))
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"demo": demo, "figure": figure, "report": rebuild_report},
+            prog="edgewise",
+            description="Learning-rate warmup that knows the edge of stability.",
+        )
+    except (EdgewiseError, ValueError) as error:
+        sys.exit(f"edgewise: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nedgewise: interrupted; finished runs are kept, run the same command again to continue.")
+
+
+if __name__ == "__main__":
+    main()
