@@ -74,11 +74,12 @@ def positive_count(name: str, value: object) -> int:
     >>> positive_count("warmup_steps", 100)
     100
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or greater, got {value!r}.")
-    return int(value)
+    return _count(name, value, least=1)
+
+
+def nonnegative_count(name: str, value: object) -> int:
+    """Return `value` as an int, or raise: it must be a whole number, zero or greater."""
+    return _count(name, value, least=0)
 
 
 def known_name(kind: str, name: str, known: Iterable[str]) -> str:
@@ -99,3 +100,11 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}.")
     return float(value)
+
+
+def _count(name: str, value: object, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}.")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or greater, got {value!r}.")
+    return int(value)

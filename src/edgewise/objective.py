@@ -1,10 +1,12 @@
 """The loss as a function of the parameters: value, gradient, Hessian-vector product."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from edgewise.errors import LossError
@@ -104,7 +106,9 @@ class Objective:
             yield i, size / sum(sizes), batch
 
     def _gradient(self, index: int, batch: Any, *, create_graph: bool) -> list[Tensor | None]:
-        with torch.enable_grad():
+        # The fast attention kernels have no second derivative; the plain one is the same function.
+        attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+        with torch.enable_grad(), attention:
             loss = self._loss(index, batch)
             if not loss.requires_grad:
                 raise LossError(

@@ -6,7 +6,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgewise.errors import known_name, nonnegative_number, positive_count, positive_number
+from edgewise.errors import (
+    known_name,
+    nonnegative_count,
+    nonnegative_number,
+    positive_count,
+    positive_number,
+)
 
 DATA = ("digits", "stdlib-text")
 MODELS = ("fcn", "lm")
@@ -31,7 +37,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         known_name("data", self.name, DATA)
-        positive_count("context", self.context)
+        _settle(self, context=positive_count("context", self.context))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +56,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         known_name("model", self.name, MODELS)
         known_name("parameterization", self.parameterization, PARAMETERIZATIONS)
-        positive_count("depth", self.depth)
-        positive_count("width", self.width)
+        depth, width = positive_count("depth", self.depth), positive_count("width", self.width)
+        _settle(self, depth=depth, width=width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +80,16 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         known_name("optimizer", self.name, OPTIMIZERS)
         known_name("lr_unit", self.lr_unit, LR_UNITS)
-        positive_number("lr", self.lr)
-        nonnegative_number("momentum", self.momentum)
+        betas = tuple(nonnegative_number("betas", beta) for beta in self.betas)
+        if len(betas) != 2 or max(betas) >= 1:
+            raise ValueError(f"betas must be two numbers from 0 to below 1, got {self.betas!r}.")
+        _settle(
+            self,
+            lr=positive_number("lr", self.lr),
+            momentum=nonnegative_number("momentum", self.momentum),
+            betas=betas,
+            eps=nonnegative_number("eps", self.eps),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +104,10 @@ class WarmupConfig:
     """After warmup: "none", or "cosine" to a tenth of the target at the last step."""
 
     def __post_init__(self) -> None:
-        positive_count("warmup_steps", self.steps)
+        _settle(self, steps=positive_count("warmup_steps", self.steps))
         known_name("decay", self.decay, DECAYS)
         if self.lr_init != "critical":
-            nonnegative_number("lr_init", self.lr_init)
+            _settle(self, lr_init=nonnegative_number("lr_init", self.lr_init))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +135,15 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         known_name("loss", self.loss, LOSSES)
-        positive_count("num_steps", self.num_steps)
-        positive_count("measure_every", self.measure_every)
-        positive_number("measure_rtol", self.measure_rtol)
+        _settle(
+            self,
+            num_steps=positive_count("num_steps", self.num_steps),
+            measure_every=positive_count("measure_every", self.measure_every),
+            measure_rtol=positive_number("measure_rtol", self.measure_rtol),
+            seed=nonnegative_count("seed", self.seed),
+        )
         if self.batch_size is not None:
-            positive_count("batch_size", self.batch_size)
+            _settle(self, batch_size=positive_count("batch_size", self.batch_size))
         for measurement in self.measure:
             known_name("measurement", measurement, MEASUREMENTS)
         if self.warmup.steps > self.num_steps:
@@ -138,6 +156,12 @@ class RunConfig:
         """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
         text = json.dumps({"schema": _SCHEMA} | to_dict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _settle(config: Any, **checked: Any) -> None:
+    """Write checked values back, in the type that the check returned: 1 and 1.0 are the same rate."""
+    for name, value in checked.items():
+        object.__setattr__(config, name, value)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    Task,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -18,47 +20,53 @@ from edgewise.lab import sweep
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import Claim, Recipe, recipe
 
+_TITLE_WIDTH = 24
+
 
 @contextmanager
 def bars(planned: dict[str, tuple[RunConfig, ...]], console: Console) -> Iterator[sweep.Progress]:
-    """Show a bar a figure, in optimizer steps; yields the callback that moves them."""
+    """Show a bar a figure, in optimizer steps; yields the callback that moves them, and first shows them."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps ·"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("· left"),
+        TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
     with Progress(*columns, console=console) as progress:
-        tasks = {
-            figure: progress.add_task(
-                f"{figure}: {recipe(figure).title}",
-                total=sum(config.num_steps for config in configs),
-                start=False,
-            )
-            for figure, configs in planned.items()
-        }
+        tasks: dict[str, Task] = {}
 
         def move(steps: dict[str, int]) -> None:
             for figure, configs in planned.items():
+                if figure not in tasks:
+                    total = sum(config.num_steps for config in configs)
+                    task_id = progress.add_task(_short_title(figure), total=total, start=False)
+                    tasks[figure] = next(task for task in progress.tasks if task.id == task_id)
                 completed = sum(steps[config.run_id] for config in configs)
-                if completed and progress.tasks[tasks[figure]].start_time is None:
-                    progress.start_task(tasks[figure])
-                progress.update(tasks[figure], completed=completed)
+                if completed and not tasks[figure].started:
+                    progress.start_task(tasks[figure].id)
+                progress.update(tasks[figure].id, completed=completed)
 
         yield move
 
 
 def findings(results: list[tuple[Recipe, list[Claim]]]) -> Table:
-    """Return the table of claims: expected, measured, holds or not."""
-    table = Table(title="What the paper says, and what was measured here", show_lines=False, expand=False)
-    for column in ("figure", "finding", "expected", "measured", ""):
-        table.add_column(column, overflow="fold")
+    """Return the table of claims, figure by figure: expected, measured, holds or not."""
+    table = Table(title="Findings of the paper: expected, and measured here", box=HORIZONTALS, expand=True)
+    table.add_column("finding", ratio=5)
+    table.add_column("expected", ratio=3)
+    table.add_column("measured", ratio=4)
     for its_recipe, claims in results:
-        for i, claim in enumerate(claims):
-            mark = "[green]holds[/green]" if claim.holds else "[bold red]does not hold[/bold red]"
-            table.add_row(its_recipe.id if i == 0 else "", claim.text, claim.expected, claim.measured, mark)
+        table.add_row(f"[bold]{its_recipe.id}  {its_recipe.title}[/bold]")
+        for claim in claims:
+            mark = "[green]✓[/green]" if claim.holds else "[bold red]✗ does not hold:[/bold red]"
+            table.add_row(f"{mark} {claim.text}", claim.expected, claim.measured)
         table.add_section()
     return table
+
+
+def _short_title(figure: str) -> str:
+    """Return the id and as much of the title as leaves room for the bar in 80 columns."""
+    title = recipe(figure).title
+    return f"{figure} {title if len(title) <= _TITLE_WIDTH else title[: _TITLE_WIDTH - 1] + '…'}"

@@ -71,7 +71,10 @@ def _section(its_recipe: Recipe, scale: str, runs: Sequence[Run]) -> str:
         case PhaseDiagrams():
             figure = _phase_diagrams(its_recipe.layout, runs)
     plot = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"plot-{its_recipe.id}",  # not a random one: equal results, equal page
+        config={"displaylogo": False, "responsive": True},
     )
     return (
         f'<section id="{its_recipe.id}"><h2>{html.escape(its_recipe.title)} '
@@ -276,6 +279,7 @@ def _styled(figure: go.Figure, *, height: int) -> go.Figure:
         margin={"l": 60, "r": 20, "t": 50, "b": 90},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "gray"},
         font={"family": "system-ui, sans-serif", "size": 12},
         legend={
             "orientation": "h",

@@ -99,13 +99,16 @@ class Store:
         """
         try:
             content = json.loads((path / "sweep.json").read_text())
+            schema = content["schema"]
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
                 f"{path} holds no results (no sweep.json): make some with edgewise demo or edgewise figure."
             ) from None
-        if content["schema"] != SCHEMA:
+        except (ValueError, TypeError, KeyError):
+            raise StoreError(f"{path / 'sweep.json'} was not written by edgewise: choose another folder.") from None
+        if schema != SCHEMA:
             raise StoreError(
-                f"{path} was written with schema {content['schema']}, this edgewise reads schema {SCHEMA}: "
+                f"{path} was written with schema {schema}, this edgewise reads schema {SCHEMA}: "
                 "use the version that wrote it, or run again into a new folder."
             )
         figures = tuple(FigureRuns(**f | {"run_ids": tuple(f["run_ids"])}) for f in content["figures"])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RAdam
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import edgewise as ew
 from edgewise.lab import data, models
@@ -110,8 +110,9 @@ def make_schedule(
     warmup = ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
     if config.decay == "none":
         return warmup, warmup
-    target = float(warmup.base_lrs[0])
-    decay = CosineAnnealingLR(optimizer, T_max=max(1, num_steps - config.steps), eta_min=target / 10)
+    length = max(1, num_steps - config.steps)
+    # CosineAnnealingLR has one eta_min for all groups; μP's groups each go to a tenth of their own rate.
+    decay = LambdaLR(optimizer, lambda step: 0.1 + 0.9 * (1 + math.cos(math.pi * step / length)) / 2)
     return warmup, warmup.then(decay)
 
 

@@ -1,0 +1,182 @@
+"""What measurements cost, in units that travel: gradients, products, forwards, and ratios timed side by side.
+
+Run by `make bench`; writes benchmarks/RESULTS.md. Times are medians over interleaved repeats on one thread.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import edgewise as ew
+from edgewise.isolation import isolated
+from edgewise.lab import data, models
+from edgewise.lab.configs import DataConfig, ModelConfig, RunConfig
+from edgewise.lab.recipes import recipe
+from edgewise.lab.training import Batch, LossFunction, loss_function, train
+from edgewise.objective import Objective
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+REPEATS = 15
+Row = tuple[str, str, str]
+
+
+def median_seconds(*calls: Callable[[], object]) -> list[float]:
+    """Return each call's median time; the calls take turns, so that noise meets them alike."""
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    for _ in range(REPEATS):
+        for call, seen in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            seen.append(time.perf_counter() - start)
+    return [statistics.median(seen) for seen in times]
+
+
+def tasks() -> dict[str, tuple[torch.nn.Module, LossFunction, Batch]]:
+    """Return the demo's two networks, with their losses and a batch each."""
+    made = {}
+    for name, kind, depth, width, dataset_name, loss in (
+        ("FCN-4-256, digits, full batch, MSE", "fcn", 4, 256, "digits", "mse"),
+        ("LM-2-64, 16 × 32 bytes, cross-entropy", "lm", 2, 64, "stdlib-text", "xent"),
+    ):
+        torch.manual_seed(0)
+        dataset = data.load(DataConfig(name=dataset_name, context=32))
+        config = ModelConfig(name=kind, depth=depth, width=width, parameterization="sp")
+        indices = None if kind == "fcn" else torch.arange(16)
+        made[name] = (models.build(config, dataset), loss_function(loss), dataset.train_batch(indices))
+    return made
+
+
+def curvature_costs() -> list[Row]:
+    """Products and cold measurements, in gradients."""
+    rows = []
+    for name, (model, loss_fn, batch) in tasks().items():
+        with isolated(model):
+            objective = Objective(model, loss_fn, [batch])
+            vector = torch.randn(objective.size)
+            objective.hvp(vector)
+            fresh = Objective(model, loss_fn, [batch])
+            gradient, product = median_seconds(fresh.gradient, lambda o=objective, v=vector: o.hvp(v))
+        rows.append(
+            (
+                f"{name}: one Hessian-vector product on the kept graph",
+                "gradients",
+                f"{product / gradient:.2f}",
+            )
+        )
+        found = ew.sharpness(model, loss_fn, [batch])
+        (cold,) = median_seconds(lambda m=model, f=loss_fn, b=batch: ew.sharpness(m, f, [b]))
+        rows.append((f"{name}: cold sharpness, rtol 1e-3", "products", str(found.num_hvps)))
+        rows.append((f"{name}: cold sharpness, rtol 1e-3", "gradients", f"{cold / gradient:.1f}"))
+    return rows
+
+
+def tracking_costs() -> list[Row]:
+    """Products for a measurement that starts from the one before, along figure 1 at demo scale."""
+    rows = []
+    for config in recipe("fig1").configs("demo"):
+        if config.warmup.steps == 64:
+            products = [row["sharpness_hvps"] for row in train(config).rows if "sharpness_hvps" in row]
+            name = (
+                f"fig1 demo, {config.model.parameterization}, T_wrm = 64: sharpness every 5 steps, rtol 1e-2"
+            )
+            rows.append((name, "products, mean", f"{statistics.mean(products):.1f}"))
+            rows.append((name, "products, median", f"{statistics.median(products):.0f}"))
+    return rows
+
+
+def critical_rate_costs() -> list[Row]:
+    """Forwards for the critical rate within 1/16, from the optimizer's current rate."""
+    rows = []
+    for name, (model, loss_fn, batch) in tasks().items():
+        for optimizer in (
+            torch.optim.SGD(model.parameters(), lr=1e-3),
+            ew.GIAdamW(model.parameters(), lr=1e-3),
+        ):
+            found = ew.critical_lr(model, optimizer, loss_fn, batch)
+            what = f"{name}: critical rate of {type(optimizer).__name__}, {found.lr:.3g}, from 0.001"
+            rows.append((what, "forwards", str(found.num_forwards)))
+    return rows
+
+
+def optimizer_costs() -> list[Row]:
+    """A GIAdamW step over a torch AdamW step."""
+    rows = []
+    for kernels in ({"foreach": True}, {"fused": True}):
+        for num in (1_000, 1_000_000):
+            steps = []
+            for optimizer_class in (ew.GIAdamW, torch.optim.AdamW):
+                parameters = [torch.nn.Parameter(torch.randn(num // 10)) for _ in range(10)]
+                for parameter in parameters:
+                    parameter.grad = torch.randn_like(parameter)
+                steps.append(optimizer_class(parameters, **kernels).step)
+            times = median_seconds(*(lambda s=step: [s() for _ in range(50)] for step in steps))
+            what = f"GIAdamW step ÷ AdamW step, {next(iter(kernels))}, {num:,} parameters"
+            rows.append((what, "ratio", f"{times[0] / times[1]:.2f}"))
+    return rows
+
+
+def recording_cost() -> list[Row]:
+    """The laboratory's training against a plain loop over the same steps."""
+    config: RunConfig = recipe("fig4").configs("demo")[0]
+    model, loss_fn, batch = tasks()["LM-2-64, 16 × 32 bytes, cross-entropy"]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def plain() -> None:
+        for _ in range(config.num_steps):
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            optimizer.step()
+
+    (plain_seconds,) = median_seconds_few(plain)
+    (recorded_seconds,) = median_seconds_few(lambda: train(config))
+    return [
+        (
+            "LM demo run with rows and evaluation ÷ plain loop",
+            "ratio",
+            f"{recorded_seconds / plain_seconds:.2f}",
+        )
+    ]
+
+
+def median_seconds_few(call: Callable[[], object]) -> list[float]:
+    """Return the median of three runs of a long call."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return [statistics.median(times)]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = [
+        *curvature_costs(),
+        *tracking_costs(),
+        *critical_rate_costs(),
+        *optimizer_costs(),
+        *recording_cost(),
+    ]
+    lines = [
+        "# Benchmark results",
+        "",
+        f"`make bench` on {datetime.now(UTC):%Y-%m-%d}: torch {torch.__version__}, Python {platform.python_version()}, "
+        "one thread.",
+        "",
+        "| what | unit | measured |",
+        "|---|---|---|",
+        *(f"| {what} | {unit} | {value} |" for what, unit, value in rows),
+    ]
+    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
