@@ -50,6 +50,26 @@ class LinearBias(nn.Module):
         return torch.cat([torch.tanh(self.net(x)), self.offset.expand(len(x), 2)], 1)
 
 
+class Attention(nn.Module):
+    """Self-attention over the rows of a picture; torch's fast kernel has no second derivative.
+
+    `spelled_out` is the same function without that kernel, for oracles.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spelled_out = False
+        self.qkv = nn.Linear(4, 12)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).chunk(3, dim=-1)  # (n, 1, 4, 4): one head
+        if self.spelled_out:
+            scores = query @ key.mT / 2 + torch.full((4, 4), -torch.inf).triu(1)
+            return self.out((scores.softmax(-1) @ value).flatten(1))
+        return self.out(F.scaled_dot_product_attention(query, key, value, is_causal=True).flatten(1))
+
+
 def linear_bias_loss(model: Any, batch: Batch) -> Tensor:
     out = model(batch[0])
     return 0.5 * (out[:, :2] - batch[1]).square().sum(1).mean() + out[:, 2:].sum(1).mean()
@@ -126,6 +146,7 @@ CASES = [
         images,
         seed=4,
     ),
+    Case("attention-xent", Attention, cross_entropy, images, seed=8),
     Case("tied-mse", Tied, mse, vectors, seed=5),
     Case("linear-bias-unused", LinearBias, linear_bias_loss, vectors, seed=6),
     Case("frozen-layer", lambda: frozen_first(mlp()), mse, vectors, seed=7),

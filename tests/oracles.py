@@ -13,6 +13,8 @@ with warnings.catch_warnings():  # torch's forward-mode decompositions call its 
     warnings.simplefilter("ignore", DeprecationWarning)
     import torch._decomp.decompositions_for_jvp
 
+from cases import Attention
+
 
 class PlainBatchNorm(nn.Module):
     """Batch normalization in train mode, spelled out.
@@ -38,6 +40,8 @@ def as_function(
     for name, module in list(stateless.named_children()):
         if isinstance(module, nn.BatchNorm2d):
             stateless.add_module(name, PlainBatchNorm(module))
+    if isinstance(stateless, Attention):
+        stateless.spelled_out = True
     shapes = [dict(model.named_parameters())[name].shape for name in names]
     sizes = [shape.numel() for shape in shapes]
 

@@ -329,6 +329,8 @@ def test_the_state_of_another_class_is_refused():
             "learning rate of parameter group 0 must be a finite number greater than 0",
         ),
         ({"lr": 0.0, "lr_init": "critical"}, ValueError, "learning rate of parameter group 0 must be"),
+        ({"lr": True}, TypeError, "learning rate of parameter group 0 must be a number, got True"),
+        ({"lr": math.nan}, ValueError, "learning rate of parameter group 0 must be a finite number"),
         ({"lr": math.inf}, ValueError, "learning rate of parameter group 0 must be a finite number"),
         ({"optimizer": "sgd"}, TypeError, "optimizer must be a torch.optim.Optimizer, got str"),
     ],
@@ -340,7 +342,7 @@ def test_a_bad_argument_is_refused_and_the_optimizer_is_left_alone(kwargs, error
     with pytest.raises(error, match=message):
         LinearWarmup(optimizer, **{"warmup_steps": 4, **arguments})
     if isinstance(optimizer, Optimizer):
-        assert optimizer.param_groups[0]["lr"] == lr
+        assert optimizer.param_groups[0]["lr"] is lr
         assert "initial_lr" not in optimizer.param_groups[0]
 
 

@@ -135,11 +135,12 @@ def targets(optimizer: Optimizer) -> list[float]:
     """Return the rates the optimizer was made with, one a group, or raise if one is not positive."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+    made_with = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     return [
         positive_number(
-            f"the learning rate of parameter group {i}", float(group.get("initial_lr", group["lr"]))
+            f"the learning rate of parameter group {i}", lr.item() if isinstance(lr, Tensor) else lr
         )
-        for i, group in enumerate(optimizer.param_groups)
+        for i, lr in enumerate(made_with)
     ]
 
 
