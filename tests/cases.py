@@ -183,6 +183,23 @@ PRECONDITIONED = [
     Opt("gi-adam", ew.GIAdam, {"lr": 0.01}),
     Opt("gi-adam-decay", ew.GIAdam, {"lr": 0.01, "weight_decay": 0.3}),
     Opt("gi-adamw", ew.GIAdamW, {"lr": 0.01, "weight_decay": 0.3}),
+    Opt("nadam", torch.optim.NAdam, {"lr": 0.01}),
+    Opt("nadam-decay", torch.optim.NAdam, {"lr": 0.01, "weight_decay": 0.3, "momentum_decay": 0.5}),
+    Opt("nadamw", torch.optim.NAdam, {"lr": 0.01, "weight_decay": 0.3, "decoupled_weight_decay": True}),
+    Opt("adamax", torch.optim.Adamax, {"lr": 0.01, "betas": (0.9, 0.7)}),
+    Opt("adamax-decay", torch.optim.Adamax, {"lr": 0.01, "weight_decay": 0.3, "eps": 0.1}),
+    Opt("rmsprop", torch.optim.RMSprop, {"lr": 0.01}),
+    Opt("rmsprop-decay", torch.optim.RMSprop, {"lr": 0.01, "weight_decay": 0.3, "alpha": 0.9}),
+    Opt("rmsprop-centered", torch.optim.RMSprop, {"lr": 0.001, "centered": True, "eps": 1e-3}),
+    Opt("rmsprop-momentum", torch.optim.RMSprop, {"lr": 0.001, "momentum": 0.9, "centered": True}),
+    Opt("adagrad", torch.optim.Adagrad, {"lr": 0.05}),
+    Opt(
+        "adagrad-decay",
+        torch.optim.Adagrad,
+        {"lr": 0.05, "weight_decay": 0.3, "lr_decay": 0.2, "initial_accumulator_value": 0.1},
+    ),
+    Opt("adadelta", torch.optim.Adadelta, {"lr": 1.0}),
+    Opt("adadelta-decay", torch.optim.Adadelta, {"lr": 0.5, "weight_decay": 0.3, "rho": 0.5, "eps": 1e-4}),
 ]
 OPT = {opt.name: opt for opt in PRECONDITIONED}
 

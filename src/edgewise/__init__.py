@@ -5,6 +5,7 @@ from edgewise.curvature import SharpnessResult, preconditioned_sharpness, sharpn
 from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Status
 from edgewise.isolation import isolated
 from edgewise.optim import GIAdam, GIAdamW
+from edgewise.preconditioner import register_preconditioner
 from edgewise.warmup import LinearWarmup
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     # optimizers
     "GIAdam",
     "GIAdamW",
+    "register_preconditioner",
     # warmup
     "LinearWarmup",
     # results and evidence

@@ -98,8 +98,9 @@ def preconditioned_sharpness(
         model: as for `sharpness`.
         loss_fn: as for `sharpness`.
         batches: as for `sharpness`.
-        optimizer: SGD, Adam, AdamW, RAdam, GIAdam or GIAdamW over the model's parameters; unchanged
-            afterwards. Without a step behind it, P is that of the very first update.
+        optimizer: Adadelta, Adagrad, Adam, Adamax, AdamW, GIAdam, GIAdamW, NAdam, RAdam, RMSprop, SGD or one
+            given to `register_preconditioner`, over the model's parameters; unchanged afterwards. Without a
+            step behind it, P is that of the very first update.
         rtol: as for `sharpness`.
         num: as for `sharpness`.
         start: as for `sharpness`.
