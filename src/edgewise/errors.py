@@ -36,6 +36,10 @@ class LossError(EdgewiseError, ValueError):
     """The loss function returned something that cannot be measured."""
 
 
+class SecondDerivativeError(EdgewiseError, RuntimeError):
+    """A Hessian-vector product cannot be had by the chosen route, or not precisely enough."""
+
+
 class UnknownNameError(EdgewiseError, ValueError):
     """A name is not in the list it was looked up in."""
 

@@ -73,7 +73,9 @@ class _Basis:
     def __init__(self, operator: SymmetricOperator, generator: torch.Generator) -> None:
         self._operator = operator
         self._generator = generator
-        self.vectors = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
+        # Half precision would not keep the basis orthogonal: its products are taken, its sums are not.
+        dtype = torch.promote_types(operator.dtype, torch.float32)
+        self.vectors = torch.empty(0, operator.size, dtype=dtype, device=operator.device)
         self.products = self.vectors
         self.projection = torch.empty(0, 0, dtype=torch.float64)  # on the CPU: eigh of a tiny matrix
         self.num_products = 0
@@ -81,7 +83,7 @@ class _Basis:
     def extend(self, direction: Tensor) -> None:
         """Add the part of `direction` outside the span, or a random direction if nothing of it is left."""
         vector = self._new_direction(direction)
-        product = self._operator.matvec(vector)
+        product = self._operator.matvec(vector.to(self._operator.dtype)).to(vector)
         self.num_products += 1
         self.vectors = torch.cat([self.vectors, vector[None]])
         self.products = torch.cat([self.products, product[None]])
@@ -99,6 +101,7 @@ class _Basis:
         self.projection = coordinates @ self.projection @ coordinates.T
 
     def _new_direction(self, direction: Tensor) -> Tensor:
+        direction = direction.to(self.vectors)
         while True:
             vector = direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)
             for _ in range(2):  # "twice is enough" (Parlett 1980, after Kahan)
@@ -108,7 +111,7 @@ class _Basis:
                 vector = vector / norm
                 vector = vector - self.vectors.T @ (self.vectors @ vector)
                 return vector / vector.norm()
-            direction = random_directions(self._operator, 1, self._generator)[0]
+            direction = random_directions(self._operator, 1, self._generator)[0].to(self.vectors)
 
 
 class _RitzPairs:

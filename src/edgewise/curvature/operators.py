@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from edgewise.objective import Objective
 from edgewise.preconditioner import Diagonal
 
 
@@ -31,18 +30,6 @@ class MatrixOperator(SymmetricOperator):
     def matvec(self, vector: Tensor) -> Tensor:
         """Return A · vector."""
         return self.matrix @ vector
-
-
-class HessianOperator(SymmetricOperator):
-    """∇²L of an objective."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-        self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
-
-    def matvec(self, vector: Tensor) -> Tensor:
-        """Return ∇²L · vector."""
-        return self.objective.hvp(vector)
 
 
 class PreconditionedOperator(SymmetricOperator):

@@ -17,10 +17,13 @@ class SharpnessResult:
     value: float  # the most positive eigenvalue
     values: Tensor  # (num,), float64, descending
     vectors: Tensor = field(repr=False)  # (n, num), orthonormal columns
+    subspace: Tensor = field(repr=False)  # (n, k), orthonormal Ritz vectors: where a later call starts
     residual: float  # ‖Av − value·v‖, of the top pair
     status: Status
     num_hvps: int  # Hessian-vector products this call paid for
-    subspace: Tensor = field(repr=False)  # (n, k), orthonormal Ritz vectors: where a later call starts
+    hvp: str = "reverse"  # the route they took
+    hvp_reason: str = ""  # why "auto" did not take an earlier one
+    hvp_error: float = 0.0  # error bar of a product, relative; 0 for the exact routes
 
     @property
     def converged(self) -> bool:

@@ -1,16 +1,18 @@
 """The two entry points: sharpness and preconditioned sharpness, one code path."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from edgewise.curvature.hessian import ROUTES, HessianOperator, Route
 from edgewise.curvature.lanczos import random_directions, top_eigenpairs
-from edgewise.curvature.operators import HessianOperator, PreconditionedOperator, SymmetricOperator
+from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.results import SharpnessResult
-from edgewise.errors import positive_count, positive_number
+from edgewise.errors import known_name, positive_count, positive_number
 from edgewise.isolation import isolated
 from edgewise.objective import LossFunction, Objective
 from edgewise.parameters import unflatten
@@ -27,6 +29,7 @@ def sharpness(
     rtol: float = 1e-3,
     num: int = 1,
     start: SharpnessResult | None = None,
+    hvp: Route = "auto",
     max_hvps: int = _MAX_HVPS,
     params: str | Iterable[str] | None = None,
     seed: int = 0,
@@ -45,6 +48,8 @@ def sharpness(
         rtol: stop when the residual ‖Hv − λv‖ ≤ rtol·|λ| for each of the `num` pairs.
         num: how many of the most positive eigenvalues.
         start: an earlier result to start from; costs less when the model has changed little.
+        hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse), "difference" (of
+            gradients, with an error bar), or "auto": the first of these that the loss allows.
         max_hvps: budget of Hessian-vector products.
         params: name patterns of the parameters to differentiate by, for the Hessian of one block.
         seed: of the start vector.
@@ -56,6 +61,7 @@ def sharpness(
         TypeError: `batches` is not a collection, or an argument has the wrong type.
         ValueError: an argument is out of range, or no parameter requires a gradient.
         LossError: the loss is not a finite scalar with a graph.
+        SecondDerivativeError: no route gives products, or not precisely enough.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -66,11 +72,12 @@ def sharpness(
 
     Reference: arXiv 2406.09405, section 2.
     """
-    _check(rtol, num, max_hvps)
+    _check(rtol, num, max_hvps, hvp)
     with isolated(model) as snapshot:
         objective = Objective(model, loss_fn, batches, snapshot=snapshot, params=params)
         _check_fit(objective, num, start)
-        return _measure(HessianOperator(objective), rtol, num, start, max_hvps, seed)
+        hessian = HessianOperator(objective, hvp)
+        return _measure(hessian, hessian, rtol, num, start, max_hvps, seed)
 
 
 def preconditioned_sharpness(
@@ -82,6 +89,7 @@ def preconditioned_sharpness(
     rtol: float = 1e-3,
     num: int = 1,
     start: SharpnessResult | None = None,
+    hvp: Route = "auto",
     max_hvps: int = _MAX_HVPS,
     params: str | Iterable[str] | None = None,
     seed: int = 0,
@@ -104,6 +112,7 @@ def preconditioned_sharpness(
         rtol: as for `sharpness`.
         num: as for `sharpness`.
         start: as for `sharpness`.
+        hvp: as for `sharpness`.
         max_hvps: as for `sharpness`.
         params: as for `sharpness`.
         seed: as for `sharpness`.
@@ -116,6 +125,7 @@ def preconditioned_sharpness(
         TypeError: as for `sharpness`.
         ValueError: as for `sharpness`, or a parameter is not in the optimizer.
         LossError: as for `sharpness`.
+        SecondDerivativeError: as for `sharpness`.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -127,18 +137,21 @@ def preconditioned_sharpness(
 
     Reference: arXiv 2406.09405, section 2 and appendix.
     """
-    _check(rtol, num, max_hvps)
+    _check(rtol, num, max_hvps, hvp)
     with isolated(model, optimizer) as snapshot:
         objective = Objective(model, loss_fn, batches, snapshot=snapshot, params=params)
         _check_fit(objective, num, start)
         check_covered(optimizer, objective.tensors)
-        gradients = unflatten(objective.gradient(keep_graph=True), objective.tensors)
+        keep_graph = hvp in ("auto", "reverse")
+        gradients = unflatten(objective.gradient(keep_graph=keep_graph), objective.tensors)
         preconditioner = preconditioner_of(optimizer, objective.tensors, gradients)
-        operator = PreconditionedOperator(HessianOperator(objective), preconditioner)
-        return _measure(operator, rtol, num, start, max_hvps, seed)
+        hessian = HessianOperator(objective, hvp)
+        operator = PreconditionedOperator(hessian, preconditioner)
+        return _measure(operator, hessian, rtol, num, start, max_hvps, seed)
 
 
-def _check(rtol: float, num: int, max_hvps: int) -> None:
+def _check(rtol: float, num: int, max_hvps: int, hvp: str) -> None:
+    known_name("hvp", hvp, ROUTES)
     positive_number("rtol", rtol)
     positive_count("num", num)
     if positive_count("max_hvps", max_hvps) < num:
@@ -157,6 +170,7 @@ def _check_fit(objective: Objective, num: int, start: SharpnessResult | None) ->
 
 def _measure(
     operator: SymmetricOperator,
+    hessian: HessianOperator,
     rtol: float,
     num: int,
     start: SharpnessResult | None,
@@ -164,13 +178,20 @@ def _measure(
     seed: int,
 ) -> SharpnessResult:
     generator = torch.Generator().manual_seed(seed)
-    return top_eigenpairs(
+    result = top_eigenpairs(
         operator,
         num=num,
         rtol=rtol,
         max_hvps=max_hvps,
         start=_start_vectors(operator, start, generator),
         generator=generator,
+    )
+    return replace(
+        result,
+        num_hvps=hessian.num_products,
+        hvp=hessian.route,
+        hvp_reason=hessian.reason.strip(),
+        hvp_error=hessian.relative_error,
     )
 
 

@@ -105,7 +105,9 @@ class Store:
                 f"{path} holds no results (no sweep.json): make some with edgewise demo or edgewise figure."
             ) from None
         except (ValueError, TypeError, KeyError):
-            raise StoreError(f"{path / 'sweep.json'} was not written by edgewise: choose another folder.") from None
+            raise StoreError(
+                f"{path / 'sweep.json'} was not written by edgewise: choose another folder."
+            ) from None
         if schema != SCHEMA:
             raise StoreError(
                 f"{path} was written with schema {schema}, this edgewise reads schema {SCHEMA}: "

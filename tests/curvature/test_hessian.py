@@ -1,0 +1,212 @@
+"""Routes to Hessian-vector products: reverse, forward, difference, and what "auto" picks.
+
+Oracles: the dense float64 Hessian of `torch.func`; for differences, their own error bar; exact counts of loss
+evaluations. The dense Hessian cannot see a fault shared by all of torch's derivatives; the difference route can, as
+it needs first derivatives only.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+import edgewise as ew
+from cases import BY_NAME, CASES, MLP
+from edgewise.curvature.hessian import HessianOperator
+from edgewise.errors import SecondDerivativeError
+from edgewise.isolation import isolated
+from edgewise.objective import Objective
+from oracles import bits, dense_hessian, top
+
+EXACT = 1e-9  # relative, float64: rounding of a few hundred operations, far below any wrong term
+ROUTES = ("reverse", "forward", "difference")
+
+
+class OnceOnly(torch.autograd.Function):
+    """tanh with a first derivative only, as fused kernels have."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y.square())
+
+
+class FusedTanh(nn.Module):
+    def forward(self, x):
+        return OnceOnly.apply(x)
+
+
+def fused_mlp():
+    """MLP's model with the fused tanh, and its twin that can be differentiated twice."""
+    twin, batches = MLP.build()
+    return nn.Sequential(twin[0], FusedTanh(), twin[2]), twin, batches
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_route_gives_the_dense_product(case, route):
+    model, batches = case.build()
+    dense = dense_hessian(model, case.loss_fn, batches)
+    vector = torch.randn(len(dense), dtype=torch.float64)
+    expected = dense @ vector
+    with isolated(model) as snapshot:
+        operator = HessianOperator(Objective(model, case.loss_fn, batches, snapshot=snapshot), route)
+        product = operator.matvec(vector)
+    # a difference's bar was taken on this very vector: ten times it leaves room for rounding
+    tolerance = EXACT + 10 * operator.relative_error
+    assert tolerance < 1e-6
+    assert (product - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", ["conv-batchnorm-xent", "tied-mse", "attention-xent"])
+def test_no_route_leaves_a_trace(name, route):
+    model, batches = BY_NAME[name].build()
+    before = {key: bits(value) for key, value in model.state_dict().items()}
+    held = [id(parameter) for module in model.modules() for parameter in module._parameters.values()]
+    ew.sharpness(model, BY_NAME[name].loss_fn, batches, hvp=route)
+    assert {key: bits(value) for key, value in model.state_dict().items()} == before
+    assert [id(p) for module in model.modules() for p in module._parameters.values()] == held
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_routes_see_the_same_dropout_masks(route):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 2)).double()
+    _, batches = MLP.build()
+    torch.manual_seed(11)
+    reference = ew.sharpness(model, MLP.loss_fn, batches[:1], hvp="reverse", rtol=1e-8)
+    torch.manual_seed(11)
+    found = ew.sharpness(model, MLP.loss_fn, batches[:1], hvp=route, rtol=1e-8)
+    assert found.value == pytest.approx(reference.value, rel=1e-7)
+
+
+def test_auto_takes_reverse_where_it_can():
+    model, batches = MLP.build()
+    found = ew.sharpness(model, MLP.loss_fn, batches)
+    assert (found.hvp, found.hvp_reason, found.hvp_error) == ("reverse", "", 0.0)
+
+
+def test_auto_falls_back_to_differences_and_says_why():
+    model, twin, batches = fused_mlp()
+    found = ew.sharpness(model, MLP.loss_fn, batches, rtol=1e-6)
+    assert found.hvp == "difference"
+    assert "reverse-over-reverse is not possible" in found.hvp_reason
+    assert "forward-over-reverse is not possible" in found.hvp_reason
+    assert 0 < found.hvp_error < 1e-6
+    expected = float(top(dense_hessian(twin, MLP.loss_fn, batches))[0])
+    assert found.value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("route", ["reverse", "forward"])
+def test_a_route_that_was_asked_for_is_not_replaced(route):
+    model, _, batches = fused_mlp()
+    with pytest.raises(SecondDerivativeError, match='use hvp="difference"'):
+        ew.sharpness(model, MLP.loss_fn, batches, hvp=route)
+
+
+def test_a_runtime_error_of_the_users_is_not_taken_for_a_missing_derivative():
+    model, batches = MLP.build()
+
+    def loss_fn(model, batch):
+        raise RuntimeError("out of cheese")
+
+    with pytest.raises(RuntimeError, match="out of cheese") as caught:
+        ew.sharpness(model, loss_fn, batches)
+    assert not isinstance(caught.value, SecondDerivativeError)
+
+
+def test_a_difference_costs_two_gradients_and_its_calibration_is_counted():
+    model, batches = MLP.build()
+    calls = []
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        return MLP.loss_fn(model, batch)
+
+    found = ew.sharpness(model, loss_fn, batches[:1], hvp="difference")
+    assert len(calls) == 2 * found.num_hvps
+
+
+def test_forward_and_differences_keep_no_graph_for_the_preconditioner():
+    """One loss evaluation for the gradient in P, then one a product (forward)."""
+    model, batches = MLP.build()
+    calls = []
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        return MLP.loss_fn(model, batch)
+
+    optimizer = torch.optim.Adam(model.parameters())
+    found = ew.preconditioned_sharpness(model, loss_fn, batches[:1], optimizer, hvp="forward")
+    assert len(calls) == 1 + found.num_hvps
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_error_bar_covers_the_error_in_float32(case):
+    model, batches = case.build()
+    dense = dense_hessian(model, case.loss_fn, batches)
+    model.float()
+    batches = [(x.float(), y.float() if y.is_floating_point() else y) for x, y in batches]
+    vector = torch.randn(len(dense), dtype=torch.float64)
+    with isolated(model) as snapshot:
+        operator = HessianOperator(Objective(model, case.loss_fn, batches, snapshot=snapshot), "difference")
+        product = operator.matvec(vector.float()).double()
+    error = (product - dense @ vector).norm() / (dense @ vector).norm()
+    assert error <= 2 * operator.relative_error + 1e-5  # 1e-5: what float32 gradients themselves are off by
+    assert operator.relative_error < 0.01
+
+
+def test_differences_refuse_when_gradients_are_too_coarse():
+    model, batches = MLP.build()
+    model.bfloat16()
+    batches = [(x.bfloat16(), y.bfloat16()) for x, y in batches]
+    with pytest.raises(SecondDerivativeError, match="central differences of the gradient are off by about"):
+        ew.sharpness(model, MLP.loss_fn, batches, hvp="difference")
+
+
+def test_differences_of_a_constant_gradient_are_zero():
+    model = nn.Linear(3, 1).double()
+    inputs = torch.randn(5, 3, dtype=torch.float64)
+    found = ew.sharpness(model, lambda model, x: model(x).mean(), [inputs], hvp="difference")
+    assert abs(found.value) < 1e-9
+
+
+def test_parameters_come_back_when_a_difference_raises():
+    model, batches = MLP.build()
+    before = [bits(p) for p in model.parameters()]
+    calls = []
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        return MLP.loss_fn(model, batch) * (math.nan if len(calls) == 3 else 1.0)
+
+    with pytest.raises(ew.LossError, match="nan"):
+        ew.sharpness(model, loss_fn, batches[:1], hvp="difference")
+    assert [bits(p) for p in model.parameters()] == before
+
+
+def test_an_unknown_route_is_refused_before_any_compute():
+    model, batches = MLP.build()
+    with pytest.raises(ValueError, match=r"unknown hvp 'revers'.*Did you mean 'reverse'"):
+        ew.sharpness(model, lambda *_: pytest.fail("evaluated"), batches, hvp="revers")
+
+
+def test_a_half_precision_model_is_measured_and_ends():
+    """bfloat16 products are good to about 1 %; the basis itself is kept in float32."""
+    model, batches = MLP.build()
+    expected = float(top(dense_hessian(model, MLP.loss_fn, batches))[0])
+    model.bfloat16()
+    batches = [(x.bfloat16(), y.bfloat16()) for x, y in batches]
+    found = ew.sharpness(model, MLP.loss_fn, batches, rtol=0.05, max_hvps=40)
+    assert found.value == pytest.approx(expected, rel=0.05)
