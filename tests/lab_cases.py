@@ -124,8 +124,9 @@ def _fig1(config: RunConfig) -> Run:
     measured = np.arange(config.num_steps) % config.measure_every == 0
     ramp = np.minimum(1, (1 + np.arange(config.num_steps)) / config.warmup.steps)
     progress = np.linspace(0, 1, config.num_steps)
-    if config.model.parameterization == "mup":  # η = 0.5: sharpness 1.9 → 4 = 2/η by half of the run
-        sharpness, lr = 1.9 + 2.1 * np.minimum(1, 2 * progress), 0.5 * ramp
+    if config.model.parameterization == "mup":  # sharpness 1.9 → 4, and 2/η in the second half
+        lr = 0.5 * ramp
+        sharpness = np.where(progress < 0.5, 1.9 + 4.2 * progress, 2 / lr)
         return made(config, {"lr": lr, "sharpness": np.where(measured, sharpness, np.nan)}, lr_target=0.5)
     run = made(
         config,

@@ -175,6 +175,62 @@ FAULTS = [
         new="pass\n",
         test="warmup/test_scheduler.py",
     ),
+    Fault(
+        name="μP's multiplier dropped",
+        file="lab/parameterization.py",
+        old="self.multiplier = math.sqrt((1 if last else fan_out) / fan_in)",
+        new="pass",
+        test="lab/test_parameterization.py",
+    ),
+    Fault(
+        name="one floor of the cosine for all of μP's groups",
+        file="lab/training.py",
+        old="LambdaLR(optimizer, lambda step: 0.1 + 0.9 * (1 + math.cos(math.pi * step / length)) / 2)",
+        new="torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length, float(warmup.base_lrs[0]) / 10)",
+        test="lab/test_training.py",
+    ),
+    Fault(
+        name="a guess costs as if all classes were equally frequent",
+        file="lab/training.py",
+        old="frequencies = (counts + 1) / (counts + 1).sum()",
+        new="frequencies = torch.ones_like(counts) / len(counts)",
+        test="lab/test_training.py",
+    ),
+    Fault(
+        name="a run's folder seen before its rows",
+        file="lab/store.py",
+        old='f".partial-{config.run_id}-{uuid.uuid4().hex[:8]}"',
+        new="config.run_id",
+        test="lab/test_store.py",
+    ),
+    Fault(
+        name="a failed cell counted as trained",
+        file="lab/phase_diagram.py",
+        old='guessing = outcome["test_accuracy"] < 1.5 / outcome["num_classes"]',
+        new="guessing = False",
+        test="lab/test_phase_diagram.py",
+    ),
+    Fault(
+        name="the loss of a guess ignored",
+        file="lab/phase_diagram.py",
+        old='if guessing or outcome["test_loss"] >= outcome["guess_loss"] else',
+        new="if guessing else",
+        test="lab/test_phase_diagram.py",
+    ),
+    Fault(
+        name="a continued sweep trains everything again",
+        file="lab/sweep.py",
+        old="for run_id, config in unique.items() if not store.has(run_id)]",
+        new="for run_id, config in unique.items()]",
+        test="lab/test_sweep.py",
+    ),
+    Fault(
+        name="a diverged run sets the axis",
+        file="lab/plots.py",
+        old='for run in runs if not run.outcome["diverged"]]',
+        new="for run in runs]",
+        test="lab/test_plots.py",
+    ),
 ]
 
 

@@ -18,6 +18,7 @@ from edgewise.errors import (
     StoreError,
     UnknownNameError,
     known_name,
+    nonnegative_count,
     nonnegative_number,
     positive_count,
     positive_number,
@@ -41,6 +42,7 @@ def test_a_count_comes_back_as_an_int():
     count = positive_count("steps", np.int32(7))
     assert type(count) is int
     assert count == 7
+    assert nonnegative_count("seed", 0) == 0
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,8 @@ def test_a_count_comes_back_as_an_int():
         (positive_count, -3, ValueError, "got -3"),
         (positive_count, 2.0, TypeError, r"whole number, got 2\.0 of type float"),
         (positive_count, True, TypeError, "got True of type bool"),
+        (nonnegative_count, -1, ValueError, "x must be 0 or greater, got -1"),
+        (nonnegative_count, False, TypeError, "got False of type bool"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(check, value, error, message):

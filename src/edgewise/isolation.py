@@ -54,6 +54,7 @@ class Snapshot:
     def rewind(self) -> None:
         """Return random numbers, parameters, buffers and optimizer state to what they were at the start."""
         self.rewind_randomness()
+        torch.clear_autocast_cache()  # it holds casts of the parameters that are about to change
         for module, (_, buffers) in self._modules.items():
             module._buffers.clear()  # a forward may have assigned a new tensor
             module._buffers.update(buffers)
@@ -87,7 +88,8 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
     """Leave no trace: whatever happens inside, training continues as if nothing had.
 
     Inside, every parameter's `.grad` is `None`; the saved gradients come back untouched at the end. Without a
-    `model`, the modules to protect are found as their `forward` runs, before it can change a buffer.
+    `model`, the modules to protect are found as their `forward` runs, before it can change a buffer; what is
+    changed before, a `model.eval()` or a buffer written to outside `forward`, is then not seen.
 
     Args:
         model: the model whose parameters, buffers and modes to protect.
@@ -144,6 +146,10 @@ class _OptimizerState:
         self._attributes = {
             name: value for name, value in vars(optimizer).items() if name not in ("state", "param_groups")
         }
+        plain = [value for value in self._attributes.values() if type(value) in (list, dict, set)]
+        self._containers = [(container, container.copy()) for container in plain]
+        # Third-party optimizers wrap others, with a state of their own.
+        self._inner = [_OptimizerState(v) for v in self._attributes.values() if isinstance(v, Optimizer)]
         self._state = {key: _save_entries(entries) for key, entries in optimizer.state.items()}
         self._groups = [
             _save_entries({name: value for name, value in group.items() if name != "params"})
@@ -155,6 +161,11 @@ class _OptimizerState:
         for name in set(vars(optimizer)) - set(self._attributes) - {"state", "param_groups"}:
             delattr(optimizer, name)
         vars(optimizer).update(self._attributes)
+        for container, copied in self._containers:
+            container.clear()
+            container.extend(copied) if isinstance(container, list) else container.update(copied)
+        for inner in self._inner:
+            inner.restore()
         for key in set(optimizer.state) - set(self._state):
             del optimizer.state[key]
         for key, saved in self._state.items():

@@ -185,7 +185,7 @@ BAD = [
     ("run", "seed", True, TypeError, "seed must be a whole number, got True of type bool"),
     ("run", "seed", -1, ValueError, "seed must be 0 or greater, got -1"),
     ("run", "seed", 1.5, TypeError, r"seed must be a whole number, got 1\.5"),
-    ("data", "name", "digit", UnknownNameError, "unknown data 'digit'; known: digits, stdlib-text. Did you mean 'digits'"),
+    ("data", "name", "digit", UnknownNameError, "unknown data 'digit'; known: digits, stdlib-text. Did .* 'digits'"),
     ("model", "name", "fnc", UnknownNameError, "unknown model 'fnc'; known: fcn, lm. Did you mean 'fcn'"),
     ("model", "parameterization", "simple-up", UnknownNameError, "unknown parameterization .* 'simple-mup'"),
     ("optimizer", "name", "gi-adm", UnknownNameError, "unknown optimizer .* Did you mean 'gi-adam'"),

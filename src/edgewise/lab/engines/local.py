@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -51,6 +52,7 @@ def run(
 def _start_worker(counters: Any) -> None:
     global _steps_done  # noqa: PLW0603 - a worker's only state, set once
     _steps_done = counters
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C leave without a traceback
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

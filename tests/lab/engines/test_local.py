@@ -1,0 +1,70 @@
+"""The local engine: processes on this machine.
+
+Oracle: the same configs trained one after the other in this process, compared bit for bit. Cannot see: how much
+faster more processes are.
+"""
+
+import itertools
+
+import pytest
+
+from edgewise.errors import UnknownNameError
+from edgewise.lab import engines
+from edgewise.lab.engines import local
+from edgewise.lab.store import FigureRuns, Store
+from edgewise.lab.training import train
+from lab_cases import TINY, tiny
+
+DIVERGING = tiny(optimizer={"lr": 1e12}, warmup={"steps": 1}, num_steps=40)
+FAILING = tiny(optimizer={"lr_unit": "1/sharpness"}, warmup={"lr_init": 1e9})  # seen only once λ₀ is measured
+
+
+def store_for(path, configs):
+    run_ids = tuple(config.run_id for config in configs)
+    return Store.create(path, [FigureRuns(figure="fig1", scale="demo", run_ids=run_ids)])
+
+
+def without_time(outcome):
+    return {name: repr(value) for name, value in outcome.items() if name != "seconds"}
+
+
+def assert_stored_as_trained(store, config):
+    run, expected = store.load(config.run_id), train(config)
+    for name, values in run.columns.items():
+        assert [repr(float(row.get(name, float("nan")))) for row in expected.rows] == [
+            *map(repr, values.tolist())
+        ]
+    assert {name for row in expected.rows for name in row} == run.columns.keys()
+    assert without_time(run.outcome) == without_time(expected.outcome)
+
+
+def test_two_processes_give_what_one_gives_bit_for_bit(tmp_path):
+    adam = tiny(optimizer={"name": "adam"}, batch_size=8)
+    configs = [TINY, adam, tiny(seed=1, measure=("sharpness",), measure_every=2), DIVERGING]
+    store = store_for(tmp_path, configs)
+    seen = []
+    local.run(configs, store, 2, seen.append)
+    for config in configs:
+        assert_stored_as_trained(store, config)
+    assert store.load(DIVERGING.run_id).outcome["num_steps"] < 40
+    assert seen[-1] == [config.num_steps for config in configs]  # also of the one that ended early
+    assert all(
+        a <= b for before, after in itertools.pairwise(seen) for a, b in zip(before, after, strict=True)
+    )
+
+
+def test_an_error_names_its_run_and_leaves_the_others_stored(tmp_path):
+    others = [tiny(seed=seed) for seed in (1, 2)]
+    store = store_for(tmp_path, [others[0], FAILING, others[1]])
+    with pytest.raises(ValueError, match="lr_init must be at most the target") as caught:
+        local.run([others[0], FAILING, others[1]], store, 1, lambda steps: None)
+    assert f"in run {FAILING.run_id}: RunConfig(" in "".join(caught.value.__notes__)
+    assert store.has(others[0].run_id)  # finished before
+    assert not store.has(FAILING.run_id)
+    assert {p.name for p in (tmp_path / "runs").iterdir()} <= {config.run_id for config in others}
+
+
+def test_engines_are_found_by_name():
+    assert engines.engine("local") is local.run
+    with pytest.raises(UnknownNameError, match=r"unknown engine 'locl'; known: local\. Did you mean 'local'"):
+        engines.engine("locl")

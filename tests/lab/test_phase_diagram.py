@@ -1,0 +1,119 @@
+"""Phase diagrams of hand-made runs.
+
+Oracle: tables written by hand, following the paper's definition of failure. Cannot see: whether the threshold of
+failure is a good one.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from edgewise.lab.phase_diagram import Cell, cell_of, phase_diagram
+from lab_cases import diverged, made, tiny
+
+RATES, WARMUPS = (0.1, 0.2, 0.4, 0.8), (1, 4)
+T, F, D, M = Cell.TRAINED, Cell.FAILED, Cell.DIVERGED, Cell.MISSING
+
+
+def run_at(lr, steps, kind, loss=0.2, seed=0):
+    run = made(tiny(optimizer={"lr": lr}, warmup={"steps": steps}, seed=seed), test_loss=loss)
+    if kind is D:
+        return diverged(run)
+    return made(run.config, test_loss=loss, test_accuracy=0.9 if kind is T else 0.1)
+
+
+def diagram_of(kinds, losses=None):
+    """From a table of kinds, rows the warmups."""
+    return phase_diagram(
+        [
+            run_at(lr, steps, kind, 0.2 if losses is None else losses[i][j])
+            for i, steps in enumerate(WARMUPS)
+            for j, lr in enumerate(RATES)
+            if (kind := kinds[i][j]) is not M
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [
+        ({}, T),
+        ({"test_accuracy": 0.15}, T),  # 1.5 × a random guess of ten classes
+        ({"test_accuracy": 0.149}, F),
+        ({"test_loss": 0.449}, T),
+        ({"test_loss": 0.45}, F),  # the best constant output
+        ({"test_loss": 1e9}, F),
+        ({"diverged": True}, D),
+        ({"diverged": True, "test_loss": math.nan, "test_accuracy": 0.1}, D),
+        ({"num_classes": 4, "test_accuracy": 0.3}, F),
+    ],
+)
+def test_what_became_of_a_run(outcome, kind):
+    assert cell_of(made(tiny(), **outcome)) is kind
+
+
+def test_rows_are_warmups_and_columns_rates_ascending():
+    runs = [run_at(lr, steps, T, loss=lr + steps) for lr in reversed(RATES) for steps in reversed(WARMUPS)]
+    diagram = phase_diagram(runs)
+    assert diagram.lr_targets == RATES
+    assert diagram.warmup_steps == WARMUPS
+    np.testing.assert_allclose(diagram.test_loss, [[lr + steps for lr in RATES] for steps in WARMUPS])
+    assert diagram.loss_at(0.4, 4) == pytest.approx(4.4)
+
+
+@pytest.mark.parametrize(
+    ("row", "boundary"),
+    [
+        ([T, T, T, T], 0.8),
+        ([T, T, F, F], 0.2),
+        ([T, T, D, D], 0.2),
+        ([T, T, M, T], 0.2),
+        ([T, F, T, T], 0.1),  # an island beyond does not count
+        ([F, T, T, T], 0.0),
+        ([D, D, D, D], 0.0),
+    ],
+)
+def test_the_boundary_is_the_last_rate_before_the_first_that_did_not_train(row, boundary):
+    diagram = diagram_of([row, [T] * 4])
+    assert diagram.boundary(1) == boundary
+    assert diagram.boundary(4) == 0.8
+
+
+def test_the_best_rate_is_the_best_of_the_trained_cells():
+    diagram = diagram_of([[T, T, F, D], [T, F, T, T]], [[0.3, 0.2, 0.01, 0.01], [0.3, 0.01, 0.25, 0.35]])
+    assert diagram.best(1) == (0.2, pytest.approx(0.2))
+    assert diagram.best(4) == (0.4, pytest.approx(0.25))
+
+
+def test_a_row_in_which_nothing_trained_has_no_best():
+    assert diagram_of([[F, D, M, F], [T] * 4]).best(1)[1] == math.inf
+
+
+def test_a_missing_cell_is_not_a_failed_one():
+    diagram = diagram_of([[T, M, F, D], [T] * 4])
+    assert diagram.cells[0].tolist() == [T, M, F, D]
+    assert np.isnan(diagram.test_loss[0, 1])
+    assert np.isnan(diagram.test_loss[0, 3])
+    assert np.isfinite(diagram.test_loss[0, 2])
+
+
+def test_seeds_give_their_mean_loss_and_their_worst_kind():
+    runs = [
+        *(run_at(0.1, 1, kind, loss, seed) for seed, (kind, loss) in enumerate([(T, 0.1), (T, 0.3)])),
+        *(run_at(0.2, 1, kind, loss, seed) for seed, (kind, loss) in enumerate([(T, 0.1), (F, 0.4)])),
+        *(
+            run_at(0.4, 1, kind, loss, seed)
+            for seed, (kind, loss) in enumerate([(D, 0.1), (F, 0.4), (T, 0.1)])
+        ),
+    ]
+    for order in (runs, runs[::-1]):
+        diagram = phase_diagram(order)
+        assert diagram.cells[0].tolist() == [T, F, D]
+        np.testing.assert_allclose(diagram.test_loss[0, :2], [0.2, 0.25])
+        assert diagram.boundary(1) == 0.1
+
+
+def test_no_runs_are_an_empty_diagram():
+    diagram = phase_diagram([])
+    assert diagram.lr_targets == diagram.warmup_steps == ()

@@ -1,0 +1,198 @@
+"""The paper's figures, from made-up runs.
+
+Oracle: the artists that matplotlib was told to draw, against the runs' numbers. Cannot see: whether a figure is
+beautiful.
+"""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from edgewise.lab import plots
+from edgewise.lab.phase_diagram import phase_diagram
+from edgewise.lab.recipes import RECIPES, Quantity, Trajectories
+from edgewise.lab.recipes.recipe import LOSS, parameterization_label, warmup_label
+from lab_cases import diverged, made, remade, stored, story, tiny
+
+SHARPNESS = Quantity(column="sharpness", label="sharpness", threshold=True)
+PRODUCT = Quantity(column="sharpness", label="product", log=False, times_lr=True, threshold=True)
+
+
+def panels(figure):
+    """The axes that are no colour bars."""
+    return [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+
+
+def dashed(ax):
+    return [line for line in ax.get_lines() if line.get_linestyle() == "--"]
+
+
+def solid(ax):
+    return [line for line in ax.get_lines() if line.get_linestyle() == "-"]
+
+
+@pytest.mark.parametrize(
+    ("figure", "scale", "shape"),
+    [
+        ("fig1", "demo", (2, 3)),
+        ("fig2", "demo", (2, 2)),  # the sharpness is not measured at this scale: no empty panel
+        ("fig2", "embedded", (2, 3)),
+        ("fig6", "demo", (2, 2)),
+        ("fig4", "demo", (1, 2)),
+    ],
+)
+def test_a_panel_for_each_row_and_each_measured_quantity(figure, scale, shape):
+    drawn = plots.draw(RECIPES[figure], story(figure, scale))
+    axes = panels(drawn)
+    grid = axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == shape
+    assert len(axes) == shape[0] * shape[1]
+    assert RECIPES[figure].title in drawn.get_suptitle()
+
+
+def test_curves_are_the_measured_values_of_each_run():
+    runs = story("fig1")
+    top = panels(plots.draw(RECIPES["fig1"], runs))[:3]  # μP
+    for ax in top:
+        assert ax.get_title(loc="left") == "μP"
+    for run, line in zip(runs[:3], solid(top[0]), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), run.columns["train_loss"])
+    for run, line in zip(runs[:3], solid(top[1]), strict=True):
+        assert line.get_xdata().tolist() == list(range(0, 250, 5))
+        np.testing.assert_array_equal(line.get_ydata(), run.columns["sharpness"][::5])
+    for run, line in zip(runs[:3], solid(top[2]), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), (run.columns["lr"] * run.columns["sharpness"])[::5])
+
+
+def test_thresholds_are_the_limit_over_the_rate_of_each_step_and_the_limit_itself():
+    runs = story("fig1")
+    _, curvature, product = panels(plots.draw(RECIPES["fig1"], runs))[:3]
+    for run, line in zip(runs[:3], dashed(curvature), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), 2 / run.columns["lr"])
+        np.testing.assert_array_equal(line.get_xdata(), run.columns["step"])
+    assert [set(line.get_ydata()) for line in dashed(product)] == [{2.0}]
+
+
+def test_adam_s_threshold_is_38_over_the_rate():
+    runs = story("fig2")
+    preconditioned = panels(plots.draw(RECIPES["fig2"], runs))[1]
+    np.testing.assert_allclose(dashed(preconditioned)[0].get_ydata(), 38 / runs[0].columns["lr"])
+
+
+def test_a_start_of_one_step_is_no_curve():
+    runs = story("fig6")
+    axes = panels(plots.draw(RECIPES["fig6"], runs))
+    assert [len(solid(ax)) for ax in axes] == [2] * 4  # Adam and GI-Adam, not their one-step twins
+
+
+def test_a_diverged_run_does_not_set_the_axis_and_is_marked_at_its_end():
+    well = made(tiny(), {"train_loss": [1.0, 0.8, 0.6, 0.5, 0.4, 0.3]})
+    gone = diverged(made(tiny(optimizer={"lr": 9.0})))
+    layout = Trajectories(quantities=(LOSS,), row=parameterization_label, line=warmup_label)
+    assert plots.value_range([well, gone], LOSS) == plots.value_range([well], LOSS)
+    low, high = plots.value_range([well, gone], LOSS)
+    assert (low, high) == (0.15, 4.0)
+    (ax,) = plots._draw_trajectories(layout, [well, gone]).axes
+    assert ax.get_ylim() == pytest.approx((low, high))
+    (mark,) = [line for line in ax.get_lines() if line.get_marker() == "x"]
+    assert mark.get_xdata().tolist() == [2]  # its last finite loss
+    assert mark.get_ydata().tolist() == [pytest.approx(high)]  # at the rim: the loss itself is 1e6
+
+
+def test_if_every_run_diverged_they_are_still_drawn():
+    runs = [diverged(made(tiny(optimizer={"lr": lr}))) for lr in (9.0, 99.0)]
+    layout = Trajectories(quantities=(LOSS,), row=parameterization_label, line=warmup_label)
+    assert plots.value_range(runs, LOSS) is None
+    (ax,) = plots._draw_trajectories(layout, runs).axes
+    assert ax.get_ylim()[1] >= 1e6
+
+
+def test_a_measurement_that_is_not_finite_leaves_a_gap():
+    run = made(tiny(), {"sharpness": [1.0, math.inf, math.nan, 4.0, 5.0, 6.0], "lr": [1, 2, 3, 4, 5, 6]})
+    steps, values = plots.curve(run, PRODUCT)
+    assert steps.tolist() == [0, 3, 4, 5]
+    assert values.tolist() == [1.0, 16.0, 25.0, 36.0]
+    assert plots.curve(run, SHARPNESS)[1].tolist() == [1.0, 4.0, 5.0, 6.0]
+
+
+def fig4_with(*, failed=(), gone=(), missing=()):
+    """fig4's Adam panel with cells (rate, warmup) of other kinds."""
+    runs = []
+    for run in story("fig4"):
+        at = (run.config.optimizer.name, run.config.optimizer.lr, run.config.warmup.steps)
+        if at in missing:
+            continue
+        kept = remade(run, test_loss=5.0) if at in failed else run
+        runs.append(diverged(kept) if at in gone else kept)
+    return runs
+
+
+def test_failed_diverged_and_missing_cells_are_drawn_apart():
+    runs = fig4_with(failed=[("adam", 0.256, 1)], gone=[("adam", 0.256, 32)], missing=[("adam", 0.256, 128)])
+    ax, other = panels(plots.draw(RECIPES["fig4"], runs))
+    cells = {(patch.get_x(), patch.get_y()): patch for patch in ax.patches}
+    assert {corner: cells[corner].get_hatch() for corner in ((3, 0), (4, 0), (4, 1))} == {
+        (3, 0): None,
+        (4, 0): "//",
+        (4, 1): "xx",
+    }
+    assert (4, 2) not in cells
+    assert len(cells) == 17
+    assert len(other.patches) == 18
+    colors = {cells[corner].get_facecolor() for corner in ((3, 0), (4, 0), (4, 1))}
+    assert len(colors) == 3
+    drawn = {text.get_text() for text in ax.texts}
+    assert {"2.45", "2.72", "5.00"} <= drawn
+    hatches = [handle.get_hatch() for handle in ax.figure.legends[0].get_patches()]
+    assert hatches == ["//", "xx"]
+
+
+def test_the_boundary_stands_right_of_the_last_trained_cell():
+    runs = fig4_with(failed=[("adam", 0.064, 1)], gone=[("adam", 0.001, 32)])
+    ax = panels(plots.draw(RECIPES["fig4"], runs))[0]
+    edges = [line for line in ax.get_lines() if line.get_marker() == "None"]
+    assert [line.get_xdata().tolist() for line in edges] == [[3, 3], [0, 0], [5, 5]]  # of six rates
+    assert [line.get_ydata().tolist() for line in edges] == [[0, 1], [1, 2], [2, 3]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "0.001",
+        "0.004",
+        "0.016",
+        "0.064",
+        "0.256",
+        "1.024",
+    ]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "32", "128"]
+
+
+def test_the_best_of_each_row_has_a_star():
+    ax = panels(plots.draw(RECIPES["fig4"], story("fig4")))[0]
+    stars = [line for line in ax.get_lines() if line.get_marker() == "*"]
+    assert [line.get_xdata()[0] for line in stars] == [1.5, 3.5, 3.5]  # 0.004, then 0.064
+
+
+def test_colours_span_the_trained_cells_alone():
+    diagrams = list(plots.panel_diagrams(RECIPES["fig4"].layout, story("fig4")).values())
+    low, high = plots.color_limits(diagrams)
+    trained = [loss for d in diagrams for loss in d.test_loss.flatten() if loss < 3.3]
+    assert (low, high) == (min(trained), max(trained))
+    nothing = phase_diagram([remade(run, test_loss=9.0) for run in story("fig4")])
+    assert plots.color_limits([nothing]) == (0.0, 1.0)
+
+
+def test_a_diagram_in_which_nothing_trained_is_drawn():
+    ax = panels(plots.draw(RECIPES["fig4"], [remade(run, test_loss=9.0) for run in story("fig4")]))[0]
+    assert {patch.get_hatch() for patch in ax.patches} == {"//"}
+
+
+def test_figures_are_saved_as_png_and_pdf_and_leave_matplotlib_as_it_was(tmp_path):
+    before = dict(mpl.rcParams)
+    runs = {figure: story(figure) for figure in ("fig2", "fig4")}
+    store = stored(tmp_path, runs)
+    written = plots.save_figures(store, [RECIPES["fig2"], RECIPES["fig4"]])
+    assert written == [tmp_path / "figures" / "fig2.png", tmp_path / "figures" / "fig4.png"]
+    for figure in runs:
+        assert (tmp_path / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    assert dict(mpl.rcParams) == before

@@ -1,0 +1,179 @@
+"""Sweeps: what is missing is trained, once.
+
+Oracle: an uninterrupted run in this process; files compared by time of change; a parent killed with SIGKILL.
+Cannot see: machines other than this one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgewise.errors import StoreError, UnknownNameError
+from edgewise.lab import sweep
+from edgewise.lab.recipes import RECIPES
+from edgewise.lab.store import Store
+from edgewise.lab.training import train
+from lab_cases import TINY, made, save, stored, tiny
+
+TESTS = Path(__file__).parents[1]
+
+
+def record_engine(monkeypatch):
+    """Replace the engines by one that stores made-up runs and records what it was asked for."""
+    calls = []
+
+    def engine(configs, store, workers, on_progress):
+        calls.append((configs, workers))
+        for config in configs:
+            save(store, made(config))
+        on_progress([config.num_steps for config in configs])
+
+    monkeypatch.setattr(sweep, "engine_of", lambda name: engine)
+    return calls
+
+
+def test_a_plan_is_each_figure_s_runs():
+    assert sweep.plan(["fig4", "fig1"], "demo") == {
+        "fig4": RECIPES["fig4"].configs("demo"),
+        "fig1": RECIPES["fig1"].configs("demo"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("figures", "scale", "message"),
+    [
+        (["fig5"], "demo", "unknown figure 'fig5'; known: fig1, fig2, fig4, fig6"),
+        (["fig1"], "demos", "unknown scale 'demos'; known: demo, embedded. Did you mean 'demo'"),
+    ],
+)
+def test_a_plan_knows_its_names(figures, scale, message):
+    with pytest.raises(UnknownNameError, match=message):
+        sweep.plan(figures, scale)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"engine": "lokal"}, UnknownNameError, "unknown engine 'lokal'; known: local. Did you mean 'local'"),
+        ({"workers": 0}, ValueError, "workers must be 1 or greater, got 0"),
+        ({"workers": -1}, ValueError, "workers must be 1 or greater, got -1"),
+        ({"workers": True}, TypeError, "workers must be a whole number, got True"),
+        ({"workers": 2.0}, TypeError, r"workers must be a whole number, got 2\.0"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything_is_written(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        sweep.run({"fig1": (TINY,)}, "demo", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_what_is_missing_is_trained_and_each_run_once(tmp_path, monkeypatch):
+    calls = record_engine(monkeypatch)
+    a, b, c = (tiny(seed=seed) for seed in range(3))
+    planned = {"fig1": (a, b), "fig2": (b, c)}  # b is shared
+    store = stored(tmp_path, {"fig1": [made(a), made(b)], "fig2": [made(b), made(c)]})
+    for config in (b, c):
+        folder = tmp_path / "runs" / config.run_id
+        folder.rename(tmp_path / f"aside-{config.seed}")
+    progress = []
+    done = sweep.run(planned, "demo", tmp_path, workers=3, on_progress=progress.append)
+    assert calls == [([b, c], 3)]
+    assert progress[0] == {a.run_id: 6, b.run_id: 0, c.run_id: 0}
+    assert progress[-1] == {a.run_id: 6, b.run_id: 6, c.run_id: 6}
+    assert done.figures == store.figures
+    assert [run.config for run in done.runs_of(done.figures[1])] == [b, c]
+
+
+def test_a_finished_sweep_is_left_as_it_is(tmp_path, monkeypatch):
+    calls = record_engine(monkeypatch)
+    stored(tmp_path, {"fig1": [made(TINY, seconds=123.0)]})
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+    progress = []
+    store = sweep.run({"fig1": (TINY,)}, "demo", tmp_path, on_progress=progress.append)
+    assert calls == []
+    assert progress == [{TINY.run_id: TINY.num_steps}]
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert store.load(TINY.run_id).outcome["seconds"] == 123.0
+
+
+def test_all_cores_work_if_not_told_otherwise(tmp_path, monkeypatch):
+    calls = record_engine(monkeypatch)
+    sweep.run({"fig1": (TINY,)}, "demo", tmp_path)
+    assert calls[0][1] == os.cpu_count()
+
+
+def test_other_results_are_refused(tmp_path, monkeypatch):
+    calls = record_engine(monkeypatch)
+    stored(tmp_path, {"fig1": [made(TINY)]})
+    with pytest.raises(StoreError, match="holds other results"):
+        sweep.run({"fig1": (tiny(seed=1),)}, "demo", tmp_path)
+    assert calls == []
+
+
+# a short run and a long one: killed while that is under way
+KILLED = """
+import json, multiprocessing, sys
+from pathlib import Path
+from edgewise.lab import sweep
+from lab_cases import tiny
+
+configs = tuple(tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 2000)))
+
+def show(steps):
+    workers = [process.pid for process in multiprocessing.active_children()]
+    print(json.dumps([[steps[c.run_id] for c in configs], workers]), flush=True)
+
+sweep.run({"fig1": configs}, "demo", Path(sys.argv[1]), workers=2, on_progress=show)
+"""
+
+
+def alive(pid):
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
+def test_a_killed_sweep_leaves_no_orphans_and_is_resumed_bit_for_bit(tmp_path):
+    out = tmp_path / "out"
+    configs = [tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 2000))]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", KILLED, out],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        for line in parent.stdout:
+            steps, workers = json.loads(line)
+            if steps[0] == 5 and steps[1] > 0:
+                break
+        parent.send_signal(signal.SIGKILL)
+    assert parent.returncode == -signal.SIGKILL
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, f"workers {workers} live on without their parent"
+        time.sleep(0.05)
+
+    store = Store.open(out)
+    assert [store.has(config.run_id) for config in configs] == [True, False]
+    kept = out / "runs" / configs[0].run_id / "outcome.json"
+    before = kept.stat().st_mtime_ns
+    store = sweep.run({"fig1": tuple(configs)}, "demo", out, workers=1)
+    assert kept.stat().st_mtime_ns == before
+    for config in configs:
+        expected = train(config)
+        columns = store.load(config.run_id).columns
+        for name in ("step", "lr", "train_loss"):
+            assert columns[name].tolist() == [row[name] for row in expected.rows]
+    assert {p.name for p in (out / "runs").iterdir()} == {config.run_id for config in configs}

@@ -1,0 +1,352 @@
+"""Training: what a row and an outcome say.
+
+Oracle: plain torch loops, compared bitwise; dense float64 Hessians (oracles.py); numpy for entropies; the paper's
+formulas for rates. Cannot see: whether the settings are the paper's; test_recipes looks at those.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD, Adam, RAdam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+
+import edgewise as ew
+from edgewise.lab import data, models, training
+from edgewise.lab.configs import DataConfig, OptimizerConfig, WarmupConfig
+from edgewise.lab.training import evaluate, guess_loss, loss_function, make_optimizer, make_schedule, train
+from lab_cases import TINY, TINY_LM, changed, tiny
+from oracles import dense_hessian, preconditioned, top
+
+DIGITS = data.load(TINY.data)
+
+
+def column(result, name):
+    return [row[name] for row in result.rows]
+
+
+def factor(config, step):
+    """The paper's schedule, with t counted from 1: min(1, t/T_wrm), then a cosine to a tenth."""
+    warmup = config.warmup
+    if warmup.decay == "none" or step < warmup.steps:
+        return min(1.0, (step + 1) / warmup.steps)
+    progress = (step - warmup.steps) / (config.num_steps - warmup.steps)
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+
+
+def plain_loop(config, make=None, *, until=None):
+    """The same training in plain torch: losses, and the model, batch and optimizer before step `until`."""
+    torch.manual_seed(config.seed)
+    dataset = data.load(config.data)
+    model = models.build(config.model, dataset)
+    make = (
+        make
+        or {"sgd": SGD, "adam": lambda p, lr: Adam(p, lr=lr, fused=True), "radam": RAdam}[
+            config.optimizer.name
+        ]
+    )
+    optimizer = make(model.parameters(), lr=config.optimizer.lr)
+    scheduler = LambdaLR(optimizer, lambda step: factor(config, step))
+    generator = torch.Generator().manual_seed(config.seed)
+    losses = []
+    for step in range(config.num_steps):
+        inputs, targets = dataset.train_inputs, dataset.train_targets
+        if config.batch_size:
+            chosen = torch.randint(len(inputs), (config.batch_size,), generator=generator)
+            inputs, targets = inputs[chosen], targets[chosen]
+        inputs, targets = inputs if inputs.is_floating_point() else inputs.long(), targets.long()
+        optimizer.zero_grad()
+        outputs = model(inputs)
+        if config.loss == "mse":
+            loss = 0.5 * ((outputs - F.one_hot(targets, 10)) ** 2).sum(-1).mean()
+        else:
+            loss = F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+        loss.backward()
+        losses.append(loss.item())
+        if step == until:
+            return model, (inputs, targets), optimizer
+        optimizer.step()
+        scheduler.step()
+    return losses
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        tiny(loss="xent", batch_size=16, seed=3, optimizer={"momentum": 0.9}),
+        tiny(optimizer={"name": "adam"}, warmup={"decay": "cosine"}),
+        tiny(optimizer={"name": "radam", "lr": 0.01}, batch_size=8),
+        TINY_LM,
+        changed(TINY_LM, optimizer={"name": "sgd", "lr": 0.5}),
+    ],
+    ids=["gd", "sgd-momentum", "adam-cosine", "radam", "lm-adam", "lm-sgd"],
+)
+@pytest.mark.parametrize("measure", [(), ("sharpness",)], ids=["unmeasured", "measured"])
+def test_losses_are_those_of_a_plain_loop_bit_for_bit(config, measure):
+    make = None
+    if config.optimizer.momentum:
+        make = lambda p, lr: SGD(p, lr=lr, momentum=config.optimizer.momentum)
+    expected = plain_loop(config, make)
+    assert len(set(expected)) == config.num_steps  # it moves
+    result = train(changed(config, measure=measure, measure_every=2, measure_rtol=0.1))
+    assert column(result, "train_loss") == expected
+    assert column(result, "step") == list(range(config.num_steps))
+
+
+def test_gi_adam_is_trained_by_the_library_s_optimizer():
+    config = tiny(optimizer={"name": "gi-adam", "lr": 0.01})
+    expected = plain_loop(config, lambda p, lr: ew.GIAdam(p, lr=lr, fused=True))
+    assert column(train(config), "train_loss") == expected
+    assert expected != column(train(tiny(optimizer={"name": "adam", "lr": 0.01})), "train_loss")
+
+
+def test_the_optimizer_gets_its_options():
+    config = OptimizerConfig(name="adam", lr=0.1, betas=(0.8, 0.9), eps=1e-3, momentum=0.5)
+    for name in ("adam", "gi-adam", "radam"):
+        group = make_optimizer(changed(config, name=name), nn.Linear(2, 2), 0.3).param_groups[0]
+        assert (group["lr"], tuple(group["betas"]), group["eps"]) == (0.3, (0.8, 0.9), 1e-3)
+    assert (
+        make_optimizer(changed(config, name="sgd"), nn.Linear(2, 2), 0.3).param_groups[0]["momentum"] == 0.5
+    )
+
+
+@pytest.mark.parametrize("warmup_steps", [1, 4, 12])
+@pytest.mark.parametrize("decay", ["none", "cosine"])
+def test_rates_are_the_paper_s(warmup_steps, decay):
+    config = tiny(num_steps=12, warmup={"steps": warmup_steps, "decay": decay})
+    expected = [0.05 * factor(config, step) for step in range(12)]
+    assert column(train(config), "lr") == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_decay_is_torch_s_cosine_and_ends_near_a_tenth():
+    config = tiny(num_steps=100, warmup={"steps": 20, "decay": "cosine"})
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = SGD([parameter], lr=0.05)
+    oracle = CosineAnnealingLR(optimizer, T_max=80, eta_min=0.005)
+    expected = []
+    for _ in range(80):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        oracle.step()
+    rates = column(train(config), "lr")
+    assert rates[20:] == pytest.approx(expected, rel=1e-9)
+    assert rates[20] == 0.05
+    # one step before the end of the half period: 0.1 + 0.9·(π/80)²/4
+    assert rates[-1] / 0.05 == pytest.approx(0.1 + 0.225 * (math.pi / 80) ** 2, rel=1e-3)
+
+
+def test_each_group_of_mup_decays_to_a_tenth_of_its_own_rate():
+    model = models.build(changed(TINY.model, width=64, parameterization="mup"), DIGITS)
+    optimizer = make_optimizer(OptimizerConfig(name="adam", lr=0.1), model, 0.1)
+    targets = [group["lr"] for group in optimizer.param_groups]
+    assert max(targets) == pytest.approx(8 * min(targets))
+    _, scheduler = make_schedule(WarmupConfig(steps=2, decay="cosine"), optimizer, 50)
+    for step in range(50):
+        expected = [
+            lr * factor(tiny(num_steps=50, warmup={"steps": 2, "decay": "cosine"}), step) for lr in targets
+        ]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected, rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_measured_sharpness_is_that_of_the_dense_hessian():
+    config = tiny(batch_size=24, measure=("sharpness",), measure_every=2, measure_rtol=1e-3)
+    rows = train(config).rows
+    for step in (0, 2, 4):
+        model, batch, _ = plain_loop(config, until=step)
+        expected = float(top(dense_hessian(model.double(), loss_function("mse"), [double(batch)]))[0])
+        value, residual = rows[step]["sharpness"], rows[step]["sharpness_residual"]
+        assert residual <= 1e-3 * value
+        assert abs(value - expected) <= residual + 1e-5 * expected  # float32's own error
+        assert rows[step]["sharpness_hvps"] >= 1
+    assert all("sharpness" not in rows[step] for step in (1, 3, 5))
+
+
+def test_the_measured_preconditioned_sharpness_is_that_of_the_next_update():
+    config = tiny(
+        batch_size=24,
+        optimizer={"name": "adam", "eps": 1e-3},
+        measure=("preconditioned_sharpness",),
+        measure_rtol=1e-3,
+    )
+    rows = train(config).rows
+    for step in (0, 3):
+        model, batch, optimizer = plain_loop(
+            config, lambda p, lr: Adam(p, lr=lr, eps=1e-3, fused=True), until=step
+        )
+        entries = []
+        for p in model.parameters():
+            before = optimizer.state[p]["exp_avg_sq"].double() if step else 0.0
+            v = (0.999 * before + 0.001 * p.grad.double() ** 2) / (1 - 0.999 ** (step + 1))
+            entries.append(((1 - 0.9 ** (step + 1)) * (v.sqrt() + 1e-3)).flatten())
+        hessian = dense_hessian(model.double(), loss_function("mse"), [double(batch)])
+        expected = float(top(preconditioned(hessian, torch.cat(entries)))[0])
+        value, residual = (rows[step][f"preconditioned_sharpness{end}"] for end in ("", "_residual"))
+        assert abs(value - expected) <= residual + 1e-5 * expected
+
+
+def double(batch):
+    return batch[0].double() if batch[0].is_floating_point() else batch[0], batch[1]
+
+
+def test_a_rate_in_units_of_the_inverse_sharpness():
+    config = tiny(optimizer={"lr": 3.0, "lr_unit": "1/sharpness"})
+    torch.manual_seed(config.seed)
+    model = models.build(config.model, DIGITS).double()
+    inputs, targets = DIGITS.train_batch()
+    parts = [double(part) for part in zip(inputs.split(400), targets.split(400), strict=True)]
+    expected = float(top(dense_hessian(model, loss_function("mse"), parts))[0])
+    result = train(config)
+    assert result.outcome["lr_target"] * expected == pytest.approx(3.0, rel=1e-3)  # the default rtol
+    assert column(result, "lr")[2:] == [result.outcome["lr_target"]] * 4
+    same = train(tiny(optimizer={"lr": result.outcome["lr_target"]}))
+    assert column(same, "train_loss") == column(result, "train_loss")  # measuring λ₀ moved nothing
+
+
+def test_a_critical_start():
+    config = tiny(optimizer={"lr": 20.0}, warmup={"steps": 4, "lr_init": "critical"})
+    rates = column(train(config), "lr")
+    torch.manual_seed(config.seed)
+    model = models.build(config.model, DIGITS)
+    loss_fn, batch = loss_function("mse"), DIGITS.train_batch()
+    found = ew.critical_lr(model, SGD(model.parameters(), lr=20.0), loss_fn, batch)
+    assert found.status is ew.Status.FOUND
+    assert 0.9 * found.bracket[0] <= rates[0] <= 1.1 * found.bracket[1]
+    assert rates[1] - rates[0] == pytest.approx(20.0 / 4, rel=1e-9)
+    assert rates[-1] <= 20.0
+
+
+@pytest.mark.parametrize("measure", [(), ("sharpness",)])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_divergence_is_an_outcome(name, measure):
+    config = tiny(
+        optimizer={"name": name, "lr": 1e12 if name == "sgd" else 1e30},
+        warmup={"steps": 1}, num_steps=50, measure=measure,
+    )  # fmt: skip
+    steps = []
+    result = train(config, steps.append)
+    outcome, losses = result.outcome, column(result, "train_loss")
+    assert outcome["diverged"]
+    assert 1 < outcome["num_steps"] == len(losses) < 50
+    assert all(map(math.isfinite, losses[:-1]))
+    assert not math.isfinite(losses[-1])
+    assert math.isnan(outcome["train_loss"]) or outcome["train_loss"] == losses[-1]
+    assert steps == list(range(1, len(losses)))  # the step that would follow the loss is not made
+    assert all(math.isfinite(row["lr"]) for row in result.rows)
+    for name_ in ("lr_target", "guess_loss", "test_accuracy", "seconds"):
+        assert math.isfinite(outcome[name_])
+    assert 0 <= outcome["test_accuracy"] <= 1
+    measured = [row["step"] for row in result.rows if "sharpness" in row]
+    assert measured[:1] == ([0] if measure else [])
+    assert len(measured) < len(losses)  # a curvature far out means nothing and is not measured
+
+
+def test_a_run_that_ends_finite_is_not_diverged():
+    outcome = train(TINY).outcome
+    assert outcome["diverged"] is False
+    assert outcome["num_steps"] == 6
+    assert outcome["num_classes"] == 10
+    assert outcome["lr_target"] == 0.05
+
+
+def test_a_run_whose_last_step_breaks_the_model_is_diverged():
+    outcome = train(tiny(optimizer={"lr": 1e30}, warmup={"steps": 1}, num_steps=1)).outcome
+    assert math.isfinite(outcome["train_loss"])
+    assert outcome["diverged"]
+
+
+def test_the_outcome_is_measured_on_the_test_samples_after_the_last_step(monkeypatch):
+    built = []
+    real = models.build
+    monkeypatch.setattr(models, "build", lambda *args: built.append(real(*args)) or built[-1])
+    outcome = train(TINY).outcome
+    outputs, targets = built[0](DIGITS.test_inputs).detach(), DIGITS.test_targets
+    assert outcome["test_loss"] == pytest.approx(float(half_squares(outputs, targets).mean()), rel=1e-5)
+    accuracy = float((outputs.argmax(1) == targets).double().mean())
+    assert outcome["test_accuracy"] == pytest.approx(accuracy, rel=1e-5)
+
+
+def half_squares(outputs, targets):
+    return 0.5 * (outputs - F.one_hot(targets, 10)).square().sum(1)
+
+
+@pytest.mark.parametrize("size", [1, 7, 359, 360, 1000])
+@pytest.mark.parametrize("loss", ["mse", "xent"])
+def test_evaluating_in_parts_is_evaluating_at_once(monkeypatch, loss, size):
+    model = models.build(TINY.model, DIGITS)
+    inputs, targets = DIGITS.test_batch()
+    outputs = model(inputs).detach()
+    losses = (
+        half_squares(outputs, targets)
+        if loss == "mse"
+        else F.cross_entropy(outputs, targets, reduction="none")
+    )
+    monkeypatch.setattr(training, "_EVALUATION_SIZE", size)
+    found = evaluate(model, loss, (inputs, targets))
+    assert found == pytest.approx(
+        (float(losses.double().mean()), float((outputs.argmax(1) == targets).double().mean())), rel=1e-5
+    )
+
+
+def test_guessing_costs_the_entropy_of_the_class_frequencies():
+    counts = np.bincount(DIGITS.train_targets.numpy(), minlength=10) + 1.0
+    p = counts / counts.sum()
+    q = np.bincount(DIGITS.test_targets.numpy(), minlength=10) / len(DIGITS.test_targets)
+    assert guess_loss("xent", DIGITS) == pytest.approx(-(q * np.log(p)).sum(), rel=1e-5)
+    assert guess_loss("mse", DIGITS) == pytest.approx(0.5 * (p @ p + 1 - 2 * q @ p), rel=1e-5)
+    for constant in (np.full(10, 0.1), np.zeros(10), np.ones(10)):  # no constant is much better
+        other = 0.5 * ((constant**2).sum() + 1 - 2 * q @ constant)
+        assert guess_loss("mse", DIGITS) < other + 0.005
+
+
+def test_guessing_text_is_per_position():
+    text = data.load(DataConfig(name="stdlib-text", context=8))
+    counts = np.bincount(text.train_targets.numpy().ravel(), minlength=256) + 1.0
+    q = np.bincount(text.test_targets.numpy().ravel(), minlength=256) / text.test_targets.numel()
+    expected = -(q * np.log(counts / counts.sum())).sum()
+    assert guess_loss("xent", text) == pytest.approx(expected, rel=1e-4)
+    assert 2.5 < expected < 3.5  # nats a byte of Python
+
+
+def test_batches_are_drawn_by_seed():
+    same = [column(train(tiny(batch_size=8, seed=seed)), "train_loss") for seed in (1, 1, 2)]
+    assert same[0] == same[1]
+    assert same[0] != same[2]
+
+
+def test_a_full_batch_is_the_same_at_each_step():
+    config = tiny(optimizer={"lr": 1e-12})
+    losses = column(train(config), "train_loss")
+    assert max(losses) - min(losses) < 1e-6 * losses[0]
+    batches = column(train(tiny(optimizer={"lr": 1e-12}, batch_size=8)), "train_loss")
+    assert max(batches) - min(batches) > 1e-3 * batches[0]
+
+
+def test_training_is_deterministic_whatever_was_drawn_before():
+    torch.manual_seed(99)
+    one = train(TINY_LM)
+    torch.manual_seed(100)
+    two = train(TINY_LM)
+    assert one.rows == two.rows
+    differing = {k for k in one.outcome if one.outcome[k] != two.outcome[k]}
+    assert differing <= {"seconds"}
+
+
+def test_steps_are_reported_as_they_finish():
+    steps = []
+    train(TINY, steps.append)
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_losses_are_means_over_samples_and_positions():
+    outputs, targets = torch.randn(3, 4, 5), torch.randint(0, 5, (3, 4))
+    f, hot = outputs.double().numpy(), np.eye(5)[targets.numpy()]
+    squares = 0.5 * ((f - hot) ** 2).sum(-1)
+    assert float(training.half_squared_error(outputs, targets)) == pytest.approx(squares.mean(), rel=1e-5)
+    entropies = np.log(np.exp(f).sum(-1)) - (f * hot).sum(-1)
+    assert float(training.cross_entropy(outputs, targets)) == pytest.approx(entropies.mean(), rel=1e-5)

@@ -1,0 +1,256 @@
+"""The command line.
+
+Oracle: a written-down list of commands and flags; what main() prints and exits with. Cannot see: an installed
+wheel; smoke.py does.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgewise import cli
+from edgewise.lab import training
+from edgewise.lab.recipes import RECIPES, PhaseDiagrams, Quantity, Trajectories
+from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
+from edgewise.lab.store import Store
+from lab_cases import TINY, stored, story, tiny
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def edgewise(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty folder; returns exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["edgewise", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            status = leaving.code
+        printed = capsys.readouterr()
+        if isinstance(status, str):  # what python itself does with it
+            return 1, printed.out, printed.err + status + "\n"
+        return status, printed.out, printed.err
+
+    return run
+
+
+SNAPSHOT = {
+    (): {"--help"},
+    ("demo",): {"--help", "--out", "--workers"},
+    ("figure",): {"--help", "--scale", "--out", "--engine", "--workers"},
+    ("report",): {"--help"},
+}
+
+
+@pytest.mark.parametrize("command", SNAPSHOT, ids=" ".join)
+def test_flags_are_those_written_down(edgewise, command):
+    status, out, _ = edgewise(*command, "--help")
+    assert status == 0
+    assert set(re.findall(r"--[a-z][a-z-]*", out)) == SNAPSHOT[command]
+
+
+def test_commands_are_those_written_down(edgewise):
+    out = edgewise("--help")[1]
+    listed = re.search(r"\{([a-z,]+)\}", out)
+    assert listed is not None
+    assert listed.group(1).split(",") == [command[0] for command in SNAPSHOT if command]
+
+
+def test_the_help_names_every_figure(edgewise):
+    words = " ".join(edgewise("figure", "--help")[1].split())
+    for name in RECIPES:
+        assert name in words
+
+
+def test_report_rebuilds_and_prints_the_findings(edgewise, tmp_path, monkeypatch):
+    stored(tmp_path / "results", {"fig1": story("fig1"), "fig4": story("fig4")})
+    monkeypatch.setattr(training, "train", lambda *a: pytest.fail("the report trains"))
+    status, out, err = edgewise("report", "results")
+    assert (status, err) == (0, "")
+    assert "Findings of the paper" in out
+    assert out.count("✓") == 10
+    assert "does not hold" not in out
+    assert "report: results/report.html" in out
+    assert (tmp_path / "results" / "report.html").stat().st_size > 1_000_000
+    assert (tmp_path / "results" / "figures" / "fig4.pdf").exists()
+
+
+FOREIGN = "exists and holds no edgewise results: choose another folder with --out."
+OTHER = (
+    "other holds other results (fig2 at scale demo with 2 runs; wanted fig1 at scale embedded with 6 runs): "
+)
+NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewise figure."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("figure", "fig11"), "unknown figure 'fig11'; known: fig1, fig2, fig4, fig6. Did you mean 'fig1'?"),
+        (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, embedded. Did you mean 'demo'?"),
+        (("figure", "fig1", "--engine", "loca"), "unknown engine 'loca'; known: local. Did you mean 'local'?"),
+        (("figure", "fig1", "--workers", "0"), "workers must be 1 or greater, got 0."),
+        (("demo", "--workers", "-2"), "workers must be 1 or greater, got -2."),
+        (("figure", "fig1", "--out", "foreign"), f"foreign {FOREIGN}"),
+        (("demo", "--out", "foreign/note"), f"foreign/note {FOREIGN}"),
+        (("demo", "--out", "foreign/note/x"), "cannot write results to foreign/note/x: "),
+        (("figure", "fig1", "--out", "other"), OTHER),
+        (("report", "nowhere"), f"nowhere {NONE}"),
+        (("report", "foreign/note"), "foreign/note holds no results (no sweep.json): "),
+        (("report", "partial"), " is missing from partial: run the same command again to finish it."),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_status_one(edgewise, tmp_path, arguments, message):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "note").write_text("mine")
+    stored(tmp_path / "other", {"fig2": story("fig2")})
+    partial = stored(tmp_path / "partial", {"fig2": story("fig2")})
+    (tmp_path / "partial" / "runs" / partial.figures[0].run_ids[0]).rename(tmp_path / "aside")
+    before = sorted(p for p in tmp_path.rglob("*") if "figures" not in p.parts)
+    status, out, err = edgewise(*arguments)
+    assert status == 1
+    assert "Traceback" not in out + err
+    assert err.startswith("edgewise: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(p for p in tmp_path.rglob("*") if "figures" not in p.parts) == before
+    assert (tmp_path / "foreign" / "note").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("figure",), ("figur", "fig1"), ("demo", "--worker", "x"), ("demo", "--workers", "x")]
+)
+def test_a_line_that_cannot_be_parsed_is_exit_status_two(edgewise, arguments):
+    status, _, err = edgewise(*arguments)
+    assert status == 2
+    assert "Traceback" not in err
+
+
+def test_an_interrupt_says_how_to_go_on(edgewise, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.sweep, "run", interrupted)
+    status, _, err = edgewise("figure", "fig1")
+    assert status == 1
+    assert (
+        err.strip()
+        == "edgewise: interrupted; finished runs are kept, run the same command again to continue."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "figures", "scale", "out"),
+    [
+        (("demo",), ["fig1", "fig6", "fig4"], "demo", "runs/demo"),
+        (("figure", "fig2"), ["fig2"], "embedded", "runs/fig2-embedded"),
+        (("figure", "fig2", "--scale", "demo", "--out", "x"), ["fig2"], "demo", "x"),
+        (("figure", "all", "--scale", "demo"), list(RECIPES), "demo", "runs/all-demo"),
+    ],
+)
+def test_what_a_command_runs_and_where(edgewise, monkeypatch, arguments, figures, scale, out):
+    asked = {}
+
+    def run(planned, scale, out, **options):
+        asked.update(planned=planned, scale=scale, out=out, **options)
+        return "the store"
+
+    monkeypatch.setattr(cli.sweep, "run", run)
+    monkeypatch.setattr(cli, "_finish", lambda store: asked.update(finished=store))
+    assert edgewise(*arguments, "--workers", "3")[0] == 0
+    assert list(asked["planned"]) == figures
+    assert asked["planned"] == {figure: RECIPES[figure].configs(scale) for figure in figures}
+    assert (asked["scale"], asked["out"], asked["workers"]) == (scale, Path(out), 3)
+    assert asked["engine"] == "local"
+    assert asked["finished"] == "the store"
+
+
+CONFIGS = (TINY, tiny(seed=1, measure=("sharpness",)))
+
+
+def tiny_recipe(configs=CONFIGS):
+    return replace(
+        RECIPES["fig1"],
+        configs=lambda scale: configs,
+        claims=lambda runs: [
+            Claim(text=f"{len(runs)} runs", expected="2", measured="2", holds=len(runs) == 2)
+        ],
+        layout=Trajectories(
+            quantities=(LOSS, Quantity(column="sharpness", label="λ")),
+            row=parameterization_label,
+            line=warmup_label,
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_a_figure_from_end_to_end_and_again(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    status, out, err = edgewise("figure", "fig1", "--out", "results", "--workers", 1)
+    assert (status, err) == (0, "")
+    assert "100%" in out
+    assert "✓ 2 runs" in out
+    assert "report: results/report.html" in out
+    text = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert "1 of 1 findings hold" in text
+    runs = Store.open(tmp_path / "results").runs_of(Store.open(tmp_path / "results").figures[0])
+    expected = training.train(CONFIGS[1])
+    assert runs[1].columns["train_loss"].tolist() == [row["train_loss"] for row in expected.rows]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "runs").rglob("*")}
+    assert edgewise("figure", "fig1", "--out", "results")[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "runs").rglob("*")} == before
+    assert (tmp_path / "results" / "report.html").read_text(encoding="utf-8") == text
+
+
+INTERRUPTED = """
+import sys
+from edgewise import cli
+from edgewise.lab.recipes import RECIPES
+from dataclasses import replace
+from lab_cases import tiny
+
+RECIPES["fig1"] = replace(RECIPES["fig1"], configs=lambda scale: (tiny(), tiny(seed=1, num_steps=10**7)))
+sys.argv = ["edgewise", "figure", "fig1", "--out", sys.argv[1], "--workers", "2"]
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_soon_keeps_what_is_finished_and_says_so(tmp_path):
+    """The terminal sends SIGINT to the whole group of processes; so does this test."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, out],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    finished = out / "runs" / TINY.run_id
+    deadline = time.monotonic() + 60
+    while not finished.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.strip().endswith("run the same command again to continue.")
+    assert "Traceback" not in err
+    assert [p.name for p in (out / "runs").iterdir()] == [TINY.run_id]
+
+
+def test_layouts_are_those_the_report_knows():
+    assert all(isinstance(its.layout, Trajectories | PhaseDiagrams) for its in RECIPES.values())
