@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, known_name
 
 try:
     import tyro
@@ -45,6 +45,7 @@ def figure(
         engine: what runs the training: "local".
         workers: processes; all cores if not given.
     """
+    known_name("figure", name, [*RECIPES, "all"])
     planned = sweep.plan(list(RECIPES) if name == "all" else [name], scale)
     _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers)
 
@@ -82,6 +83,8 @@ def main() -> None:
             description="Learning-rate warmup that knows the edge of stability.",
         )
     except (EdgewiseError, ValueError) as error:
+        if getattr(error, "__notes__", None):  # from inside a run: a bug there wants its traceback
+            raise
         sys.exit(f"edgewise: {error}")
     except KeyboardInterrupt:
         sys.exit("\nedgewise: interrupted; finished runs are kept, run the same command again to continue.")

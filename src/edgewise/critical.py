@@ -15,17 +15,21 @@ from torch.optim import LBFGS, Optimizer
 
 from edgewise.errors import Status, known_name, positive_count, positive_number
 from edgewise.isolation import Snapshot, isolated
-from edgewise.objective import LossFunction, checked_loss
+from edgewise.objective import LossFunction, checked_loss, differentiable_loss
 from edgewise.parameters import inner
 from edgewise.preconditioner import rate_ratios
+
+_HERE = "the current parameters"
+_VISIBLE = 16  # times the loss's resolution: the smallest change that is taken for one
+_MAX_RAISES = 40  # factors of 8, from the smallest to the largest float
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalLRResult:
     """The critical learning rate with its bracket; rates are those of the first parameter group."""
 
-    lr: float  # upper end of the bracket: the smallest rate seen to raise the loss
-    bracket: tuple[float, float]  # (does not raise the loss, raises it)
+    lr: float  # FOUND: upper end of the bracket, the smallest rate seen to raise the loss; else the lower end
+    bracket: tuple[float, float]  # (does not raise the loss or 0, raises it or infinity)
     scale: float  # lr over the current rate: the factor on the rates of all groups
     status: Status
     num_forwards: int  # loss evaluations, that at the current parameters included
@@ -114,10 +118,7 @@ def search_critical_lr(
     known_name("gradient", gradient, ("compute", "current"))
     positive_number("rtol", rtol)
     positive_count("max_forwards", max_forwards)
-    if isinstance(optimizer, LBFGS):
-        raise TypeError(
-            "LBFGS evaluates the loss inside its step: critical_lr needs a step() without closure."
-        )
+    check_steps_alone(optimizer)
     current = float(optimizer.param_groups[0]["lr"])
     limit = math.inf if max_lr is None else positive_number("max_lr", max_lr)
     first = min(current if guess is None else positive_number("guess", guess), limit)
@@ -126,11 +127,19 @@ def search_critical_lr(
 
     with isolated(model, optimizer) as snapshot:
         trial = _TrialSteps(optimizer, closure, snapshot, ratios, gradients)
-        slope = trial.slope(first)
+        first, slope = trial.visible(first, limit)
         if not -math.inf < slope < 0:  # NaN and infinities from a gradient that is not finite included
-            return _result(trial, (0.0, first), current, slope, Status.NOT_A_DESCENT_DIRECTION)
+            return _result(trial, (0.0, math.inf), current, slope, Status.NOT_A_DESCENT_DIRECTION)
         bracket, status = _search(trial, first, limit, rtol, max_forwards, smallest=trial.resolution / -slope)
         return _result(trial, bracket, current, slope, status, rtol)
+
+
+def check_steps_alone(optimizer: Optimizer) -> None:
+    """Raise if the optimizer's step needs a closure."""
+    if isinstance(optimizer, LBFGS):
+        raise TypeError(
+            "LBFGS evaluates the loss inside its step: critical_lr needs a step() without closure."
+        )
 
 
 class _TrialSteps:
@@ -155,7 +164,7 @@ class _TrialSteps:
             with torch.no_grad():
                 loss = closure()
         self._gradients = gradients
-        self.base = checked_loss(loss, "the current parameters").item()
+        self.base = checked_loss(loss, _HERE).item()
         self.resolution = torch.finfo(loss.dtype).eps * abs(self.base)
 
     def raises_loss(self, lr: float) -> bool:
@@ -172,6 +181,19 @@ class _TrialSteps:
         self._step(lr)
         moved = [p.detach().double() - self._snapshot.saved(p).double() for p in self._gradients]
         return inner(list(self._gradients.values()), moved) / lr
+
+    def visible(self, lr: float, limit: float) -> tuple[float, float]:
+        """Return the first rate from `lr` up whose step the loss can show, and the slope measured there.
+
+        A smaller step is rounded away in the parameters, at least in part, and says nothing of the direction.
+        """
+        slope = self.slope(lr)
+        for _ in range(_MAX_RAISES):
+            if abs(slope) * lr >= _VISIBLE * self.resolution or lr >= limit:
+                break
+            lr = min(8 * lr, limit)
+            slope = self.slope(lr)
+        return lr, slope
 
     def _step(self, lr: float) -> None:
         self._snapshot.rewind()
@@ -253,6 +275,6 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, dict[Tensor, Tensor]]:
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     with torch.enable_grad():
-        loss = checked_loss(closure(), "the current parameters")
+        loss = differentiable_loss(checked_loss(closure(), _HERE), _HERE)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return loss, {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}

@@ -136,11 +136,7 @@ class Objective:
         attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
         with torch.enable_grad(), attention:
             loss = self._loss(index, batch)
-            if not loss.requires_grad:
-                raise LossError(
-                    f"the loss of batch {index} has no graph to the parameters: do not call .item(), .detach() "
-                    "or torch.no_grad() inside loss_fn, and use the model it is given."
-                )
+            loss = differentiable_loss(loss, f"batch {index}")
             return list(torch.autograd.grad(loss, self.tensors, create_graph=create_graph, allow_unused=True))
 
     def _loss(self, index: int, batch: Any, parameters: dict[str, Tensor] | None = None) -> Tensor:
@@ -186,6 +182,16 @@ class Objective:
                 for tensor, parameter in zip(tensors, self.tensors, strict=True)
             ]
         )
+
+
+def differentiable_loss(loss: Tensor, of: str) -> Tensor:
+    """Return `loss` if it has a graph, or raise `LossError`; `of` names where it came from."""
+    if not loss.requires_grad:
+        raise LossError(
+            f"the loss of {of} has no graph to the parameters: do not call .item(), .detach() "
+            "or torch.no_grad() inside loss_fn, and use the model it is given."
+        )
+    return loss
 
 
 class _LossModule(nn.Module):

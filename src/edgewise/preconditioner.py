@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
-from edgewise.errors import PreconditionerError
+from edgewise.errors import PreconditionerError, nonnegative_number
 from edgewise.parameters import flatten
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
@@ -100,9 +100,12 @@ def rate_ratios(optimizer: Optimizer) -> list[float]:
     """Return each group's learning rate over the first group's.
 
     Raises:
-        ValueError: the first group's rate is zero, so that no ratio exists.
+        ValueError: a rate is negative or not finite, or the first group's is zero, so that no ratio exists.
     """
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    rates = [
+        nonnegative_number(f"the learning rate of parameter group {i}", float(group["lr"]))
+        for i, group in enumerate(optimizer.param_groups)
+    ]
     if rates[0] == 0:
         raise ValueError(
             "the first parameter group has learning rate 0: set the rate to measure in units of, "

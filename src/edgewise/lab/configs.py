@@ -16,6 +16,7 @@ from edgewise.errors import (
 
 DATA = ("digits", "stdlib-text")
 MODELS = ("fcn", "lm")
+MODEL_DATA = {"fcn": "digits", "lm": "stdlib-text"}
 PARAMETERIZATIONS = ("sp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
 OPTIMIZERS = ("sgd", "adam", "gi-adam", "radam")
@@ -23,6 +24,7 @@ LR_UNITS = ("absolute", "1/sharpness")
 DECAYS = ("none", "cosine")
 MEASUREMENTS = ("sharpness", "preconditioned_sharpness")
 
+HEAD_WIDTH = 32  # of an LM's attention
 _SCHEMA = 1  # part of every run id: raise it when the same config means another computation
 
 
@@ -56,6 +58,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         known_name("model", self.name, MODELS)
         known_name("parameterization", self.parameterization, PARAMETERIZATIONS)
+        if self.name == "lm" and self.width % HEAD_WIDTH:
+            raise ValueError(
+                f"width of an LM must be a multiple of {HEAD_WIDTH}, its head width, got {self.width}."
+            )
         depth, width = positive_count("depth", self.depth), positive_count("width", self.width)
         _settle(self, depth=depth, width=width)
 
@@ -80,13 +86,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         known_name("optimizer", self.name, OPTIMIZERS)
         known_name("lr_unit", self.lr_unit, LR_UNITS)
-        betas = tuple(nonnegative_number("betas", beta) for beta in self.betas)
-        if len(betas) != 2 or max(betas) >= 1:
+        betas = tuple(_below_one("betas", beta) for beta in self.betas)
+        if len(betas) != 2:
             raise ValueError(f"betas must be two numbers from 0 to below 1, got {self.betas!r}.")
         _settle(
             self,
             lr=positive_number("lr", self.lr),
-            momentum=nonnegative_number("momentum", self.momentum),
+            momentum=_below_one("momentum", self.momentum),
             betas=betas,
             eps=nonnegative_number("eps", self.eps),
         )
@@ -99,14 +105,16 @@ class WarmupConfig:
     steps: int = 1
     """T_wrm; 1 is a constant rate."""
     lr_init: float | Literal["critical"] = 0.0
-    """Where warmup starts: see `edgewise.LinearWarmup`."""
+    """Where warmup starts, in rates of the first parameter group: see `edgewise.LinearWarmup`."""
     decay: str = "none"
     """After warmup: "none", or "cosine" to a tenth of the target at the last step."""
 
     def __post_init__(self) -> None:
         _settle(self, steps=positive_count("warmup_steps", self.steps))
         known_name("decay", self.decay, DECAYS)
-        if self.lr_init != "critical":
+        if isinstance(self.lr_init, str):
+            known_name("lr_init", self.lr_init, ("critical",))
+        else:
             _settle(self, lr_init=nonnegative_number("lr_init", self.lr_init))
 
 
@@ -150,12 +158,23 @@ class RunConfig:
             raise ValueError(
                 f"warmup_steps must be at most num_steps = {self.num_steps}, got {self.warmup.steps}."
             )
+        if self.data.name != MODEL_DATA[self.model.name]:
+            raise ValueError(
+                f"model {self.model.name!r} takes data {MODEL_DATA[self.model.name]!r}, got {self.data.name!r}."
+            )
 
     @property
     def run_id(self) -> str:
         """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
         text = json.dumps({"schema": _SCHEMA} | to_dict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _below_one(name: str, value: object) -> float:
+    number = nonnegative_number(name, value)
+    if number >= 1:
+        raise ValueError(f"{name} must be from 0 to below 1, got {value!r}.")
+    return number
 
 
 def _settle(config: Any, **checked: Any) -> None:

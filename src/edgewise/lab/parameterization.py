@@ -43,6 +43,15 @@ class ScaledLinear(nn.Linear):
         return nn.functional.linear(input, self.multiplier * self.weight, self.multiplier * self.bias)
 
 
+class ScaledEmbedding(nn.Embedding):
+    """Rows of variance 2, whatever the width: an embedding's one-hot input is not summed over (paper, app.)."""
+
+    def __init__(self, num_embeddings: int, width: int, *, parameterization: str) -> None:
+        super().__init__(num_embeddings, width)
+        truncated_normal_(self.weight, math.sqrt(2))
+        self.adam_rate_factor = width**-0.5 if parameterization == "mup" else 1.0
+
+
 def truncated_normal_(tensor: Tensor, deviation: float) -> None:
     """Fill with a normal distribution truncated at two deviations, of the given deviation after truncation."""
     scale = deviation / _TRUNCATED_DEVIATION
@@ -53,7 +62,9 @@ def parameter_groups(model: nn.Module, *, lr: float, adaptive: bool) -> list[dic
     """Return the optimizer's groups: parameters of equal learning rate together, the unscaled ones first."""
     by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
     for module in model.modules():
-        factor = module.adam_rate_factor if adaptive and isinstance(module, ScaledLinear) else 1.0
+        factor = 1.0
+        if adaptive and isinstance(module, ScaledLinear | ScaledEmbedding):
+            factor = module.adam_rate_factor
         by_factor.setdefault(factor, []).extend(module.parameters(recurse=False))
     return [
         {"params": parameters, "lr": lr * factor} for factor, parameters in by_factor.items() if parameters

@@ -78,14 +78,14 @@ class Store:
                 )
             existing._clear_partial()
             return existing
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not p.name.startswith(".") for p in path.iterdir())):
             raise StoreError(
                 f"{path} exists and holds no edgewise results: choose another folder with --out."
             )
         store = cls(path, figures, _provenance())
         try:
-            (path / "runs").mkdir(parents=True)
-            store._write_index()
+            path.mkdir(parents=True, exist_ok=True)
+            store._write_index()  # before anything else, so that a folder killed here is empty or ours
         except OSError as error:
             raise StoreError(f"cannot write results to {path}: {error}.") from error
         return store
@@ -123,7 +123,7 @@ class Store:
     def save(self, config: RunConfig, rows: Sequence[dict[str, float]], outcome: dict[str, Any]) -> None:
         """Store a finished run; the first of several writers wins, their results being equal."""
         partial = self.path / "runs" / f".partial-{config.run_id}-{uuid.uuid4().hex[:8]}"
-        partial.mkdir()
+        partial.mkdir(parents=True)
         _write(partial / "config.json", json.dumps(to_dict(config), indent=1))
         _write(partial / "outcome.json", json.dumps(outcome, indent=1))
         names = {name: None for row in rows for name in row}

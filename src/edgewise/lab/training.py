@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from edgewise.lab import data, models
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.parameterization import parameter_groups
+from edgewise.warmup.schedules import cosine
 
 Batch = tuple[Tensor, Tensor]  # inputs, targets
 LossFunction = Callable[[nn.Module, Batch], Tensor]
@@ -110,10 +112,9 @@ def make_schedule(
     warmup = ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
     if config.decay == "none":
         return warmup, warmup
-    length = max(1, num_steps - config.steps)
     # CosineAnnealingLR has one eta_min for all groups; μP's groups each go to a tenth of their own rate.
-    decay = LambdaLR(optimizer, lambda step: 0.1 + 0.9 * (1 + math.cos(math.pi * step / length)) / 2)
-    return warmup, warmup.then(decay)
+    decay = partial(cosine, num_steps=num_steps - config.steps, final=0.1)
+    return warmup, warmup.then(LambdaLR(optimizer, decay))
 
 
 class _Probe:
@@ -139,6 +140,7 @@ class _Probe:
             columns |= {
                 name: result.value,
                 f"{name}_residual": result.residual,
+                f"{name}_converged": float(result.converged),
                 f"{name}_hvps": result.num_hvps,
             }
         return columns
@@ -168,18 +170,24 @@ def _batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:
 def _target_rate(config: OptimizerConfig, model: nn.Module, loss_fn: LossFunction, dataset: Dataset) -> float:
     if config.lr_unit == "absolute":
         return config.lr
-    return config.lr / ew.sharpness(model, loss_fn, [dataset.train_batch()]).value
+    initial = ew.sharpness(model, loss_fn, [dataset.train_batch()])
+    if not initial.converged:
+        raise RuntimeError(
+            f"the initial sharpness that sets the learning rate is not known: {initial.status.value}."
+        )
+    return config.lr / initial.value
 
 
 def _outcome(
     config: RunConfig, rows: list[dict[str, float]], model: nn.Module, dataset: Dataset, lr_target: float
 ) -> dict[str, Any]:
-    """Return how the run ended; losses are not finite where it diverged."""
+    """Return how the run ended; losses are not finite where it diverged, and `num_steps` counts the updates made."""
+    trained = math.isfinite(rows[-1]["train_loss"])
     test_loss, test_accuracy = evaluate(model, config.loss, dataset.test_batch())
     return {
-        "diverged": not (math.isfinite(rows[-1]["train_loss"]) and math.isfinite(test_loss)),
+        "diverged": not (trained and math.isfinite(test_loss)),
         "lr_target": lr_target,
-        "num_steps": len(rows),
+        "num_steps": len(rows) if trained else len(rows) - 1,
         "train_loss": rows[-1]["train_loss"],
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.critical import CriticalLRResult, search_critical_lr
+from edgewise.critical import CriticalLRResult, check_steps_alone, search_critical_lr
 from edgewise.errors import Status, nonnegative_number, positive_count
 from edgewise.warmup.scheduler import Warmup, targets
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
@@ -20,8 +20,10 @@ class LinearWarmup(Warmup):
 
     No update ever runs at rate 0. With `lr_init="critical"` the first update runs at the critical learning
     rate η_c of its own batch, measured by `observe`, and the rate grows from there by η_trgt/T_wrm an update:
-    the target is reached after T_wrm(1 − η_c/η_trgt) updates. If `observe` is never called, or finds no
-    critical rate (a warning says why), this is plain linear warmup from 0. Never above the target.
+    the target is reached after T_wrm(1 − η_c/η_trgt) updates (`steps_to_target`) and held until T_wrm, so that
+    a schedule that follows ends where it was planned to. Where η_c is above the target, as for Adam and GI-Adam at
+    initialization with usual rates, training starts at the target: `start` says so. If `observe` is never
+    called, or finds no critical rate (a warning says why), this is plain linear warmup from 0.
 
     Args:
         optimizer: any; its groups' rates are the targets, and their ratios are kept.
@@ -62,28 +64,32 @@ class LinearWarmup(Warmup):
         self.lr_init = lr_init
         self.start: CriticalLRResult | None = None
         self._start_factor: float | None = None  # of the first update, once measured
-        self._init_factor = 0.0
-        if isinstance(lr_init, str):
-            if lr_init != "critical":
-                raise ValueError(f'lr_init must be a number or "critical", got {lr_init!r}.')
+        if lr_init == "critical":
+            check_steps_alone(optimizer)
+        elif isinstance(lr_init, str):
+            raise ValueError(f'lr_init must be a number or "critical", got {lr_init!r}.')
         else:
-            self._init_factor = _init_factor(optimizer, nonnegative_number("lr_init", lr_init))
+            _check_below_target(optimizer, nonnegative_number("lr_init", lr_init))
         super().__init__(optimizer)
 
     def factor(self) -> float:
         """Return the factor on the target rates for the coming update."""
         if self._start_factor is not None:
             return linear_from(self.last_epoch, warmup_steps=self.warmup_steps, start=self._start_factor)
-        return linear(self.last_epoch, warmup_steps=self.warmup_steps, init=self._init_factor)
+        init = 0.0 if isinstance(self.lr_init, str) else self.lr_init / float(self.base_lrs[0])
+        return linear(self.last_epoch, warmup_steps=self.warmup_steps, init=init)
 
     @property
     def finished(self) -> bool:
-        """Whether the target has been reached."""
-        if self._start_factor is not None:
-            return self.last_epoch >= steps_to_target(
-                warmup_steps=self.warmup_steps, start=self._start_factor
-            )
+        """Whether `warmup_steps` updates are done; the target may have been reached before."""
         return self.last_epoch >= self.warmup_steps
+
+    @property
+    def steps_to_target(self) -> int:
+        """T_reach: the number of the first update, from 0, at the target rate; `warmup_steps` − 1 from rate 0."""
+        if self._start_factor is not None:
+            return steps_to_target(warmup_steps=self.warmup_steps, start=self._start_factor)
+        return self.warmup_steps - 1
 
     def observe(self, closure: Callable[[], Tensor]) -> None:
         """Measure η_c before the first update, if `lr_init="critical"`; otherwise do nothing.
@@ -149,11 +155,10 @@ class LinearWarmup(Warmup):
         self._apply()
 
 
-def _init_factor(optimizer: Optimizer, lr_init: float) -> float:
+def _check_below_target(optimizer: Optimizer, lr_init: float) -> None:
     target = targets(optimizer)[0]
     if lr_init > target:
         raise ValueError(
             f"lr_init must be at most the target, the optimizer's rate {target:g}; got {lr_init:g}: "
             "raise the optimizer's lr or lower lr_init."
         )
-    return lr_init / target

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from edgewise.errors import positive_number
 
@@ -49,24 +49,28 @@ class Warmup(LRScheduler):
         return [base * factor for base in self.base_lrs]
 
     def then(self, scheduler: LRScheduler) -> "WarmupThen":
-        """Return a scheduler that runs this warmup and then `scheduler`, whose step 0 is the warmup's end.
+        """Return a scheduler that runs this warmup and then `scheduler`, from its step 0 on.
+
+        The rates are those of torch's `SequentialLR` with one milestone at the end of the warmup.
 
         Args:
             scheduler: a fresh scheduler on the same optimizer; its lengths do not count the warmup.
 
         Raises:
             ValueError: another optimizer, a scheduler or warmup already under way, or called twice.
-            TypeError: the scheduler needs a metric.
+            TypeError: the scheduler needs a metric, or is made of several.
         """
-        if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
+        compound = (ReduceLROnPlateau, SequentialLR, ChainedScheduler)
+        if isinstance(scheduler, compound) or not isinstance(scheduler, LRScheduler):
             raise TypeError(
-                f"then() takes an LRScheduler whose step() needs no metric, got {type(scheduler).__name__}."
+                "then() takes a single LRScheduler whose step() needs no metric, got "
+                f"{type(scheduler).__name__}: write compound schedules as one LambdaLR."
             )
         if scheduler.optimizer is not self.optimizer:
             raise ValueError("then() takes a scheduler on the same optimizer, got one on another.")
         if self._follower is not None:
             raise ValueError(
-                "then() was already called on this warmup: chain further schedulers in SequentialLR."
+                "then() was already called on this warmup: write what follows as one scheduler, e.g. LambdaLR."
             )
         if self.last_epoch > 0 or scheduler.last_epoch > 0:
             raise ValueError(

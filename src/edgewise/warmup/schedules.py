@@ -27,6 +27,18 @@ def linear_from(update: int, *, warmup_steps: int, start: float) -> float:
     return min(1.0, start + update / warmup_steps)
 
 
+def cosine(update: int, *, num_steps: int, final: float) -> float:
+    """Return the factor from 1 at update 0 to `final` at update num_steps − 1, and `final` from there on.
+
+    final + (1 − final)(1 + cos(π·update/(num_steps − 1)))/2
+
+    >>> [round(cosine(update, num_steps=3, final=0.1), 2) for update in range(4)]
+    [1.0, 0.55, 0.1, 0.1]
+    """
+    progress = min(1.0, update / max(1, num_steps - 1))
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
 def steps_to_target(*, warmup_steps: int, start: float) -> int:
     """Return T_reach = ⌈warmup_steps·(1 − start)⌉, at least 1.
 

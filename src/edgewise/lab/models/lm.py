@@ -6,9 +6,8 @@ Shapes: B batch, T context, N width, V vocabulary.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgewise.lab.parameterization import Role, ScaledLinear, sinusoidal_positions, truncated_normal_
-
-_HEAD_WIDTH = 32
+from edgewise.lab.configs import HEAD_WIDTH
+from edgewise.lab.parameterization import Role, ScaledEmbedding, ScaledLinear, sinusoidal_positions
 
 
 class LM(nn.Module):
@@ -20,8 +19,7 @@ class LM(nn.Module):
         self, *, vocabulary: int, context: int, depth: int, width: int, parameterization: str
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
-        truncated_normal_(self.embedding.weight, 1.0)  # not scaled by fan_in
+        self.embedding = ScaledEmbedding(vocabulary, width, parameterization=parameterization)
         self.register_buffer("positions", sinusoidal_positions(context, width))
         self.blocks = nn.Sequential(*(_Block(width, parameterization) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
@@ -42,7 +40,7 @@ class _Block(nn.Module):
         def linear(fan_in: int, fan_out: int, role: Role = "hidden") -> ScaledLinear:
             return ScaledLinear(fan_in, fan_out, role=role, parameterization=parameterization)
 
-        self.num_heads = max(1, width // _HEAD_WIDTH)
+        self.num_heads = width // HEAD_WIDTH
         self.attention_norm = nn.LayerNorm(width)
         self.query, self.key, self.value = linear(width, width), linear(width, width), linear(width, width)
         self.attention_out = linear(width, width)
