@@ -2,7 +2,14 @@
 
 from edgewise.critical import CriticalLRResult, critical_lr
 from edgewise.curvature import SharpnessResult, preconditioned_sharpness, sharpness
-from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Status
+from edgewise.errors import (
+    EdgewiseError,
+    LossError,
+    PreconditionerError,
+    SecondDerivativeError,
+    Status,
+    UnknownNameError,
+)
 from edgewise.isolation import isolated
 from edgewise.optim import GIAdam, GIAdamW
 from edgewise.preconditioner import register_preconditioner
@@ -31,4 +38,6 @@ __all__ = [
     "EdgewiseError",
     "LossError",
     "PreconditionerError",
+    "SecondDerivativeError",
+    "UnknownNameError",
 ]

@@ -49,9 +49,9 @@ def critical_lr(
     rtol: float = 1 / 16,
     max_forwards: int = 60,
 ) -> CriticalLRResult:
-    r"""Find the critical learning rate of the optimizer's next update on this batch.
+    """Find the critical learning rate of the optimizer's next update on this batch.
 
-    .. math:: \eta_c = \min\{\eta > 0 : L(\theta - \eta u) > L(\theta)\}
+        η_c = min{η > 0 : L(θ − ηu) > L(θ)}
 
     with u the update direction of the optimizer's own `step()`, momentum and weight decay included. On a
     quadratic η_c = 2 g·u / uᵀHu. Exponential search by doubling or halving, then bisection (Kalra & Barkeshli

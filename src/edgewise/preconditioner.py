@@ -135,10 +135,9 @@ def known_optimizers() -> list[str]:
 def register_preconditioner(
     optimizer_class: type[OptimizerT],
 ) -> Callable[[Entries[OptimizerT]], Entries[OptimizerT]]:
-    r"""Teach `preconditioned_sharpness` the diagonal P of an optimizer: decorates the function that returns it.
+    """Teach `preconditioned_sharpness` the diagonal P of an optimizer: decorates the function that returns it.
 
-    .. math:: \theta_{t+1} = \theta_t - \eta\, P_t^{-1} n_t, \qquad
-              n_t = \textstyle\sum_{k \ge 0} c_k\, g_{t-k} \quad (c_k \text{ the same at every } t)
+        θₜ₊₁ = θₜ − η·Pₜ⁻¹nₜ,  nₜ = Σ_{k≥0} c_k·gₜ₋ₖ  (c_k the same at every t)
 
     The function is called as `f(optimizer, group, state, parameter, gradient)` and returns the entries of the
     Pₜ that the coming `step()` divides by, in the parameter's shape: `group` is the parameter's group of

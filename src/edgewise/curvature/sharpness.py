@@ -18,8 +18,6 @@ from edgewise.objective import LossFunction, Objective
 from edgewise.parameters import unflatten
 from edgewise.preconditioner import check_covered, preconditioner_of
 
-_MAX_HVPS = 200
-
 
 def sharpness(
     model: nn.Module,
@@ -30,14 +28,13 @@ def sharpness(
     num: int = 1,
     start: SharpnessResult | None = None,
     hvp: Route = "auto",
-    max_hvps: int = _MAX_HVPS,
+    max_hvps: int = 200,
     params: str | Iterable[str] | None = None,
     seed: int = 0,
 ) -> SharpnessResult:
-    r"""Measure the sharpness: the most positive eigenvalue of the Hessian of the loss.
+    """Measure the sharpness: the most positive eigenvalue of the Hessian of the loss.
 
-    .. math:: \lambda = \max_{\|v\| = 1} v^\top \nabla^2 L(\theta)\, v, \qquad
-              L = \sum_i n_i L_i \big/ \sum_i n_i
+        λ = max{vᵀ ∇²L(θ) v : ‖v‖ = 1},  L = Σᵢ nᵢLᵢ / Σᵢ nᵢ
 
     Gradient descent on L is stable while η·λ < 2. Units: loss / parameter².
 
@@ -90,14 +87,13 @@ def preconditioned_sharpness(
     num: int = 1,
     start: SharpnessResult | None = None,
     hvp: Route = "auto",
-    max_hvps: int = _MAX_HVPS,
+    max_hvps: int = 200,
     params: str | Iterable[str] | None = None,
     seed: int = 0,
 ) -> SharpnessResult:
-    r"""Measure the preconditioned sharpness: the top eigenvalue of P⁻¹H for the optimizer's next update.
+    """Measure the preconditioned sharpness: the top eigenvalue of P⁻¹H for the optimizer's next update.
 
-    .. math:: \lambda^{P^{-1}H} = \lambda_{\max}(P^{-1/2} H P^{-1/2}), \qquad
-              P_{\mathrm{Adam}} = (1 - \beta_1^t)\,\big(\sqrt{\hat v_t} + \epsilon\big)
+        λ^{P⁻¹H} = λ_max(P^{-1/2} H P^{-1/2}),  P of Adam = (1 − β₁ᵗ)(√v̂ₜ + ε)
 
     P already contains the gradient of `loss_fn` on `batches`. Adam is stable, late in training, while
     η·λ < (2 + 2β₁)/(1 − β₁), 38 at β₁ = 0.9; plain SGD has P = 1. Units: 1 / learning rate of the first group.

@@ -31,7 +31,8 @@ COLORS = (
     "#56B4E9",
     "#E69F00",
 )  # Okabe & Ito: apart for every eye
-FAILED_COLOR, DIVERGED_COLOR = "#d9d9d9", "#6f6f6f"
+_LEGEND_INCHES = 1.8  # of one entry
+FAILED_COLOR, DIVERGED_COLOR, BOUNDARY_COLOR = "#d9d9d9", "#6f6f6f", "#D55E00"
 
 _STYLE: Any = {
     "font.size": 9,
@@ -126,9 +127,11 @@ def _draw_trajectories(layout: Trajectories, runs: Sequence[Run]) -> Figure:
             for i, line in enumerate(lines)
         ),
         mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability threshold"),
-        mpl.lines.Line2D([], [], color="0.3", ls="", marker="x", label="diverged"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    if any(run.outcome["diverged"] for run in runs):
+        handles.append(mpl.lines.Line2D([], [], color="0.3", ls="", marker="x", label="diverged"))
+    columns = min(len(handles), int(figure.get_figwidth() / _LEGEND_INCHES))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -185,7 +188,7 @@ def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
     handles: list[Any] = [
         Patch(facecolor=FAILED_COLOR, hatch="//", edgecolor="0.4", label="failed (learned nothing)"),
         Patch(facecolor=DIVERGED_COLOR, hatch="xx", edgecolor="0.9", label="diverged"),
-        mpl.lines.Line2D([], [], color="#D55E00", lw=2, label="failure boundary"),
+        mpl.lines.Line2D([], [], color=BOUNDARY_COLOR, lw=2, label="failure boundary"),
         mpl.lines.Line2D([], [], color="0.2", ls="", marker="*", label="best of its row"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
@@ -198,7 +201,7 @@ def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any) -> None:
         for j, cell in enumerate(diagram.cells[i]):
             _draw_cell(ax, i, j, cell, diagram.test_loss[i, j], norm, cmap)
         edge = sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets)
-        ax.plot([edge, edge], [i, i + 1], color="#D55E00", lw=2.5, clip_on=False, zorder=3)
+        ax.plot([edge, edge], [i, i + 1], color=BOUNDARY_COLOR, lw=2.5, clip_on=False, zorder=3)
         best_lr, best_loss = diagram.best(steps)
         if math.isfinite(best_loss):
             j = diagram.lr_targets.index(best_lr)

@@ -194,7 +194,7 @@ def _phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
             figure.add_trace(trace, row=1, col=col)
         for steps, edges in zip(diagram.warmup_steps, _boundary_edges(diagram), strict=True):
             y = diagram.warmup_steps.index(steps)
-            line = {"color": "#D55E00", "width": 4}
+            line = {"color": plots.BOUNDARY_COLOR, "width": 4}
             figure.add_shape(
                 type="line", x0=edges, x1=edges, y0=y - 0.5, y1=y + 0.5, line=line, row=1, col=col
             )
@@ -206,7 +206,7 @@ def _phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
         ("diverged", {"color": plots.DIVERGED_COLOR, "symbol": "square", "size": 12}),
         (
             "failure boundary",
-            {"color": "#D55E00", "symbol": "line-ns-open", "size": 12, "line": {"width": 4}},
+            {"color": plots.BOUNDARY_COLOR, "symbol": "line-ns-open", "size": 12, "line": {"width": 4}},
         ),
     ):
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name))

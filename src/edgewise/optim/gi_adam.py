@@ -32,10 +32,9 @@ class _GradientInitialized(Adam):
 
 
 class GIAdam(_GradientInitialized):
-    r"""Adam with v₀ = g₀² (Kalra & Barkeshli 2024): an automatic warmup by √(1 − β₂ᵗ).
+    """Adam with v₀ = g₀² (Kalra & Barkeshli 2024): an automatic warmup by √(1 − β₂ᵗ).
 
-    .. math:: v_0 = g_0^2, \quad v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \quad
-              \theta_t = \theta_{t-1} - \eta\, \hat m_t / (\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)
+        v₀ = g₀²,  vₜ = β₂vₜ₋₁ + (1 − β₂)gₜ²,  θₜ = θₜ₋₁ − η·m̂ₜ / (√(vₜ/(1 − β₂ᵗ)) + ε)
 
     With v₀ = g₀², v_t estimates E[g²] without bias from the start, so the bias correction that is kept acts as
     a learning rate η√(1 − β₂ᵗ): the first step is √(1 − β₂) of Adam's (0.032 at β₂ = 0.999), and so is the
@@ -58,7 +57,7 @@ class GIAdam(_GradientInitialized):
 
 
 class GIAdamW(_GradientInitialized, AdamW):
-    r"""AdamW with v₀ = g₀²: see `GIAdam`; weight decay is decoupled as in `torch.optim.AdamW`.
+    """AdamW with v₀ = g₀²: see `GIAdam`; weight decay is decoupled as in `torch.optim.AdamW`.
 
     Same signature, kernels and `state_dict` as `torch.optim.AdamW`.
 

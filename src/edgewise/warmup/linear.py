@@ -14,9 +14,9 @@ from edgewise.warmup.schedules import linear, linear_from, steps_to_target
 
 
 class LinearWarmup(Warmup):
-    r"""Raise the learning rate linearly to the rate the optimizer was made with.
+    """Raise the learning rate linearly to the rate the optimizer was made with.
 
-    .. math:: \eta_t = \eta_{init} + (\eta_{trgt} - \eta_{init}) \min(1, t / T_{wrm}), \qquad t = 1, 2, \ldots
+        η_t = η_init + (η_trgt − η_init)·min(1, t/T_wrm),  t = 1, 2, …
 
     No update ever runs at rate 0. With `lr_init="critical"` the first update runs at the critical learning
     rate η_c of its own batch, measured by `observe`, and the rate grows from there by η_trgt/T_wrm an update:
