@@ -43,8 +43,12 @@ def changed(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def made(config: RunConfig, columns: dict[str, Any] | None = None, **outcome: Any) -> Run:
-    """A run as if it had trained; `columns` are numbers, or one number a step, NaN where not measured."""
-    steps = outcome.get("num_steps", config.num_steps)
+    """A run as if it had trained; `columns` are numbers, or one number a step, NaN where not measured.
+
+    As in training, a last loss that is not finite has a row of its own, but no update followed.
+    """
+    updates = outcome.get("num_steps", config.num_steps)
+    steps = updates if math.isfinite(outcome.get("train_loss", 0.0)) else updates + 1
     values = {"lr": config.optimizer.lr, "train_loss": 0.1} | (columns or {})
     filled = {name: np.broadcast_to(np.asarray(value, float), steps) for name, value in values.items()}
     return Run(
@@ -53,7 +57,7 @@ def made(config: RunConfig, columns: dict[str, Any] | None = None, **outcome: An
         outcome={
             "diverged": False,
             "lr_target": config.optimizer.lr,
-            "num_steps": steps,
+            "num_steps": updates,
             "train_loss": float(filled["train_loss"][-1]),
             "test_loss": 0.2,
             "test_accuracy": 0.9,
@@ -75,9 +79,9 @@ def remade(run: Run, columns: dict[str, Any] | None = None, **outcome: Any) -> R
 
 
 def diverged(run: Run, *, after: int = 4, columns: dict[str, Any] | None = None) -> Run:
-    """The run, grown a thousandfold a step until its loss was no longer finite."""
-    kept = {name: values[:after] for name, values in run.columns.items() if name != "step"}
-    kept["train_loss"] = [*(1e3**k for k in range(after - 1)), math.inf]
+    """The run, grown a thousandfold an update until after so many its loss was no longer finite."""
+    kept = {name: values[: after + 1] for name, values in run.columns.items() if name != "step"}
+    kept["train_loss"] = [*(1e3**k for k in range(after)), math.inf]
     return made(
         run.config,
         kept | (columns or {}),

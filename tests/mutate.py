@@ -113,6 +113,27 @@ FAULTS = [
         test="test_critical.py",
     ),
     Fault(
+        name="autocast's casts of earlier parameters kept",
+        file="isolation.py",
+        old="torch.clear_autocast_cache()",
+        new="pass",
+        test="test_critical.py",
+    ),
+    Fault(
+        name="central difference without the half",
+        file="curvature/hessian.py",
+        old="return (ahead - behind) / (2 * step)",
+        new="return (ahead - behind) / step",
+        test="curvature/test_hessian.py",
+    ),
+    Fault(
+        name="hand-over as soon as the target is reached",
+        file="warmup/linear.py",
+        old="return self.last_epoch >= self.warmup_steps",
+        new="return self.last_epoch >= self.steps_to_target",
+        test="warmup/test_scheduler.py",
+    ),
+    Fault(
         name="RNG not restored",
         file="isolation.py",
         old="torch.set_rng_state(self._cpu)",
@@ -185,8 +206,9 @@ FAULTS = [
     Fault(
         name="one floor of the cosine for all of μP's groups",
         file="lab/training.py",
-        old="LambdaLR(optimizer, lambda step: 0.1 + 0.9 * (1 + math.cos(math.pi * step / length)) / 2)",
-        new="torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length, float(warmup.base_lrs[0]) / 10)",
+        old="warmup.then(LambdaLR(optimizer, decay))",
+        new="warmup.then(torch.optim.lr_scheduler.CosineAnnealingLR("
+        "optimizer, num_steps - config.steps - 1, float(warmup.base_lrs[0]) / 10))",
         test="lab/test_training.py",
     ),
     Fault(

@@ -98,7 +98,8 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("figure", "fig11"), "unknown figure 'fig11'; known: fig1, fig2, fig4, fig6. Did you mean 'fig1'?"),
+        (("figure", "fig11"), "unknown figure 'fig11'; known: all, fig1, fig2, fig4, fig6. Did you mean 'fig1'?"),
+        (("figure", "al"), "unknown figure 'al'; known: all, fig1, fig2, fig4, fig6. Did you mean 'all'?"),
         (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, embedded. Did you mean 'demo'?"),
         (("figure", "fig1", "--engine", "loca"), "unknown engine 'loca'; known: local. Did you mean 'local'?"),
         (("figure", "fig1", "--workers", "0"), "workers must be 1 or greater, got 0."),
@@ -149,6 +150,21 @@ def test_an_interrupt_says_how_to_go_on(edgewise, monkeypatch):
         err.strip()
         == "edgewise: interrupted; finished runs are kept, run the same command again to continue."
     )
+
+
+def test_an_error_inside_a_run_keeps_its_traceback_and_one_before_is_a_line(edgewise, monkeypatch):
+    def failing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(cli.sweep, "run", failing)
+    error = ValueError("a shape does not fit")
+    status, out, err = edgewise("figure", "fig1")
+    assert (status, out.strip(), err) == (1, "", "edgewise: a shape does not fit\n")
+    error = ValueError("a shape does not fit")
+    error.add_note(f"in run {TINY.run_id}: {TINY}")
+    with pytest.raises(ValueError, match="a shape does not fit") as caught:
+        edgewise("figure", "fig1")
+    assert caught.value is error
 
 
 @pytest.mark.parametrize(

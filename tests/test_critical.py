@@ -238,7 +238,8 @@ def test_momentum_that_points_uphill_is_no_descent_direction():
     result = critical_lr(model, sgd, quadratic, torch.eye(2).double())
     assert result.status is Status.NOT_A_DESCENT_DIRECTION
     assert result.slope > 0
-    assert result.bracket[0] == 0
+    assert result.bracket == (0.0, math.inf)
+    assert result.lr == 0
     assert result.num_forwards == 1
 
 
@@ -247,6 +248,7 @@ def test_a_stationary_point_has_no_descent_direction():
     result = critical_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), quadratic, torch.eye(1).double())
     assert result.status is Status.NOT_A_DESCENT_DIRECTION
     assert result.slope == 0
+    assert result.bracket == (0.0, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,61 @@ def test_a_loss_below_its_own_resolution_says_so(offset, status):
     result = critical_lr(model, sgd, loss_fn, torch.ones(1, 1))
     assert result.status is status
     assert (result.noise_floor > 1 / 16) == (status is Status.BELOW_RESOLUTION)
+
+
+def single(weight=1.0, curvature=4.0):
+    """In float32, L = h·w²/2 from w = 1: η_c = 2/h."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, weight)
+    return model, lambda model, x: 0.5 * curvature * model(x).square().mean()
+
+
+@pytest.mark.parametrize(("lr", "guess"), [(0.1, 1e-10), (1e-10, None), (1e-30, None), (0.1, 1e-30)])
+def test_a_first_step_that_is_rounded_away_is_raised_until_it_shows(lr, guess):
+    """1 − 4·10⁻¹⁰ is 1 in float32: no step, no slope, and nothing said about the direction."""
+    model, loss_fn = single()
+    result = critical_lr(
+        model, torch.optim.SGD(model.parameters(), lr=lr), loss_fn, torch.ones(1, 1), guess=guess
+    )
+    assert result.status is Status.FOUND
+    low, high = result.bracket
+    assert low <= 0.5 <= high <= 17 / 16 * low
+    assert result.slope == pytest.approx(-16, rel=0.1)  # a step of 16 roundings: off by a sixteenth
+    assert result.scale == pytest.approx(high / lr)
+
+
+def test_the_first_rate_is_not_raised_above_max_lr():
+    """A step too small to show all the way up to the limit says nothing of the direction."""
+    model, loss_fn = single()
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-12)
+    result = critical_lr(model, sgd, loss_fn, torch.ones(1, 1), max_lr=1e-10)
+    assert result.status is Status.NOT_A_DESCENT_DIRECTION
+    assert (result.slope, result.bracket, result.num_forwards) == (0, (0.0, math.inf), 1)
+
+
+def test_autocast_sees_each_trial_s_parameters():
+    """Autocast caches its casts of the parameters until it is left; a trial step changes the parameters.
+
+    In bfloat16 a loss is flat over rates of 2⁻⁸ of η_c = 1/2: the bracket is checked by steps of our own.
+    """
+    model, loss_fn = single()
+    batch = torch.ones(1, 1)
+
+    def loss_at(rate):
+        stepped, _ = single(1 - 4 * rate)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            return loss_fn(stepped, batch).item()
+
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss_fn(model, batch).item() == 2.0  # fills the cache
+        result = critical_lr(model, sgd, loss_fn, batch)
+        assert loss_fn(model, batch).item() == 2.0
+    low, high = result.bracket
+    assert result.status is Status.FOUND
+    assert loss_at(low) <= 2.0 < loss_at(high)
+    assert low <= 0.5 * (1 + 2**-8)
+    assert 0.5 <= high <= 17 / 16 * low
 
 
 @pytest.mark.parametrize("max_forwards", [1, 2, 5])
@@ -440,6 +497,30 @@ def test_an_optimizer_that_cannot_be_searched_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         critical_lr(model, make(model.parameters()), lambda *a: calls.append(a), torch.ones(1, 1))
     assert calls == []
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -0.1])
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_learning_rate_that_is_none_is_refused_before_any_loss(group, rate):
+    model, groups = pieces_model((0.1, 0.1, 0.1))
+    sgd, calls = torch.optim.SGD(groups, lr=1.0), []
+    sgd.param_groups[group]["lr"] = rate
+    message = f"learning rate of parameter group {group} must be a finite number, 0 or greater, got {rate}"
+    for guess in (None, 0.1):
+        with pytest.raises(ValueError, match=message):
+            critical_lr(model, sgd, lambda *a: calls.append(a), None, guess=guess)
+    assert calls == []
+
+
+def test_a_loss_without_a_graph_has_no_gradient_to_compute():
+    model, loss_fn = single()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    cut = lambda model, x: loss_fn(model, x).detach()
+    with pytest.raises(LossError, match="the loss of the current parameters has no graph to the parameters"):
+        critical_lr(model, sgd, cut, torch.ones(1, 1))
+    loss_fn(model, torch.ones(1, 1)).backward()  # with a gradient at hand none is needed
+    result = critical_lr(model, sgd, cut, torch.ones(1, 1), gradient="current")
+    assert result.bracket[0] <= 0.5 <= result.bracket[1]
 
 
 @pytest.mark.parametrize("gradient", ["compute", "current"])

@@ -259,6 +259,45 @@ def test_a_measurement_between_forward_and_backward_leaves_the_gradient(measure)
         assert bits(ours.grad) == bits(theirs.grad)
 
 
+class Wrapper(torch.optim.Optimizer):
+    """As third-party optimizers are: around one of torch's, with a state and plain records of its own."""
+
+    def __init__(self, parameters, **options):
+        super().__init__(parameters, dict(options))
+        self.inner = torch.optim.SGD(self.param_groups[0]["params"], **options, momentum=0.9)
+        self.history, self.counts, self.seen = [], {"steps": 0}, {"nothing"}
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        self.inner.step()
+        self.history.append(self.param_groups[0]["lr"])
+        self.counts["steps"] += 1
+        self.counts[len(self.history)] = "new"
+        self.seen.add(self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("measure", ["a step", "critical_lr"])
+@pytest.mark.parametrize("trained", [0, 2])
+def test_an_optimizer_around_another_comes_back_with_its_records(trained, measure):
+    model, batches = MLP.build()
+    optimizer = Wrapper(model.parameters(), lr=0.1)
+    for _ in range(trained):
+        train_step(model, optimizer, MLP.loss_fn, batches[0])
+    records = lambda: (list(optimizer.history), dict(optimizer.counts), set(optimizer.seen))
+    before = fingerprint(model, optimizer), fingerprint(model, optimizer.inner), records()
+    assert len(optimizer.inner.state) == (len(list(model.parameters())) if trained else 0)
+    if measure == "critical_lr":
+        assert ew.critical_lr(model, optimizer, MLP.loss_fn, batches[0]).status is ew.Status.FOUND
+    else:
+        with isolated(model, optimizer):
+            optimizer.param_groups[0]["lr"] = 7.0
+            train_step(model, optimizer, MLP.loss_fn, batches[0])
+            assert len(optimizer.history) == trained + 1
+            assert fingerprint(model, optimizer.inner) != before[1]
+    assert (fingerprint(model, optimizer), fingerprint(model, optimizer.inner), records()) == before
+
+
 # Training with and without measuring
 
 

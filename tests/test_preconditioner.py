@@ -355,3 +355,16 @@ def test_a_first_rate_of_zero_has_no_ratios():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
     with pytest.raises(ValueError, match="the first parameter group has learning rate 0"):
         rate_ratios(optimizer)
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -0.1])
+@pytest.mark.parametrize("group", [0, 2])
+def test_a_learning_rate_that_is_none_is_refused(group, rate):
+    model, batches = MLP.build()
+    optimizer = in_groups(OPT["adam"], model)
+    optimizer.param_groups[group]["lr"] = rate
+    message = f"learning rate of parameter group {group} must be a finite number, 0 or greater, got {rate}"
+    with pytest.raises(ValueError, match=message):
+        rate_ratios(optimizer)
+    with pytest.raises(ValueError, match=message):
+        ew.preconditioned_sharpness(model, mse, [batches[0]], optimizer)

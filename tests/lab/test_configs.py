@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import typing
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,12 +27,12 @@ from edgewise.lab.configs import (
     to_dict,
 )
 from edgewise.lab.recipes import RECIPES, SCALES
-from lab_cases import TINY, changed, tiny
+from lab_cases import TINY, TINY_LM, changed, tiny
 
-BASE = changed(TINY, batch_size=4, measure=("sharpness",))
+BASE = changed(TINY, model={"width": 32}, batch_size=4, measure=("sharpness",))
 OTHER = {  # part or run → field → a value that BASE does not have
     "data": {"name": "stdlib-text", "context": 16},
-    "model": {"name": "lm", "depth": 2, "width": 16, "parameterization": "mup"},
+    "model": {"name": "lm", "depth": 2, "width": 64, "parameterization": "mup"},
     "optimizer": {
         "name": "adam",
         "lr": 0.06,
@@ -58,11 +59,18 @@ FIELDS = [
 ]
 
 
+@pytest.fixture
+def any_model_with_any_data(monkeypatch):
+    """So that the two names can be changed one by one."""
+    monkeypatch.setattr(configs, "MODEL_DATA", dict.fromkeys(configs.MODELS, mock.ANY))
+
+
 def with_other(part, name):
     value = OTHER[part][name]  # a KeyError here: give a new field another value above
     return changed(BASE, **({name: value} if part == "run" else {part: {name: value}}))
 
 
+@pytest.mark.usefixtures("any_model_with_any_data")
 @pytest.mark.parametrize(("part", "name"), FIELDS)
 def test_each_field_decides_the_run_id(part, name):
     other = with_other(part, name)
@@ -71,6 +79,7 @@ def test_each_field_decides_the_run_id(part, name):
     assert from_dict(to_dict(other)) == other
 
 
+@pytest.mark.usefixtures("any_model_with_any_data")
 def test_all_ids_differ_and_are_names_of_folders():
     ids = {with_other(part, name).run_id for part, name in FIELDS} | {BASE.run_id}
     assert len(ids) == len(FIELDS) + 1
@@ -177,9 +186,14 @@ BAD = [
         for where in [("optimizer", "momentum"), ("optimizer", "eps"), ("warmup", "lr_init")]
         for bad in BAD_NONNEGATIVES
     ),
-    ("warmup", "lr_init", "critcal", TypeError, "lr_init must be a number, got 'critcal'"),
-    ("optimizer", "betas", (1.0, 0.9), ValueError, r"betas must be two numbers from 0 to below 1, got \(1\.0, 0\.9\)"),
-    ("optimizer", "betas", (0.9,), ValueError, "betas must be two numbers"),
+    ("warmup", "lr_init", "critcal", UnknownNameError, "unknown lr_init 'critcal'; known: critical. Did .* 'critical'"),
+    ("optimizer", "momentum", 1, ValueError, "momentum must be from 0 to below 1, got 1"),
+    ("optimizer", "momentum", 1.5, ValueError, r"momentum must be from 0 to below 1, got 1\.5"),
+    ("optimizer", "momentum", math.inf, ValueError, "momentum must be a finite number, 0 or greater, got inf"),
+    ("optimizer", "betas", (1.0, 0.9), ValueError, r"betas must be from 0 to below 1, got 1\.0"),
+    ("optimizer", "betas", (0.9, 1.1), ValueError, r"betas must be from 0 to below 1, got 1\.1"),
+    ("optimizer", "betas", (0.9,), ValueError, r"betas must be two numbers from 0 to below 1, got \(0\.9,\)"),
+    ("optimizer", "betas", (0.9, 0.9, 0.9), ValueError, "betas must be two numbers from 0 to below 1"),
     ("optimizer", "betas", (0.9, True), TypeError, "betas must be a number, got True"),
     ("optimizer", "betas", (-0.1, 0.9), ValueError, "betas must be a finite number, 0 or greater"),
     ("run", "seed", True, TypeError, "seed must be a whole number, got True of type bool"),
@@ -187,6 +201,8 @@ BAD = [
     ("run", "seed", 1.5, TypeError, r"seed must be a whole number, got 1\.5"),
     ("data", "name", "digit", UnknownNameError, "unknown data 'digit'; known: digits, stdlib-text. Did .* 'digits'"),
     ("model", "name", "fnc", UnknownNameError, "unknown model 'fnc'; known: fcn, lm. Did you mean 'fcn'"),
+    ("model", "name", "lm", ValueError, "width of an LM must be a multiple of 32, its head width, got 8"),
+    ("data", "name", "stdlib-text", ValueError, "model 'fcn' takes data 'digits', got 'stdlib-text'"),
     ("model", "parameterization", "simple-up", UnknownNameError, "unknown parameterization .* 'simple-mup'"),
     ("optimizer", "name", "gi-adm", UnknownNameError, "unknown optimizer .* Did you mean 'gi-adam'"),
     ("optimizer", "lr_unit", "sharpness", UnknownNameError, "unknown lr_unit .* Did you mean '1/sharpness'"),
@@ -201,6 +217,43 @@ BAD = [
 def test_a_bad_value_is_refused_where_it_is_given(part, name, value, error, message):
     with pytest.raises(error, match=message):
         tiny(**({name: value} if part == "run" else {part: {name: value}}))
+
+
+@pytest.mark.parametrize(
+    ("width", "error", "message"),
+    [
+        *(
+            (width, ValueError, f"multiple of 32, its head width, got {width}")
+            for width in (1, 16, 33, 48, 100)
+        ),
+        (0, ValueError, "width must be 1 or greater, got 0"),
+        ("64", TypeError, "width must be a whole number, got '64' of type str"),
+        (64.0, TypeError, r"width must be a whole number, got 64\.0 of type float"),
+    ],
+)
+def test_a_language_model_has_whole_heads(width, error, message):
+    with pytest.raises(error, match=message):
+        changed(TINY_LM, model={"width": width})
+
+
+@pytest.mark.parametrize("width", [32, 64, 96])
+def test_widths_of_whole_heads_are_taken(width):
+    assert changed(TINY_LM, model={"width": width}).model.width == width
+
+
+def test_each_model_goes_with_its_own_data_only():
+    assert configs.MODEL_DATA == {"fcn": "digits", "lm": "stdlib-text"}
+    assert configs.MODEL_DATA.keys() == set(configs.MODELS)
+    assert set(configs.MODEL_DATA.values()) == set(configs.DATA)
+    with pytest.raises(ValueError, match="model 'lm' takes data 'stdlib-text', got 'digits'"):
+        changed(TINY_LM, data={"name": "digits"})
+    both = tiny(data={"name": "stdlib-text"}, model={"name": "lm", "width": 32})
+    assert (both.data.name, both.model.name) == ("stdlib-text", "lm")
+
+
+@pytest.mark.parametrize("momentum", [0, 0.999999])
+def test_momentum_goes_from_zero_to_below_one(momentum):
+    assert tiny(optimizer={"momentum": momentum}).optimizer.momentum == momentum
 
 
 @pytest.mark.parametrize("cls", [*PARTS.values(), RunConfig])

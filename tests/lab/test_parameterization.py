@@ -16,6 +16,7 @@ from edgewise.lab.configs import OptimizerConfig
 from edgewise.lab.models.fcn import FCN
 from edgewise.lab.models.lm import LM
 from edgewise.lab.parameterization import (
+    ScaledEmbedding,
     ScaledLinear,
     parameter_groups,
     sinusoidal_positions,
@@ -26,6 +27,8 @@ from edgewise.lab.training import make_optimizer
 PARAMETERIZATIONS = ("sp", "mup", "simple-mup")
 FAN_IN, FAN_OUT = 300, 500
 WIDTHS = (64, 256, 1024)
+# of the standard normal cut at two deviations: Var = 1 − 2·2φ(2)/(2Φ(2) − 1)
+TRUNCATED_DEVIATION = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
 
 # (parameterization, role) → variance of the weights, multiplier of the output: σ² is 2, and 1 in the last layer
 SCALES = {
@@ -56,6 +59,21 @@ def test_weights_and_multiplier_are_the_paper_s(parameterization, role):
     expected = multiplier * (x @ layer.weight.T + layer.bias)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
     assert layer.multiplier == pytest.approx(multiplier, rel=1e-15)
+
+
+@pytest.mark.parametrize("width", [32, 512])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_an_embedding_s_variance_is_two_at_any_width(parameterization, width):
+    layer = ScaledEmbedding(1000, width, parameterization=parameterization)
+    weight = layer.weight.detach()
+    n = weight.numel()
+    assert float(weight.var()) == pytest.approx(2.0, rel=5 * math.sqrt(1.37 / n))
+    assert abs(float(weight.mean())) < 5 * math.sqrt(2 / n)
+    assert float(weight.abs().max()) <= 2.00001 * math.sqrt(2) / TRUNCATED_DEVIATION
+    tokens = torch.tensor([3, 999])
+    assert torch.equal(layer(tokens), weight[tokens])  # no multiplier
+    factor = width**-0.5 if parameterization == "mup" else 1.0
+    assert layer.adam_rate_factor == pytest.approx(factor, rel=1e-15)
 
 
 def test_normals_are_cut_at_two_deviations_and_keep_their_variance():
@@ -136,13 +154,13 @@ def test_the_factor_of_a_layer_that_is_not_square(role, factor):
     assert layer.adam_rate_factor == pytest.approx(factor, rel=1e-15)
 
 
-def test_mup_leaves_the_embedding_and_the_norms_of_a_language_model_unscaled():
-    model = LM(vocabulary=256, context=4, depth=1, width=32, parameterization="mup")
+def test_mup_scales_the_embedding_by_the_width_and_leaves_the_norms_of_a_language_model_unscaled():
+    model = LM(vocabulary=256, context=4, depth=1, width=64, parameterization="mup")
     groups = parameter_groups(model, lr=1.0, adaptive=True)
-    assert group_of(groups, model.embedding.weight)["lr"] == 1.0
+    assert group_of(groups, model.embedding.weight)["lr"] == pytest.approx(1 / 8)
     assert group_of(groups, model.norm.weight)["lr"] == 1.0
-    assert group_of(groups, model.blocks[0].mlp_out.weight)["lr"] == pytest.approx(128**-0.5)
-    assert group_of(groups, model.head.weight)["lr"] == pytest.approx(1 / 32)
+    assert group_of(groups, model.blocks[0].mlp_out.weight)["lr"] == pytest.approx(256**-0.5)
+    assert group_of(groups, model.head.weight)["lr"] == pytest.approx(1 / 64)
     assert groups[0]["lr"] == 1.0  # the first group's rate is the one that a run's `lr` column shows
 
 

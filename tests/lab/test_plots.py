@@ -97,8 +97,8 @@ def test_a_diverged_run_does_not_set_the_axis_and_is_marked_at_its_end():
     (ax,) = plots._draw_trajectories(layout, [well, gone]).axes
     assert ax.get_ylim() == pytest.approx((low, high))
     (mark,) = [line for line in ax.get_lines() if line.get_marker() == "x"]
-    assert mark.get_xdata().tolist() == [2]  # its last finite loss
-    assert mark.get_ydata().tolist() == [pytest.approx(high)]  # at the rim: the loss itself is 1e6
+    assert mark.get_xdata().tolist() == [3]  # its last finite loss
+    assert mark.get_ydata().tolist() == [pytest.approx(high)]  # at the rim: the loss itself is 1e9
 
 
 def test_if_every_run_diverged_they_are_still_drawn():

@@ -74,5 +74,11 @@ def test_the_table_shows_each_claim_and_whether_it_holds():
     assert f"fig2 {its.title}" in text
 
 
+def test_brackets_in_a_claim_are_shown_and_no_markup():
+    claim = Claim(text="rates in [bold] [0, 1]", expected="[red]9[/red]", measured="[/] at [1]", holds=True)
+    text = " ".join(text_of(progress.findings([(RECIPES["fig2"], [claim])]), width=400).split())
+    assert "✓ rates in [bold] [0, 1] [red]9[/red] [/] at [1]" in text
+
+
 def test_the_table_of_no_results_is_a_table():
     assert "Findings of the paper" in text_of(progress.findings([]))

@@ -63,7 +63,8 @@ def test_a_diverged_run_can_be_stored(store):
     run = store.load(TINY.run_id)
     assert run.outcome["diverged"]
     assert math.isnan(run.outcome["test_loss"])
-    assert run.columns["train_loss"].tolist() == [1, 1e3, 1e6, math.inf]
+    assert run.columns["train_loss"].tolist() == [1, 1e3, 1e6, 1e9, math.inf]
+    assert run.outcome["num_steps"] == 4
 
 
 def test_a_new_folder_holds_its_plan_and_where_it_was_made(tmp_path):
@@ -78,6 +79,54 @@ def test_a_new_folder_holds_its_plan_and_where_it_was_made(tmp_path):
 
 def test_an_existing_empty_folder_is_used(tmp_path):
     assert not Store.create(tmp_path, figures(TINY)).has(TINY.run_id)
+
+
+KILLED_AT_THE_START = """
+import os, signal, sys
+from pathlib import Path
+from edgewise.lab import store
+from lab_cases import TINY
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+match sys.argv[2]:
+    case "before the index": store.Store._write_index = die
+    case "in the index": os.replace = die
+store.Store.create(Path(sys.argv[1]), [store.FigureRuns(figure="fig1", scale="demo", run_ids=(TINY.run_id,))])
+"""
+
+
+@pytest.mark.parametrize(("moment", "left"), [("before the index", 0), ("in the index", 1)])
+def test_a_folder_left_by_a_kill_before_the_index_is_used(tmp_path, moment, left):
+    path = tmp_path / "results"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_THE_START, path, moment],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [p.name.startswith(".sweep.json-") for p in path.iterdir()] == [True] * left
+    again = Store.create(path, figures(TINY))
+    save(again, made(TINY))
+    assert Store.open(path).load(TINY.run_id).config == TINY
+
+
+def test_the_index_is_there_before_any_run(tmp_path):
+    store = Store.create(tmp_path / "results", figures(TINY))
+    assert [p.name for p in store.path.iterdir()] == ["sweep.json"]
+    assert Store.create(store.path, figures(TINY)).figures == tuple(
+        figures(TINY)
+    )  # as after a kill right here
+    save(store, made(TINY))
+    assert sorted(p.name for p in store.path.iterdir()) == ["runs", "sweep.json"]
+
+
+def test_runs_without_an_index_are_not_ours(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(StoreError, match="exists and holds no edgewise results"):
+        Store.create(tmp_path, figures(TINY))
+    assert [p.name for p in tmp_path.rglob("*")] == ["runs"]
 
 
 def test_the_same_plan_continues_and_keeps_what_is_there(store):

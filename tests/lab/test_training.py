@@ -5,6 +5,7 @@ formulas for rates. Cannot see: whether the settings are the paper's; test_recip
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,11 +30,11 @@ def column(result, name):
 
 
 def factor(config, step):
-    """The paper's schedule, with t counted from 1: min(1, t/T_wrm), then a cosine to a tenth."""
+    """The paper's schedule, with t counted from 1: min(1, t/T_wrm), then a cosine to a tenth at the last step."""
     warmup = config.warmup
     if warmup.decay == "none" or step < warmup.steps:
         return min(1.0, (step + 1) / warmup.steps)
-    progress = (step - warmup.steps) / (config.num_steps - warmup.steps)
+    progress = (step - warmup.steps) / max(1, config.num_steps - warmup.steps - 1)
     return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -114,7 +115,7 @@ def test_the_optimizer_gets_its_options():
     )
 
 
-@pytest.mark.parametrize("warmup_steps", [1, 4, 12])
+@pytest.mark.parametrize("warmup_steps", [1, 4, 10, 11, 12])
 @pytest.mark.parametrize("decay", ["none", "cosine"])
 def test_rates_are_the_paper_s(warmup_steps, decay):
     config = tiny(num_steps=12, warmup={"steps": warmup_steps, "decay": decay})
@@ -122,11 +123,11 @@ def test_rates_are_the_paper_s(warmup_steps, decay):
     assert column(train(config), "lr") == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_decay_is_torch_s_cosine_and_ends_near_a_tenth():
+def test_the_decay_is_torch_s_cosine_and_ends_at_a_tenth():
     config = tiny(num_steps=100, warmup={"steps": 20, "decay": "cosine"})
     parameter = nn.Parameter(torch.ones(1))
     optimizer = SGD([parameter], lr=0.05)
-    oracle = CosineAnnealingLR(optimizer, T_max=80, eta_min=0.005)
+    oracle = CosineAnnealingLR(optimizer, T_max=79, eta_min=0.005)
     expected = []
     for _ in range(80):
         expected.append(optimizer.param_groups[0]["lr"])
@@ -135,8 +136,7 @@ def test_the_decay_is_torch_s_cosine_and_ends_near_a_tenth():
     rates = column(train(config), "lr")
     assert rates[20:] == pytest.approx(expected, rel=1e-9)
     assert rates[20] == 0.05
-    # one step before the end of the half period: 0.1 + 0.9·(π/80)²/4
-    assert rates[-1] / 0.05 == pytest.approx(0.1 + 0.225 * (math.pi / 80) ** 2, rel=1e-3)
+    assert rates[-1] == 0.05 * 0.1
 
 
 def test_each_group_of_mup_decays_to_a_tenth_of_its_own_rate():
@@ -164,7 +164,37 @@ def test_the_measured_sharpness_is_that_of_the_dense_hessian():
         assert residual <= 1e-3 * value
         assert abs(value - expected) <= residual + 1e-5 * expected  # float32's own error
         assert rows[step]["sharpness_hvps"] >= 1
-    assert all("sharpness" not in rows[step] for step in (1, 3, 5))
+        assert rows[step]["sharpness_converged"] == 1.0
+    measured = {"sharpness", "sharpness_residual", "sharpness_converged", "sharpness_hvps"}
+    assert all(rows[step].keys() == {"step", "lr", "train_loss"} | measured for step in (0, 2, 4))
+    assert all(rows[step].keys() == {"step", "lr", "train_loss"} for step in (1, 3, 5))
+
+
+@pytest.fixture
+def never_converged(monkeypatch):
+    """Every curvature is measured as ever, and said not to have converged."""
+
+    def unconverged(real):
+        return lambda *args, **options: replace(real(*args, **options), status=ew.Status.BUDGET_EXHAUSTED)
+
+    for name in ("sharpness", "preconditioned_sharpness"):
+        monkeypatch.setattr(training.ew, name, unconverged(getattr(ew, name)))
+
+
+@pytest.mark.usefixtures("never_converged")
+def test_a_row_says_that_a_measurement_did_not_converge():
+    names = ("sharpness", "preconditioned_sharpness")
+    for row in train(tiny(measure=names, measure_rtol=0.5)).rows:
+        assert [row[f"{name}_converged"] for name in names] == [0.0, 0.0]
+
+
+@pytest.mark.usefixtures("never_converged")
+def test_a_rate_in_units_of_an_unknown_sharpness_is_refused():
+    with pytest.raises(
+        RuntimeError, match="the initial sharpness that sets the learning rate is not known: "
+    ) as c:
+        train(tiny(optimizer={"lr": 3.0, "lr_unit": "1/sharpness"}))
+    assert ew.Status.BUDGET_EXHAUSTED.value in str(c.value)
 
 
 def test_the_measured_preconditioned_sharpness_is_that_of_the_next_update():
@@ -188,6 +218,7 @@ def test_the_measured_preconditioned_sharpness_is_that_of_the_next_update():
         expected = float(top(preconditioned(hessian, torch.cat(entries)))[0])
         value, residual = (rows[step][f"preconditioned_sharpness{end}"] for end in ("", "_residual"))
         assert abs(value - expected) <= residual + 1e-5 * expected
+        assert rows[step]["preconditioned_sharpness_converged"] == 1.0
 
 
 def double(batch):
@@ -232,11 +263,11 @@ def test_divergence_is_an_outcome(name, measure):
     result = train(config, steps.append)
     outcome, losses = result.outcome, column(result, "train_loss")
     assert outcome["diverged"]
-    assert 1 < outcome["num_steps"] == len(losses) < 50
+    assert 1 <= outcome["num_steps"] == len(losses) - 1 < 49  # updates made: none follows the last loss
     assert all(map(math.isfinite, losses[:-1]))
     assert not math.isfinite(losses[-1])
     assert math.isnan(outcome["train_loss"]) or outcome["train_loss"] == losses[-1]
-    assert steps == list(range(1, len(losses)))  # the step that would follow the loss is not made
+    assert steps == list(range(1, outcome["num_steps"] + 1))
     assert all(math.isfinite(row["lr"]) for row in result.rows)
     for name_ in ("lr_target", "guess_loss", "test_accuracy", "seconds"):
         assert math.isfinite(outcome[name_])
@@ -258,6 +289,7 @@ def test_a_run_whose_last_step_breaks_the_model_is_diverged():
     outcome = train(tiny(optimizer={"lr": 1e30}, warmup={"steps": 1}, num_steps=1)).outcome
     assert math.isfinite(outcome["train_loss"])
     assert outcome["diverged"]
+    assert outcome["num_steps"] == 1
 
 
 def test_the_outcome_is_measured_on_the_test_samples_after_the_last_step(monkeypatch):

@@ -109,22 +109,42 @@ def test_it_starts_at_the_critical_rate_and_reaches_the_target_in_time():
     assert [rate < 1 for rate in rates] == [update < reach for update in range(8)]
 
 
-def test_finished_says_when_the_target_is_reached():
+def test_finished_is_at_the_planned_length_though_the_target_is_reached_before():
     model, optimizer, warmup = on_quadratic()
-    finished = []
-    for _ in range(8):
-        rate = run(model, optimizer, warmup, 1, observe=warmup.observe)[0]
-        finished.append((rate, warmup.finished))
-    next_rates = [rate for rate, _ in finished[1:]] + [1.0]
-    assert [done for _, done in finished] == [rate == 1.0 for rate in next_rates]
+    rates, finished = [], []
+    for _ in range(10):
+        rates += run(model, optimizer, warmup, 1, observe=warmup.observe)
+        finished.append(warmup.finished)
+    assert warmup.steps_to_target == math.ceil(8 * (1 - warmup.start.lr)) == rates.index(1.0) < 7
+    assert rates[warmup.steps_to_target :] == [1.0] * (10 - warmup.steps_to_target)  # held
+    assert finished == [done_updates >= 8 for done_updates in range(1, 11)]
+
+
+@pytest.mark.parametrize(("warmup_steps", "lr_init"), [(1, 0.0), (8, 0.0), (8, 0.75), (8, 1.0)])
+def test_steps_to_target_is_the_first_update_at_the_target(warmup_steps, lr_init):
+    optimizer, warmup = plain(1.0, warmup_steps=warmup_steps, lr_init=lr_init)
+    said = warmup.steps_to_target
+    assert said == (0 if lr_init == 1.0 else warmup_steps - 1)
+    assert rates_of(optimizer, warmup, warmup_steps + 2).index(1.0) == said
+
+
+def test_before_it_is_measured_a_critical_start_says_the_steps_of_plain_warmup():
+    model, _, warmup = on_quadratic()
+    assert warmup.steps_to_target == 7
+    half_square(model).backward()
+    warmup.observe(lambda: half_square(model))
+    assert warmup.steps_to_target == math.ceil(8 * (1 - warmup.start.lr)) < 7
 
 
 @pytest.mark.parametrize("target", [0.01, 0.4])
 def test_a_critical_rate_above_the_target_starts_at_the_target(target):
     model, optimizer, warmup = on_quadratic(lr=target)
-    rates = run(model, optimizer, warmup, 4, observe=warmup.observe)
+    rates = run(model, optimizer, warmup, 7, observe=warmup.observe)
     assert warmup.start.status is Status.ABOVE_MAX_LR
-    assert rates == [target] * 4
+    assert rates == [target] * 7
+    assert warmup.steps_to_target == 0
+    assert not warmup.finished  # the target is held for the length that was planned
+    assert run(model, optimizer, warmup, 1) == [target]
     assert warmup.finished
 
 
@@ -274,6 +294,17 @@ def test_a_warmup_on_an_optimizer_that_was_loaded_before_has_the_same_targets():
         assert rates_of(other, resumed, 4) == [0.5, 0.75, 1, 1]
 
 
+@pytest.mark.parametrize("lr", [0.5, 2.0, 10.0])
+def test_the_rates_are_those_of_the_saved_run_whatever_the_optimizer_was_made_with(lr):
+    optimizer, warmup = plain(1.0, warmup_steps=4, lr_init=0.25)
+    head = rates_of(optimizer, warmup, 2)
+    other, resumed = plain(lr, warmup_steps=4, lr_init=0.25)
+    resumed.load_state_dict(warmup.state_dict())
+    tail = rates_of(optimizer, warmup, 4)
+    assert head + tail == pytest.approx([0.25 + 0.75 * min(1, t / 4) for t in range(1, 7)], rel=1e-12)
+    assert rates_of(other, resumed, 4) == tail
+
+
 def test_the_state_is_plain_numbers_and_strings():
     model, optimizer, warmup = on_quadratic()
     run(model, optimizer, warmup, 2, observe=warmup.observe)
@@ -344,6 +375,16 @@ def test_a_bad_argument_is_refused_and_the_optimizer_is_left_alone(kwargs, error
     if isinstance(optimizer, Optimizer):
         assert optimizer.param_groups[0]["lr"] is lr
         assert "initial_lr" not in optimizer.param_groups[0]
+
+
+def test_a_critical_start_needs_a_step_without_closure():
+    optimizer = torch.optim.LBFGS([nn.Parameter(torch.ones(1))], lr=1.0)
+    with pytest.raises(TypeError, match=r"LBFGS evaluates the loss inside its step.*without closure"):
+        LinearWarmup(optimizer, warmup_steps=4, lr_init="critical")
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    assert "initial_lr" not in optimizer.param_groups[0]
+    LinearWarmup(optimizer, warmup_steps=4)  # plain warmup asks for no step
+    assert optimizer.param_groups[0]["lr"] == 0.25
 
 
 def test_a_step_before_the_optimizers_is_noticed_by_torch_as_ever():

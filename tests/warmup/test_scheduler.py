@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
     CosineAnnealingLR,
     ExponentialLR,
     LambdaLR,
@@ -109,22 +110,47 @@ def quadratic_run(scheduler, warmup, model, optimizer, steps):
     return rates
 
 
-def critical_start(lr=1.0):
+def critical_start(lr=1.0, follower=lambda o: StepLR(o, step_size=2, gamma=0.5)):
     """L = 2w²: η_c = 1/2, target 1, T = 8: reached after at most 4 updates."""
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(model.weight)
     optimizer = SGD(model.parameters(), lr=lr)
     warmup = LinearWarmup(optimizer, warmup_steps=8, lr_init="critical")
-    return model, optimizer, warmup, warmup.then(StepLR(optimizer, step_size=2, gamma=0.5))
+    return model, optimizer, warmup, warmup.then(follower(optimizer))
 
 
-def test_the_follower_begins_when_the_critical_start_has_reached_the_target():
+def test_the_follower_begins_at_the_planned_length_also_after_a_critical_start():
     model, optimizer, warmup, scheduler = critical_start()
-    rates = quadratic_run(scheduler, warmup, model, optimizer, 9)
+    rates = quadratic_run(scheduler, warmup, model, optimizer, 13)
     start = warmup.start.lr
     reach = math.ceil(8 * (1 - start))
-    expected = [start + update / 8 for update in range(reach)] + [1, 1, 0.5, 0.5, 0.25, 0.25]
-    assert rates == pytest.approx(expected[:9], rel=1e-12)
+    assert reach <= 4
+    held = [1] * (8 - reach)
+    expected = [start + update / 8 for update in range(reach)] + held + [1, 1, 0.5, 0.5, 0.25]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("target", [1.0, 0.4])  # above η_c = 0.5, and below
+def test_a_cosine_over_the_rest_of_the_run_never_rises_again_after_a_critical_start(target):
+    total = 20
+    model, optimizer, warmup, scheduler = critical_start(
+        target, follower=lambda o: CosineAnnealingLR(o, T_max=total - 8)
+    )
+    rates = quadratic_run(scheduler, warmup, model, optimizer, total)
+    decay = rates[warmup.steps_to_target :]
+    assert decay == sorted(decay, reverse=True)
+    expected = [target * (1 + math.cos(math.pi * t / 12)) / 2 for t in range(12)]
+    assert rates[8:] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("warmup_steps", [1, 8, 19])
+def test_a_cosine_over_the_rest_of_the_run_never_rises_again(warmup_steps):
+    optimizer = make_optimizer((1.0,))
+    warmup = LinearWarmup(optimizer, warmup_steps=warmup_steps)
+    scheduler = warmup.then(CosineAnnealingLR(optimizer, T_max=20 - warmup_steps))
+    rates = [rate for (rate,) in rates_of(optimizer, scheduler, 20)]
+    assert rates[:warmup_steps] == sorted(rates[:warmup_steps])
+    assert rates[warmup_steps - 1 :] == sorted(rates[warmup_steps - 1 :], reverse=True)
 
 
 @pytest.mark.parametrize("order", [("optimizer", "scheduler"), ("scheduler", "optimizer")])
@@ -148,7 +174,7 @@ def test_a_resumed_run_has_the_same_rates(follower, stop, order, tmp_path):
     assert rates_of(optimizer, scheduler, 12) == tail
 
 
-@pytest.mark.parametrize("stop", [1, 3, 6])
+@pytest.mark.parametrize("stop", [1, 3, 6, 8, 10])
 def test_a_resumed_critical_start_has_the_same_rates(stop):
     model, optimizer, warmup, scheduler = critical_start()
     quadratic_run(scheduler, warmup, model, optimizer, stop)
@@ -188,6 +214,16 @@ def used(scheduler):
     ("follower", "error", "message"),
     [
         (ReduceLROnPlateau, TypeError, "whose step\\(\\) needs no metric, got ReduceLROnPlateau"),
+        (
+            lambda o: ChainedScheduler([StepLR(o, 1), ExponentialLR(o, 0.9)]),
+            TypeError,
+            "takes a single LRScheduler .*got ChainedScheduler: write compound schedules as one LambdaLR",
+        ),
+        (
+            lambda o: SequentialLR(o, [StepLR(o, 1), ExponentialLR(o, 0.9)], milestones=[2]),
+            TypeError,
+            "takes a single LRScheduler .*got SequentialLR: write compound schedules as one LambdaLR",
+        ),
         (lambda o: "cosine", TypeError, "got str"),
         (lambda o: o, TypeError, "got SGD"),
         (lambda o: StepLR(make_optimizer(), 1), ValueError, "on the same optimizer, got one on another"),
@@ -205,7 +241,10 @@ def test_then_is_called_once_and_before_the_first_step():
     optimizer = make_optimizer()
     warmup = LinearWarmup(optimizer, warmup_steps=3)
     warmup.then(StepLR(optimizer, 1))
-    with pytest.raises(ValueError, match=r"already called.*SequentialLR"):
+    with pytest.raises(
+        ValueError,
+        match=r"already called on this warmup: write what follows as one scheduler, e\.g\. LambdaLR",
+    ):
         warmup.then(StepLR(optimizer, 1))
     late = used(LinearWarmup(make_optimizer(), warmup_steps=3))
     with pytest.raises(ValueError, match="before the first step"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.warmup.schedules import linear, linear_from, steps_to_target
+from edgewise.warmup.schedules import cosine, linear, linear_from, steps_to_target
 
 steps = st.integers(1, 10_000)
 updates = st.integers(0, 30_000)
@@ -59,16 +59,38 @@ def test_linear_from_has_the_slope_of_plain_warmup(update, warmup_steps, start):
 def test_the_target_is_reached_when_it_is_said_to_be(warmup_steps, start):
     """After T_reach = ⌈T(1 − start)⌉ updates, and not before; 1e-9 of an update is rounding."""
     reach = steps_to_target(warmup_steps=warmup_steps, start=start)
-    assert 1 <= reach <= warmup_steps
+    assert 0 <= reach <= warmup_steps
     assert linear_from(reach, warmup_steps=warmup_steps, start=start) == pytest.approx(1.0, abs=1e-9)
-    if reach > 1:
+    if reach > 0:
         assert linear_from(reach - 1, warmup_steps=warmup_steps, start=start) < 1
 
 
 @pytest.mark.parametrize(
     ("warmup_steps", "start", "reach"),
-    [(100, 0.25, 75), (100, 0.3, 70), (10, 0.95, 1), (10, 1.0, 1), (3, 0.5, 2)],
+    [(100, 0.25, 75), (100, 0.3, 70), (10, 0.95, 1), (10, 1.0, 0), (3, 0.5, 2)],
 )
 def test_steps_to_target_in_closed_form(warmup_steps, start, reach):
     assert steps_to_target(warmup_steps=warmup_steps, start=start) == reach
     assert math.isclose(linear_from(reach, warmup_steps=warmup_steps, start=start), 1.0)
+
+
+@given(steps, factors)
+def test_cosine_in_closed_form_and_held_at_its_end(num_steps, final):
+    """final + (1 − final)·cos²(πt/2(n − 1)), another form of the same; a few roundings of numbers below 1."""
+    for update in {0, num_steps // 3, num_steps // 2, num_steps - 2, num_steps - 1} & set(range(num_steps)):
+        angle = math.pi / 2 * update / max(1, num_steps - 1)
+        expected = final + (1 - final) * math.cos(angle) ** 2
+        assert cosine(update, num_steps=num_steps, final=final) == pytest.approx(expected, abs=1e-15)
+    for update in range(max(1, num_steps - 1), num_steps + 3):
+        assert cosine(update, num_steps=num_steps, final=final) == final
+
+
+@given(updates, steps, factors)
+def test_cosine_never_rises_and_stays_between_its_ends(update, num_steps, final):
+    value = cosine(update, num_steps=num_steps, final=final)
+    assert final <= value <= 1 + 1e-15
+    assert cosine(update + 1, num_steps=num_steps, final=final) <= value
+
+
+def test_a_cosine_of_one_update_runs_at_the_start_and_is_then_at_its_end():
+    assert [cosine(update, num_steps=1, final=0.1) for update in range(3)] == [1.0, 0.1, 0.1]

@@ -58,11 +58,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         known_name("model", self.name, MODELS)
         known_name("parameterization", self.parameterization, PARAMETERIZATIONS)
-        if self.name == "lm" and self.width % HEAD_WIDTH:
+        depth, width = positive_count("depth", self.depth), positive_count("width", self.width)
+        if self.name == "lm" and width % HEAD_WIDTH:
             raise ValueError(
                 f"width of an LM must be a multiple of {HEAD_WIDTH}, its head width, got {self.width}."
             )
-        depth, width = positive_count("depth", self.depth), positive_count("width", self.width)
         _settle(self, depth=depth, width=width)
 
 

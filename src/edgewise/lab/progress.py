@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.box import HORIZONTALS
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -61,7 +62,7 @@ def findings(results: list[tuple[Recipe, list[Claim]]]) -> Table:
         table.add_row(f"[bold]{its_recipe.id}  {its_recipe.title}[/bold]")
         for claim in claims:
             mark = "[green]✓[/green]" if claim.holds else "[bold red]✗ does not hold:[/bold red]"
-            table.add_row(f"{mark} {claim.text}", claim.expected, claim.measured)
+            table.add_row(f"{mark} {escape(claim.text)}", escape(claim.expected), escape(claim.measured))
         table.add_section()
     return table
 

@@ -86,10 +86,10 @@ class LinearWarmup(Warmup):
 
     @property
     def steps_to_target(self) -> int:
-        """T_reach: the number of the first update, from 0, at the target rate; `warmup_steps` − 1 from rate 0."""
+        """T_reach: the number of the first update, from 0, at the target rate; plainly `warmup_steps` − 1."""
         if self._start_factor is not None:
             return steps_to_target(warmup_steps=self.warmup_steps, start=self._start_factor)
-        return self.warmup_steps - 1
+        return 0 if self.lr_init == float(self.base_lrs[0]) else self.warmup_steps - 1
 
     def observe(self, closure: Callable[[], Tensor]) -> None:
         """Measure η_c before the first update, if `lr_init="critical"`; otherwise do nothing.

@@ -40,9 +40,9 @@ def cosine(update: int, *, num_steps: int, final: float) -> float:
 
 
 def steps_to_target(*, warmup_steps: int, start: float) -> int:
-    """Return T_reach = ⌈warmup_steps·(1 − start)⌉, at least 1.
+    """Return T_reach = ⌈warmup_steps·(1 − start)⌉: the number of the first update, from 0, at the target.
 
     >>> steps_to_target(warmup_steps=100, start=0.25)
     75
     """
-    return max(1, math.ceil(round(warmup_steps * (1 - start), 9)))
+    return math.ceil(round(warmup_steps * (1 - start), 9))

@@ -116,12 +116,12 @@ def test_the_seed_decides_the_weights(build, parameterization):
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_the_embedding_s_deviation_is_one_at_any_width():
+def test_the_embedding_s_deviation_is_the_root_of_two_at_any_width():
     for width in (32, 128):  # κ − 1 = 1.37 of the truncated normal; five deviations
         weight = lm(1, width).embedding.weight.detach()
-        assert float(weight.std()) == pytest.approx(1.0, rel=5 * (1.37 / 4 / weight.numel()) ** 0.5)
+        assert float(weight.std()) == pytest.approx(2**0.5, rel=5 * (1.37 / 4 / weight.numel()) ** 0.5)
 
 
-def test_a_narrow_language_model_has_one_head():
-    assert lm(1, 16).blocks[0].num_heads == 1
-    assert lm(1, 96).blocks[0].num_heads == 3
+@pytest.mark.parametrize(("width", "heads"), [(32, 1), (64, 2), (96, 3)])
+def test_heads_are_32_wide(width, heads):
+    assert lm(1, width).blocks[0].num_heads == heads

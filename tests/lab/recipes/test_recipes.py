@@ -218,7 +218,11 @@ FLIPS = [
     ("fig1", [(runs_of("sp", warmup=1), with_(diverged=False))], "SP, η = 32/λ₀, T_wrm = 1: diverges"),
     ("fig1", [(runs_of("sp", warmup=1), gone_after(11))], "SP, η = 32/λ₀, T_wrm = 1: diverges"),
     ("fig1", [(runs_of("sp", warmup=64), with_(train_loss=0.15))], "SP, η = 32/λ₀, T_wrm = 64, 200: trains"),
-    ("fig1", [(runs_of("sp", warmup=64), with_(train_loss=math.nan))], "SP, η = 32/λ₀, T_wrm = 64, 200: trains"),
+    (
+        "fig1",
+        [(runs_of("sp", warmup=64), with_(train_loss=math.nan, num_steps=249))],
+        "SP, η = 32/λ₀, T_wrm = 64, 200: trains",
+    ),
     ("fig1", [(runs_of("sp", warmup=200), high)], "SP, T_wrm = 64, 200: a catapult"),
     ("fig2", [(runs_of("sp"), scaled(1e-3, lambda s: s < 50))], f"SP, {START}"),
     ("fig2", [(runs_of("simple-mup"), scaled(100.0))], f"simple μP, {START}"),
@@ -270,6 +274,6 @@ def test_a_claim_shows_what_was_measured():
     rises, hovers, diverges, trains, falls = RECIPES["fig1"].claims(story("fig1"))
     assert rises.measured == "1.9 → 4, 4, 6.35 at T_wrm 1, 64, 200"
     assert hovers.measured == "2–2"
-    assert diverges.measured == "diverged after 7 steps (λ₀ = 390)"
+    assert diverges.measured == "diverged after 7 updates (λ₀ = 390)"
     assert trains.measured == "0.1, 0.1"
     assert falls.measured == "10×, 10×"
