@@ -30,7 +30,8 @@ def main() -> None:
     assert loss_fn(model, batch).item() < before
     assert ew.sharpness(model, loss_fn, [batch]).converged
     assert ew.preconditioned_sharpness(model, loss_fn, [batch], optimizer).converged
-    assert ew.critical_lr(model, optimizer, loss_fn, batch).status is ew.Status.FOUND
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert ew.critical_lr(model, sgd, loss_fn, batch).status is ew.Status.FOUND
     assert not any(name.startswith(("edgewise.lab", "matplotlib", "plotly", "scipy")) for name in sys.modules)
 
     command = subprocess.run(

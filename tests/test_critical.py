@@ -489,7 +489,11 @@ def test_a_bad_argument_is_refused_before_any_loss(kwargs, error, message):
     ("make", "error", "message"),
     [
         (torch.optim.LBFGS, TypeError, r"LBFGS evaluates the loss inside its step.*without closure"),
-        (lambda p: torch.optim.SGD(p, lr=0.0), ValueError, "the first parameter group has learning rate 0"),
+        (
+            lambda p: torch.optim.SGD(p, lr=0.0),
+            ValueError,
+            r"the first parameter group must be a finite number greater than 0, got 0\.0",
+        ),
     ],
 )
 def test_an_optimizer_that_cannot_be_searched_is_refused(make, error, message):

@@ -352,9 +352,19 @@ def test_a_parameter_outside_the_optimizer_is_named():
 
 
 def test_a_first_rate_of_zero_has_no_ratios():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.0, 0.1)]
     with pytest.raises(ValueError, match="the first parameter group has learning rate 0"):
-        rate_ratios(optimizer)
+        rate_ratios(torch.optim.SGD(groups))
+
+
+def test_where_all_rates_are_zero_those_at_the_start_of_the_schedule_count():
+    """At the end of a decay to zero, P is still measured in the unit of the run."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.4)]
+    optimizer = torch.optim.SGD(groups)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+    assert rate_ratios(optimizer) == pytest.approx([1, 4])
+    assert rate_ratios(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)) == [1]
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -0.1])

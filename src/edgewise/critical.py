@@ -119,10 +119,12 @@ def search_critical_lr(
     positive_number("rtol", rtol)
     positive_count("max_forwards", max_forwards)
     check_steps_alone(optimizer)
-    current = float(optimizer.param_groups[0]["lr"])
+    ratios = rate_ratios(optimizer)
+    current = positive_number(
+        "the learning rate of the first parameter group", float(optimizer.param_groups[0]["lr"])
+    )
     limit = math.inf if max_lr is None else positive_number("max_lr", max_lr)
     first = min(current if guess is None else positive_number("guess", guess), limit)
-    ratios = rate_ratios(optimizer)
     gradients = _current_gradients(optimizer) if gradient == "current" else None
 
     with isolated(model, optimizer) as snapshot:

@@ -99,6 +99,8 @@ def check_covered(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
 def rate_ratios(optimizer: Optimizer) -> list[float]:
     """Return each group's learning rate over the first group's.
 
+    Where a schedule has taken all of them to zero, those of the rates it started from; 1 where there was none.
+
     Raises:
         ValueError: a rate is negative or not finite, or the first group's is zero, so that no ratio exists.
     """
@@ -106,6 +108,8 @@ def rate_ratios(optimizer: Optimizer) -> list[float]:
         nonnegative_number(f"the learning rate of parameter group {i}", float(group["lr"]))
         for i, group in enumerate(optimizer.param_groups)
     ]
+    if not any(rates):
+        rates = [float(group.get("initial_lr", 1.0)) for group in optimizer.param_groups]
     if rates[0] == 0:
         raise ValueError(
             "the first parameter group has learning rate 0: set the rate to measure in units of, "
