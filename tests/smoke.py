@@ -35,7 +35,10 @@ def main() -> None:
     assert not any(name.startswith(("edgewise.lab", "matplotlib", "plotly", "scipy")) for name in sys.modules)
 
     command = subprocess.run(
-        [Path(sys.executable).with_name("edgewise"), "demo"], capture_output=True, text=True, check=False
+        [Path(sys.executable).with_name("edgewise"), "report", "nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert command.returncode == 1
     assert "pip install 'edgewise[lab]'" in command.stderr, command.stderr
