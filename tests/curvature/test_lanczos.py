@@ -10,11 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.curvature.lanczos import random_directions, top_eigenpairs
-from edgewise.curvature.operators import MatrixOperator
+from edgewise.curvature.operators import SymmetricOperator
 from edgewise.errors import Status
 from oracles import top
 
 EPS = torch.finfo(torch.float64).eps
+
+
+class MatrixOperator(SymmetricOperator):
+    """A dense symmetric matrix."""
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+        self.size, self.dtype, self.device = matrix.shape[0], matrix.dtype, matrix.device
+
+    def matvec(self, vector):
+        return self.matrix @ vector
 
 
 def solve(matrix, *, num=1, rtol=1e-6, max_hvps=2000, start=None, seed=0):

@@ -20,18 +20,6 @@ class SymmetricOperator(ABC):
         """Return A · vector; both of shape (size,)."""
 
 
-class MatrixOperator(SymmetricOperator):
-    """A dense symmetric matrix, for tests and small problems."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-        self.size, self.dtype, self.device = matrix.shape[0], matrix.dtype, matrix.device
-
-    def matvec(self, vector: Tensor) -> Tensor:
-        """Return A · vector."""
-        return self.matrix @ vector
-
-
 class PreconditionedOperator(SymmetricOperator):
     """P^{-1/2} A P^{-1/2}: symmetric, with the eigenvalues of P⁻¹A."""
 
