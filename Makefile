@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
-demo: .venv/.lab ## the paper's main findings on this machine, in about two minutes: runs/demo/report.html
+demo: .venv/.lab ## the paper's main findings on this machine, in two and a half minutes: runs/demo/report.html
 	$(BIN)/edgewise demo
 
 test: .venv/.dev ## all tests and the examples in the docstrings

@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
 
 
 def demo(*, out: Path = Path("runs/demo"), workers: int | None = None) -> None:
-    """Show the paper's main findings on embedded data: about two minutes on two cores, ends with a report.
+    """Show the paper's main findings on embedded data: two and a half minutes on two cores, then a report.
 
     Args:
         out: results folder; a second call continues there.

@@ -51,6 +51,17 @@ def fused_mlp():
     return nn.Sequential(twin[0], FusedTanh(), twin[2]), twin, batches
 
 
+def counted(factor_of_call=lambda call: 1.0):
+    """MLP's loss, and the list that grows with each of its calls."""
+    calls = []
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        return MLP.loss_fn(model, batch) * factor_of_call(len(calls))
+
+    return loss_fn, calls
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_route_gives_the_dense_product(case, route):
@@ -128,12 +139,7 @@ def test_a_runtime_error_of_the_users_is_not_taken_for_a_missing_derivative():
 
 def test_a_difference_costs_two_gradients_and_its_calibration_is_counted():
     model, batches = MLP.build()
-    calls = []
-
-    def loss_fn(model, batch):
-        calls.append(1)
-        return MLP.loss_fn(model, batch)
-
+    loss_fn, calls = counted()
     found = ew.sharpness(model, loss_fn, batches[:1], hvp="difference")
     assert len(calls) == 2 * found.num_hvps
 
@@ -141,12 +147,7 @@ def test_a_difference_costs_two_gradients_and_its_calibration_is_counted():
 def test_forward_and_differences_keep_no_graph_for_the_preconditioner():
     """One loss evaluation for the gradient in P, then one a product (forward)."""
     model, batches = MLP.build()
-    calls = []
-
-    def loss_fn(model, batch):
-        calls.append(1)
-        return MLP.loss_fn(model, batch)
-
+    loss_fn, calls = counted()
     optimizer = torch.optim.Adam(model.parameters())
     found = ew.preconditioned_sharpness(model, loss_fn, batches[:1], optimizer, hvp="forward")
     assert len(calls) == 1 + found.num_hvps
@@ -185,12 +186,7 @@ def test_differences_of_a_constant_gradient_are_zero():
 def test_parameters_come_back_when_a_difference_raises():
     model, batches = MLP.build()
     before = [bits(p) for p in model.parameters()]
-    calls = []
-
-    def loss_fn(model, batch):
-        calls.append(1)
-        return MLP.loss_fn(model, batch) * (math.nan if len(calls) == 3 else 1.0)
-
+    loss_fn, _ = counted(lambda call: math.nan if call == 3 else 1.0)
     with pytest.raises(ew.LossError, match="nan"):
         ew.sharpness(model, loss_fn, batches[:1], hvp="difference")
     assert [bits(p) for p in model.parameters()] == before
@@ -210,3 +206,16 @@ def test_a_half_precision_model_is_measured_and_ends():
     batches = [(x.bfloat16(), y.bfloat16()) for x, y in batches]
     found = ew.sharpness(model, MLP.loss_fn, batches, rtol=0.05, max_hvps=40)
     assert found.value == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's compiler warns of torch's own parts
+def test_a_compiled_model_is_measured_by_another_route():
+    """torch.compile has no double backward; which route is left depends on torch, the value does not."""
+    model, batches = MLP.build()
+    expected = ew.sharpness(model, MLP.loss_fn, batches[:1], rtol=1e-8).value
+    compiled = torch.compile(model, backend="aot_eager")  # all of the compiler but the code it would write
+    found = ew.sharpness(compiled, MLP.loss_fn, batches[:1], rtol=1e-6)
+    assert found.hvp != "reverse"
+    assert "does not currently support double backward" in found.hvp_reason
+    assert found.value == pytest.approx(expected, rel=1e-6)

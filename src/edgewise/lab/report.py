@@ -34,14 +34,15 @@ def write_report(store: Store) -> Path:
     Raises:
         StoreError: a run of the sweep is missing.
     """
-    recipes = [recipe(figure.figure) for figure in store.figures]
-    plots.save_figures(store, recipes)
-    sections = []
-    for figure_runs, its_recipe in zip(store.figures, recipes, strict=True):
-        sections.append(_section(its_recipe, figure_runs.scale, store.runs_of(figure_runs)))
+    results = all_claims(store)
+    plots.save_figures(store, [its_recipe for its_recipe, _ in results])
+    sections = [
+        _section(its_recipe, figure_runs.scale, store.runs_of(figure_runs), claims)
+        for figure_runs, (its_recipe, claims) in zip(store.figures, results, strict=True)
+    ]
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"edgewise · {store.path.name}"),
-        verdict=_verdict([claim for _, claims in all_claims(store) for claim in claims]),
+        verdict=_verdict([claim for _, claims in results for claim in claims]),
         sections="\n".join(sections),
         provenance=_provenance(store),
         plotly=get_plotlyjs(),
@@ -64,7 +65,7 @@ def _verdict(claims: list[Claim]) -> str:
     return f"{holding} of {len(claims)} findings hold in these runs."
 
 
-def _section(its_recipe: Recipe, scale: str, runs: Sequence[Run]) -> str:
+def _section(its_recipe: Recipe, scale: str, runs: Sequence[Run], claims: list[Claim]) -> str:
     match its_recipe.layout:
         case Trajectories():
             figure = _trajectories(its_recipe.layout, runs)
@@ -81,7 +82,7 @@ def _section(its_recipe: Recipe, scale: str, runs: Sequence[Run]) -> str:
         f"<small>{its_recipe.id} at scale {scale}</small></h2>"
         f"<p>{html.escape(its_recipe.finding)}</p>"
         f'<div class="plot" role="img" aria-label="{html.escape(its_recipe.title)}">{plot}</div>'
-        f"{_claims_table(its_recipe.claims(runs))}"
+        f"{_claims_table(claims)}"
         f'<p class="files">As in the paper: <a href="figures/{its_recipe.id}.png">PNG</a>, '
         f'<a href="figures/{its_recipe.id}.pdf">PDF</a>.</p></section>'
     )
