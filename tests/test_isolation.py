@@ -348,9 +348,12 @@ def measure_all(step, model, optimizer, batch, warmup):
     if step == 0:
         neutral_observe(warmup, model, batch)
     elif step % 4 == 0:
-        ew.sharpness(model, cross_entropy, [batch, batch], rtol=0.3, max_hvps=4)
+        ew.sharpness(model, cross_entropy, [batch, batch], rtol=0.3, max_hvps=4, dtype=torch.float64)
     elif step % 4 == 1:
-        ew.preconditioned_sharpness(model, cross_entropy, [batch], optimizer, rtol=0.3, max_hvps=4)
+        budget = {"max_graph_bytes": 10**7, "hvp": "checked"}
+        ew.preconditioned_sharpness(
+            model, cross_entropy, [batch], optimizer, rtol=0.3, max_hvps=4, dtype=torch.float64, **budget
+        )
     elif step % 4 == 2:
         ew.critical_lr(model, optimizer, cross_entropy, batch, max_forwards=6)
     else:
@@ -394,6 +397,51 @@ def test_training_with_and_without_measuring_is_bitwise_equal(make_model, make_i
     measured = trajectory(make_model, make_inputs, make_optimizer, measuring=True)
     plain = trajectory(make_model, make_inputs, make_optimizer, measuring=False)
     assert measured == plain
+
+
+CAST_AND_SPLIT = [
+    {"dtype": torch.float64},
+    {"max_graph_bytes": 10**9},
+    {"max_graph_bytes": 700, "dtype": torch.float64, "hvp": "difference"},
+    {"dtype": torch.float64, "hvp": "checked", "max_graph_bytes": 10**9},
+]
+
+
+@pytest.mark.parametrize("call", [None, 1, 2, 3])
+@pytest.mark.parametrize("options", CAST_AND_SPLIT, ids=str)
+@pytest.mark.parametrize("measure", ["sharpness", "preconditioned_sharpness"])
+def test_cast_copies_and_micro_batches_leave_no_trace(measure, options, call):
+    """Also where user code raises inside, after it has spoilt what it was given."""
+    model, optimizer, loss_fn, x = everything()
+    if options.get("max_graph_bytes") == 700:
+        model.eval()  # BatchNorm in training is not split
+    before, enter = fingerprint(model, optimizer), torch.autocast.__enter__
+    held = {name: id(p) for name, p in model.named_parameters()}
+    calls = []
+
+    def spoiling(model, batch):
+        calls.append(1)
+        loss = loss_fn(model, batch)
+        model.net[1].running_mean = torch.full((4,), 9.0)
+        model.net[1].register_buffer("surprise", torch.ones(1))
+        if len(calls) == call:
+            model.train(not model.training)
+            with torch.no_grad():
+                model.net[0].weight.fill_(3.0)
+            raise KeyError("mine")
+        return loss
+
+    extra = (optimizer,) if measure == "preconditioned_sharpness" else ()
+    options = {**options, "rtol": 0.3, "max_hvps": 4}
+    if call is None:
+        getattr(ew, measure)(model, spoiling, [x], *extra, params="net.*", **options)
+    else:
+        with pytest.raises(KeyError) as caught:
+            getattr(ew, measure)(model, spoiling, [x], *extra, params="net.*", **options)
+        assert caught.value.__traceback__ is not None  # frames are still alive, and hold nothing of ours
+    assert fingerprint(model, optimizer) == before
+    assert {name: id(p) for name, p in model.named_parameters()} == held
+    assert torch.autocast.__enter__ is enter
 
 
 def failing_on(call, error):

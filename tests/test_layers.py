@@ -20,6 +20,7 @@ FLOORS = {
     "errors": 0,
     "warmup.schedules": 0,
     "lab.configs": 0,
+    "batches": 1,
     "isolation": 1,
     "parameters": 1,
     "objective": 2,

@@ -1,7 +1,7 @@
 """edgewise: learning-rate warmup that knows the edge of stability."""
 
 from edgewise.critical import CriticalLRResult, critical_lr
-from edgewise.curvature import SharpnessResult, preconditioned_sharpness, sharpness
+from edgewise.curvature import SharpnessResult, hessian, preconditioned_sharpness, sharpness
 from edgewise.errors import (
     EdgewiseError,
     LossError,
@@ -11,8 +11,10 @@ from edgewise.errors import (
     UnknownNameError,
 )
 from edgewise.isolation import isolated
+from edgewise.monitor import Monitor, MonitorRow
 from edgewise.optim import GIAdam, GIAdamW
 from edgewise.preconditioner import register_preconditioner
+from edgewise.stability import StabilityLimitResult, stability_limit
 from edgewise.warmup import LinearWarmup
 
 __version__ = "0.1.0"
@@ -21,16 +23,22 @@ __all__ = [
     # measurements
     "sharpness",
     "preconditioned_sharpness",
+    "hessian",
     "critical_lr",
+    "stability_limit",
     # optimizers
     "GIAdam",
     "GIAdamW",
     "register_preconditioner",
+    # following a run
+    "Monitor",
     # warmup
     "LinearWarmup",
     # results and evidence
     "SharpnessResult",
     "CriticalLRResult",
+    "StabilityLimitResult",
+    "MonitorRow",
     "Status",
     # trust
     "isolated",

@@ -26,6 +26,15 @@ class Status(enum.Enum):
     )
     NOT_FINITE = "the Hessian is not finite here: the value is reported as infinite"
     BUDGET_EXHAUSTED = "the budget ran out before the tolerance was met: the number is provisional"
+    LINEAR = "at fixed P the update is linear in the gradients: the stability limit is exact"
+    NO_LINEAR_LIMIT = (
+        "at fixed P the update is not a steady mean of past gradients: the optimizer has no stability limit "
+        "of the form lr × preconditioned sharpness"
+    )
+    NO_PRECONDITIONER = (
+        "no diagonal preconditioner is registered for this optimizer, so that its stability limit is in no "
+        "known unit"
+    )
 
 
 class EdgewiseError(Exception):

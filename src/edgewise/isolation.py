@@ -8,23 +8,25 @@ nothing leaves version counters alone and is legal between `forward` and `backwa
 
 import copy
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils._pytree import tree_leaves
 
 
 class Snapshot:
     """What `isolated` saved; `rewind` returns to it without leaving."""
 
     def __init__(self, model: nn.Module | None, optimizer: Optimizer | None) -> None:
-        self._rng = _RandomStates()
+        self._rng = RandomStates()
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._modules: dict[nn.Module, tuple[bool, dict[str, Tensor | None]]] = {}  # mode, buffers
         self._gradients: list[tuple[Tensor, Tensor | None, bool]] = []
@@ -121,16 +123,159 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
         yield snapshot
 
 
-class _RandomStates:
-    """The states of the generators of Python, NumPy and torch, on the CPU and on every CUDA device in use."""
+class CastCopy:
+    """A model's parameters and buffers in another precision, which its modules hold for a while instead of their own.
 
-    def __init__(self) -> None:
+    Tied parameters stay tied, frozen ones frozen; integer tensors are shared. The model's own tensors are only read.
+
+    >>> model = nn.Linear(2, 1).bfloat16()
+    >>> with CastCopy(model, torch.float32).held():
+    ...     model.weight.dtype
+    torch.float32
+    >>> model.weight.dtype
+    torch.bfloat16
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._held = False
+        self._modules = [
+            (module, module._parameters.copy(), module._buffers.copy()) for module in model.modules()
+        ]
+        self._parameters: dict[Tensor, nn.Parameter] = {
+            p: nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=p.requires_grad)
+            for p in model.parameters()
+            if p.is_floating_point()
+        }
+
+    def of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return the copy of a parameter of the model; an integer one is its own."""
+        return self._parameters.get(parameter, parameter)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the modules hold the copies."""
+        before = [(module._parameters.copy(), module._buffers.copy()) for module, _, _ in self._modules]
+        held, self._held = self._held, True
+        try:
+            self.refresh()
+            yield
+        finally:
+            self._held = held
+            for (module, _, _), (parameters, buffers) in zip(self._modules, before, strict=True):
+                module._parameters.update(parameters)
+                module._buffers.clear()  # a forward may have registered a new one
+                module._buffers.update(buffers)
+
+    def refresh(self) -> None:
+        """Return the copies to the model's values; modules that hold them get fresh copies of its buffers too."""
+        for parameter, copied in self._parameters.items():
+            copied.data.copy_(parameter.detach())
+            copied.grad = None
+        if not self._held:
+            return
+        cast: dict[Tensor | None, Tensor | None] = {None: None}  # a buffer may be held twice
+        for module, parameters, buffers in self._modules:
+            copies = {name: p if p is None else self.of(p) for name, p in parameters.items()}
+            module._parameters.update(copies)
+            for buffer in buffers.values():
+                if buffer is not None and buffer not in cast:
+                    dtype = self._dtype if buffer.is_floating_point() else buffer.dtype
+                    cast[buffer] = buffer.detach().to(dtype, copy=True)
+            module._buffers.update({name: cast[buffer] for name, buffer in buffers.items()})
+
+
+_AUTOCAST_LOCK = threading.RLock()  # two threads that undo their patches crosswise would leave one behind
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Compute in the precision of the tensors: autocast is off, also where code inside switches it on.
+
+    A loss or a forward that enters autocast itself, by `with`, as a decorator or by torch.cuda.amp's subclass, does so
+    through `torch.autocast.__enter__`. Torch has no switch above it; so that method is replaced for the while by one
+    that leaves autocast off. `__exit__` returns to the state before, which is off as well. The method is the
+    class's: code in another thread computes without autocast for the while, too.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+    enter: Any = torch.autocast.__enter__
+
+    def enter_switched_off(self: Any) -> Any:
+        entered = enter(self)
+        torch.set_autocast_enabled(self.device, False)
+        return entered
+
+    with _AUTOCAST_LOCK, ExitStack() as stack:
+        for kind in kinds:
+            stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
+            torch.set_autocast_enabled(kind, False)
+        stack.callback(setattr, torch.autocast, "__enter__", enter)
+        torch.autocast.__enter__ = enter_switched_off  # type: ignore[method-assign]
+        yield
+
+
+def first_unrepeatable(model: nn.Module, evaluate: Callable[[], object]) -> str:
+    """Return the name and class of the first module whose output differs between two evaluations, '' for none.
+
+    Only modules whose input agreed count: the others merely pass a difference on.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    >>> first_unrepeatable(model, lambda: model(torch.ones(9, 2)))
+    '1 (Dropout)'
+    """
+    first, second = (_calls_of(model, evaluate) for _ in range(2))
+    for (name, inputs, output), (other, other_inputs, other_output) in zip(first, second, strict=False):
+        if name == other and inputs == other_inputs and output != other_output:
+            return name
+    return ""
+
+
+def _calls_of(model: nn.Module, evaluate: Callable[[], object]) -> list[tuple[str, str, str]]:
+    """Return module, fingerprint of its inputs and fingerprint of its output for each call, in order of their end."""
+    names = {
+        module: f"{name or 'the model'} ({type(module).__name__})" for name, module in model.named_modules()
+    }
+    entered: list[str] = []
+    calls = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        entered.append(_fingerprint(inputs))
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        calls.append((names.get(module, type(module).__name__), entered.pop(), _fingerprint(output)))
+
+    with ExitStack() as stack:
+        stack.callback(register_module_forward_pre_hook(enter).remove)
+        stack.callback(register_module_forward_hook(leave).remove)
+        evaluate()
+    return calls
+
+
+def _fingerprint(values: Any) -> str:
+    """Two sums over each tensor: small, and the same for equal tensors, NaN included."""
+    tensors = [leaf.detach().double() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    return repr([(float(t.sum()), float(t.square().sum())) for t in tensors])
+
+
+class RandomStates:
+    """The states of the generators of Python, NumPy and torch, on the CPU and on every CUDA device in use.
+
+    Args:
+        generators: further ones of torch's.
+    """
+
+    def __init__(self, generators: Iterable[torch.Generator] = ()) -> None:
+        self._generators = [(generator, generator.get_state()) for generator in generators]
         self._python = random.getstate()
         self._numpy = np.random.get_state()  # noqa: NPY002 - the global state is what user code draws from
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     def restore(self) -> None:
+        """Return all of them to the states they had when this was made."""
+        for generator, state in self._generators:
+            generator.set_state(state)
         random.setstate(self._python)
         np.random.set_state(self._numpy)  # noqa: NPY002
         torch.set_rng_state(self._cpu)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 import edgewise as ew
 from cases import BY_NAME, CASES, MLP
@@ -22,6 +23,7 @@ from oracles import bits, dense_hessian, top
 
 EXACT = 1e-9  # relative, float64: rounding of a few hundred operations, far below any wrong term
 ROUTES = ("reverse", "forward", "difference")
+REPEATS = 2  # evaluations of the first batch, to see that its loss repeats
 
 
 class OnceOnly(torch.autograd.Function):
@@ -115,6 +117,9 @@ def test_auto_falls_back_to_differences_and_says_why():
     assert "reverse-over-reverse is not possible" in found.hvp_reason
     assert "forward-over-reverse is not possible" in found.hvp_reason
     assert 0 < found.hvp_error < 1e-6
+    assert (
+        ew.sharpness(model, MLP.loss_fn, batches, max_graph_bytes=10**9).graph_bytes == 0
+    )  # none is kept in vain
     expected = float(top(dense_hessian(twin, MLP.loss_fn, batches))[0])
     assert found.value == pytest.approx(expected, rel=1e-6)
 
@@ -141,16 +146,16 @@ def test_a_difference_costs_two_gradients_and_its_calibration_is_counted():
     model, batches = MLP.build()
     loss_fn, calls = counted()
     found = ew.sharpness(model, loss_fn, batches[:1], hvp="difference")
-    assert len(calls) == 2 * found.num_hvps
+    assert len(calls) == REPEATS + 2 * found.num_hvps
 
 
 def test_forward_and_differences_keep_no_graph_for_the_preconditioner():
-    """One loss evaluation for the gradient in P, then one a product (forward)."""
+    """Besides the check that the loss repeats, one evaluation for the gradient in P, then one a product (forward)."""
     model, batches = MLP.build()
     loss_fn, calls = counted()
     optimizer = torch.optim.Adam(model.parameters())
     found = ew.preconditioned_sharpness(model, loss_fn, batches[:1], optimizer, hvp="forward")
-    assert len(calls) == 1 + found.num_hvps
+    assert len(calls) == REPEATS + 1 + found.num_hvps
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -168,12 +173,23 @@ def test_the_error_bar_covers_the_error_in_float32(case):
     assert operator.relative_error < 0.01
 
 
+class Coarse(torch.autograd.Function):
+    """The identity, whose gradient is off by what looks like rounding to three digits."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + 1e-3 * torch.sin(1e12 * gradient)
+
+
 def test_differences_refuse_when_gradients_are_too_coarse():
     model, batches = MLP.build()
-    model.bfloat16()
-    batches = [(x.bfloat16(), y.bfloat16()) for x, y in batches]
+    loss_fn = lambda m, b: 0.5 * (Coarse.apply(m(b[0])) - b[1]).square().sum(1).mean()
     with pytest.raises(SecondDerivativeError, match="central differences of the gradient are off by about"):
-        ew.sharpness(model, MLP.loss_fn, batches, hvp="difference")
+        ew.sharpness(model, loss_fn, batches, hvp="difference")
 
 
 def test_differences_of_a_constant_gradient_are_zero():
@@ -198,14 +214,107 @@ def test_an_unknown_route_is_refused_before_any_compute():
         ew.sharpness(model, lambda *_: pytest.fail("evaluated"), batches, hvp="revers")
 
 
-def test_a_half_precision_model_is_measured_and_ends():
-    """bfloat16 products are good to about 1 %; the basis itself is kept in float32."""
+# The checked route
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_checked_measurement_is_the_unchecked_one_with_evidence(case, dtype):
+    model, batches = case.build()
+    found = ew.sharpness(model, case.loss_fn, batches, hvp="checked", dtype=dtype)
+    plain = ew.sharpness(model, case.loss_fn, batches, dtype=dtype)
+    assert (found.value, found.hvp) == (plain.value, "reverse")
+    assert plain.num_hvps + 2 <= found.num_hvps <= plain.num_hvps + 10  # a central difference at 1 to 4 steps
+    assert (
+        0 < found.hvp_error < 0.1 * torch.finfo(dtype).eps ** (1 / 3)
+    )  # ordinary models are far from the bar
+
+
+class WrongTwice(torch.autograd.Function):
+    """tanh with the right first derivative, of which one factor is cut off from the second."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - x.detach().tanh().square())
+
+
+@pytest.mark.parametrize("measure", [ew.sharpness, ew.preconditioned_sharpness])
+def test_a_checked_measurement_sees_a_wrong_second_derivative(measure):
     model, batches = MLP.build()
-    expected = float(top(dense_hessian(model, MLP.loss_fn, batches))[0])
-    model.bfloat16()
-    batches = [(x.bfloat16(), y.bfloat16()) for x, y in batches]
-    found = ew.sharpness(model, MLP.loss_fn, batches, rtol=0.05, max_hvps=40)
-    assert found.value == pytest.approx(expected, rel=0.05)
+    extra = (torch.optim.Adam(model.parameters()),) if measure is ew.preconditioned_sharpness else ()
+    loss_fn = lambda m, b: 0.5 * (m[2](WrongTwice.apply(m[0](b[0]))) - b[1]).square().sum(1).mean()
+    measure(model, loss_fn, batches, *extra)  # goes unnoticed
+    with pytest.raises(
+        SecondDerivativeError, match=r"routes disagree by 0\.\d+, more than .*custom autograd"
+    ):
+        measure(model, loss_fn, batches, *extra, hvp="checked")
+
+
+def test_a_checked_measurement_by_differences_has_their_error_bar():
+    model, _, batches = fused_mlp()
+    found = ew.sharpness(model, MLP.loss_fn, batches, hvp="checked")
+    assert (found.hvp, found.num_hvps) == ("difference", found.num_hvps)
+    assert found.hvp_error == ew.sharpness(model, MLP.loss_fn, batches, hvp="difference").hvp_error
+
+
+# Activation checkpointing
+
+
+class Checkpointed(nn.Module):
+    """MLP's model, whose middle is computed again in the backward pass."""
+
+    def __init__(self, net, reentrant):
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, x):
+        return self.net[2](checkpoint(self.net[1], self.net[0](x), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("reentrant", "route"), [(False, "reverse"), (True, "difference")])
+@pytest.mark.parametrize("num_batches", [1, 3])
+def test_activation_checkpoints_are_measured(num_batches, reentrant, route, dtype):
+    """In float32 the modules hold copies, also while the backward pass computes anew."""
+    plain, batches = MLP.build()
+    batches = batches[:num_batches]
+    expected = float(top(dense_hessian(plain, MLP.loss_fn, batches))[0])
+    model = Checkpointed(
+        nn.Sequential(plain[0], nn.Sequential(plain[1], nn.Linear(4, 4), nn.Tanh()), plain[2]), reentrant
+    )
+    model.net[1][1].double()
+    oracle = nn.Sequential(plain[0], *model.net[1], plain[2])
+    expected = float(top(dense_hessian(oracle, MLP.loss_fn, batches))[0])
+    before = {key: bits(value) for key, value in model.state_dict().items()}
+    found = ew.sharpness(model, MLP.loss_fn, batches, rtol=1e-5, dtype=dtype)
+    assert found.hvp == route
+    assert ("use_reentrant=True" in found.hvp_reason) == reentrant
+    assert found.value == pytest.approx(expected, rel=1e-3 if reentrant and dtype == torch.float32 else 1e-6)
+    assert {key: bits(value) for key, value in model.state_dict().items()} == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_reentrant_checkpoint_runs_no_hook_of_the_parameters_and_serves_p():
+    """Its gradient needs loss.backward(), which fills .grad and runs hooks: of copies."""
+    plain, batches = MLP.build()
+    optimizer = torch.optim.Adam(plain.parameters())
+    expected = ew.preconditioned_sharpness(plain, MLP.loss_fn, batches, optimizer, rtol=1e-6)
+    model, seen = Checkpointed(plain, True), []
+    held = [id(p) for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+        parameter.register_post_accumulate_grad_hook(seen.append)
+    found = ew.preconditioned_sharpness(model, MLP.loss_fn, batches, optimizer, rtol=1e-6)
+    assert found.value == pytest.approx(expected.value, rel=1e-6)
+    assert seen == []
+    assert [id(p) for p in model.parameters()] == held
+    assert all((p.grad == 1).all() for p in model.parameters())
 
 
 @pytest.mark.slow

@@ -213,3 +213,23 @@ def test_the_subspace_is_orthonormal_and_starts_with_the_vectors():
     assert result.subspace.shape == (60, 4)
     torch.testing.assert_close(result.subspace.T @ result.subspace, torch.eye(4).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(result.subspace[:, :2], result.vectors, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_thousand_negative_dominated_spectra_without_a_sign_error(dtype):
+    """|λ_min| up to 3 λ_max, also when the start is the eigenvector of λ_min; residual bounds hold in all cases."""
+    generator = torch.Generator().manual_seed(0)
+    for case in range(500):
+        size = 6 + case % 19
+        ratio = 1 + 2 * float(torch.rand(1, generator=generator))
+        values = torch.rand(size, generator=generator, dtype=torch.float64) * (0.9 + ratio) - ratio
+        values[0], values[-1] = -ratio, 1.0
+        matrix, rotation = with_spectrum(values, seed=case)
+        start = rotation[:, :1].T.to(dtype) if case % 3 == 0 else None
+        rtol = 10.0 ** -(1 + case % 5)
+        result = solve(matrix.to(dtype), rtol=rtol, start=start, seed=case)
+        assert result.converged
+        assert result.value > 0, (case, result.value)
+        assert float((values - result.value).abs().min()) <= result.residual, (case, result)
+        if rtol <= 1e-3:
+            assert result.value == pytest.approx(1.0, rel=1e-3), case

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import edgewise as ew
-from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse
+from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse, train_step
 from edgewise import PreconditionerError, Status, preconditioned_sharpness, sharpness
 from edgewise.errors import LossError, UnknownNameError
 from edgewise.objective import Objective
@@ -25,6 +25,7 @@ from oracles import dense_gradient, dense_hessian, preconditioned, theta_of, top
 # With rtol = 1e-8 the value misses an eigenvalue by at most the residual 1e-8·λ, and usually by its square.
 TIGHT = {"rtol": 1e-8, "max_hvps": 500}
 CLOSE = 2e-8
+REPEATS = 2  # evaluations of the first batch, to see that its loss repeats
 
 
 def counted(loss_fn):
@@ -137,6 +138,24 @@ def test_gi_adam_divides_the_initial_preconditioned_sharpness(adam, gi, beta2):
     assert values[0] / values[1] == pytest.approx(1 / math.sqrt(1 - beta2), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize(("cls", "root"), [(torch.optim.Adam, 1.0), (ew.GIAdam, math.sqrt(1 - 0.99))])
+def test_without_a_step_p_is_that_of_the_first_update(cls, root, dtype):
+    """(1 − β₁)(|g| + ε) for Adam, (1 − β₁)(|g|/√(1 − β₂) + ε) for GI-Adam: as a docstring says."""
+    model, batches = MLP.build()
+    optimizer = cls(model.parameters(), lr=0.01, betas=(0.8, 0.99), eps=1e-3)
+    gradient = dense_gradient(model, mse, batches)
+    p = (1 - 0.8) * (gradient.abs() / root + 1e-3)
+    expected = float(top(preconditioned(dense_hessian(model, mse, batches), p)))
+    found = preconditioned_sharpness(model, mse, batches, optimizer, dtype=dtype, rtol=1e-5)
+    assert found.value == pytest.approx(expected, rel=1e-4 if dtype else 1e-9)
+    # and it is what the first update divides by: without momentum, θ' = θ − lr·(1 − β₁)·g/P
+    before = theta_of(model, trainable(model))
+    train_step(model, optimizer, lambda m, b: sum(len(x[0]) * mse(m, x) for x in b) / 16, batches)
+    moved = before - theta_of(model, trainable(model))
+    torch.testing.assert_close(moved, 0.01 * (1 - 0.8) * gradient / p, rtol=1e-6, atol=1e-9)
+
+
 def test_groups_rates_enter_through_their_ratio():
     """Twice the rate in a group is half its P: the top of R^{1/2} H R^{1/2}, R the ratios."""
     model, batches = MLP.build()
@@ -162,6 +181,15 @@ def test_a_block_by_name(params, names):
     assert block.value == pytest.approx(expected, rel=CLOSE)
 
 
+def test_a_result_says_which_parameters_it_is_about():
+    model, batches = MLP.build()
+    result = sharpness(model, mse, batches, params="0.*")
+    assert result.parameters == (("0.weight", (4, 3)), ("0.bias", (4,)))
+    with pytest.raises(ValueError, match=r"start has vectors of 16 entries"):
+        sharpness(model, mse, batches, start=result)
+    assert sharpness(model, mse, batches, params="0.*", start=result).num_hvps < result.num_hvps
+
+
 # Costs
 
 
@@ -169,15 +197,18 @@ def test_a_single_batch_costs_one_forward():
     model, batches = MLP.build()
     loss_fn, calls = counted(mse)
     result = sharpness(model, loss_fn, batches[:1], **TIGHT)
-    assert len(calls) == 1
+    assert len(calls) == 1 + REPEATS
     assert result.num_hvps > 3
+    calls.clear()
+    sharpness(model, loss_fn, batches[:1], start=result)
+    assert len(calls) == 1
 
 
 def test_several_batches_cost_one_forward_each_and_product():
     model, batches = MLP.build()
     loss_fn, calls = counted(mse)
     result = sharpness(model, loss_fn, batches)
-    assert len(calls) == 3 * result.num_hvps
+    assert len(calls) == REPEATS + 3 * result.num_hvps
 
 
 def test_preconditioned_costs_the_gradient_in_addition():
@@ -185,10 +216,10 @@ def test_preconditioned_costs_the_gradient_in_addition():
     _, batches = MLP.build()
     loss_fn, calls = counted(mse)
     preconditioned_sharpness(model, loss_fn, batches[:1], optimizer)
-    assert len(calls) == 1  # the graph of the gradient that P needs serves the products
+    assert len(calls) == 1 + REPEATS  # the graph of the gradient that P needs serves the products
     calls.clear()
     result = preconditioned_sharpness(model, loss_fn, batches, optimizer)
-    assert len(calls) == 3 * (1 + result.num_hvps)
+    assert len(calls) == REPEATS + 3 * (1 + result.num_hvps)
 
 
 def test_num_hvps_counts_every_product(monkeypatch):
@@ -255,6 +286,24 @@ BAD_ARGUMENTS = [
     ({"batches": torch.zeros(3, 3)}, TypeError, r"write \[batch\]"),
     ({"batches": iter([1])}, TypeError, "iterator"),
     ({"start": "other"}, ValueError, "start has vectors of 2 entries, the selected parameters have 26"),
+    (
+        {"start": "of the same size"},
+        ValueError,
+        r"start is of other parameters: it has \('weight', \(2, 13\)\) where .* \('0\.weight', \(4, 3\)\)",
+    ),
+    (
+        {"rtol": 1e-16},
+        ValueError,
+        r"rtol must be at least 16 ε = 3\.6e-15, what torch\.float64.*no precision",
+    ),
+    (
+        {"rtol": 1e-7, "dtype": torch.float32},
+        ValueError,
+        r"1\.9e-06, what torch\.float32.*dtype=torch\.float64",
+    ),
+    ({"dtype": torch.bfloat16}, ValueError, r"dtype must be torch\.float32, torch\.float64 or None"),
+    ({"max_graph_bytes": 0}, ValueError, "max_graph_bytes must be 1 or greater"),
+    ({"hvp": "check"}, UnknownNameError, "unknown hvp 'check'.*Did you mean 'checked'"),
 ]
 
 
@@ -264,6 +313,9 @@ def call(measure, **kwargs):
     if kwargs.get("start") == "other":
         other = nn.Linear(2, 1, bias=False)
         kwargs["start"] = sharpness(other, lambda m, x: m(x).square().mean(), [torch.eye(2)])
+    if kwargs.get("start") == "of the same size":
+        other = nn.Linear(13, 2, bias=False)
+        kwargs["start"] = sharpness(other, lambda m, x: m(x).square().mean(), [torch.eye(13)])
     optimizer = kwargs.pop("optimizer", None) or torch.optim.Adam(model.parameters())
     extra = (optimizer,) if measure is preconditioned_sharpness else ()
     try:

@@ -7,35 +7,50 @@
 | difference | two gradients | nothing but gradients; comes with an error bar |
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from edgewise.curvature.operators import SymmetricOperator
+from edgewise.curvature.difference import CentralDifference
+from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.errors import SecondDerivativeError, known_name
-from edgewise.objective import Objective
+from edgewise.isolation import isolated
+from edgewise.objective import LossFunction, Objective
+from edgewise.parameters import unflatten
+from edgewise.preconditioner import Diagonal, check_covered, preconditioner_of
 
-Route = Literal["auto", "reverse", "forward", "difference"]
+Route = Literal["auto", "reverse", "forward", "difference", "checked"]
 
-ROUTES = ("auto", "reverse", "forward", "difference")  # "auto" tries the others in this order
-_GOOD_ERROR = 1e-2  # of a central difference: no better step is looked for
-_WORST_ERROR = 5e-2  # of a central difference: beyond, there is no product
+ROUTES = ("auto", "reverse", "forward", "difference", "checked")
+# "auto" and "checked" take the first that the loss allows.
+_BY_PREFERENCE = ("reverse", "forward", "difference")
 
 
 class HessianOperator(SymmetricOperator):
-    """∇²L of an objective; counts its products, and says which route they took and why."""
+    """∇²L of an objective; counts its products, and says which route they took and why.
+
+    With "checked", the first product is taken by central differences as well. An exact one may be off by three times
+    their error bar, or by ε^{1/3} of the dtype (0.5 % in float32), which is far more than their rounding and far
+    less than what a wrong second derivative does.
+    """
 
     def __init__(self, objective: Objective, hvp: Route = "auto") -> None:
         known_name("hvp", hvp, ROUTES)
         self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
         self._objective = objective
-        self._difference = _CentralDifference(objective)
-        self._later_routes = list(ROUTES[2:]) if hvp == "auto" else []
-        self.route: str = "reverse" if hvp == "auto" else hvp
+        self._difference = CentralDifference(objective)
+        routes = list(_BY_PREFERENCE) if hvp in ("auto", "checked") else [hvp]
+        self.route: str = routes.pop(0)
+        self._later_routes = routes
         self.reason = ""  # why "auto" did not take an earlier route
         self._exact_products = 0
+        self._unchecked = hvp == "checked"
+        self._disagreement = 0.0  # of the checked product, relative
 
     @property
     def num_products(self) -> int:
@@ -44,11 +59,39 @@ class HessianOperator(SymmetricOperator):
 
     @property
     def relative_error(self) -> float:
-        """Error bar of a product relative to its norm; 0 for the exact routes."""
-        return self._difference.relative_error
+        """Error bar of a product relative to its norm; 0 for the exact routes, unless they were checked."""
+        return self._difference.relative_error if self.route == "difference" else self._disagreement
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes held by kept graphs, counted where there is a budget."""
+        return self._objective.graph_bytes
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector."""
+        product = self._first_possible(vector)
+        if self._unchecked:
+            self._unchecked = False
+            self._check(vector, product)
+        return product
+
+    def _check(self, vector: Tensor, product: Tensor) -> None:
+        """Raise if a product by an exact route is not that of central differences."""
+        if self.route == "difference" or not product.isfinite().all():
+            return  # there is no other route, or nothing to compare
+        difference = self._difference.product(vector)
+        off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
+        bar = max(3 * self._difference.relative_error, torch.finfo(self.dtype).eps ** (1 / 3))
+        self._disagreement = off if product.norm() > 0 or difference.norm() > 0 else 0.0
+        if self._disagreement > bar:
+            raise SecondDerivativeError(
+                f"routes disagree by {off:.2g}, more than {bar:.2g}: the first product by {self.route} is not that of "
+                "central differences. Some function's second derivative is wrong (a custom autograd.Function?), or "
+                'the loss has kinks or steps, such as ReLU\'s, where no route is right: hvp="difference" measures the '
+                "change of the gradient itself."
+            )
+
+    def _first_possible(self, vector: Tensor) -> Tensor:
         while True:
             try:
                 return self._product(vector)
@@ -69,48 +112,102 @@ class HessianOperator(SymmetricOperator):
         return product
 
 
-class _CentralDifference:
-    r"""[∇L(θ + hv) − ∇L(θ − hv)] / 2h for unit v, exact up to h²‖∇⁴L‖/6 and rounding ε‖∇L‖/h.
+@contextmanager
+def hessian(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Any],
+    *,
+    optimizer: Optimizer | None = None,
+    hvp: Route = "auto",
+    params: str | Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    max_graph_bytes: int | None = None,
+) -> Iterator[SymmetricOperator]:
+    """The Hessian of the loss as an operator, for algorithms of your own; the model is unchanged afterwards.
 
-    The step starts at ε^{1/3}·max(1, ‖θ‖), which balances the two for losses of unit scale. On the first product it is
-    checked by Richardson's rule: doubling h changes the product by three times its truncation error.
+        H = ∇²L(θ),  with an optimizer P^{-1/2} H P^{-1/2},  L = Σᵢ nᵢLᵢ / Σᵢ nᵢ
+
+    The operator has `size`, `dtype`, `device` and `matvec`, lives inside the `with` block only, and offers
+    `to_scipy()`. The parameters are those of `model.named_parameters()`, flattened in order.
+
+    Args:
+        model: as for `sharpness`.
+        loss_fn: as for `sharpness`.
+        batches: as for `sharpness`.
+        optimizer: as for `preconditioned_sharpness`; `None` for the plain Hessian.
+        hvp: as for `sharpness`.
+        params: as for `sharpness`.
+        dtype: as for `preconditioned_sharpness`.
+        max_graph_bytes: as for `sharpness`.
+
+    Yields:
+        The symmetric operator.
+
+    Raises:
+        PreconditionerError: as for `preconditioned_sharpness`.
+        TypeError: as for `sharpness`.
+        ValueError: as for `sharpness`.
+        LossError: as for `sharpness`.
+        SecondDerivativeError: as for `sharpness`, by a product.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> batch = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+        >>> with hessian(model, lambda model, x: model(x).square().mean(), [batch]) as operator:
+        ...     operator.matvec(torch.tensor([1.0, 1.0]))  # H = 2/n XᵀX = diag(9, 1)
+        tensor([9., 1.])
     """
+    options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
+    with measured_operator(model, loss_fn, batches, optimizer, hvp, repeats=False, **options) as operator:
+        yield operator
 
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-        self._step = 0.0
-        self.relative_error = 0.0
-        self.num_products = 0
 
-    def product(self, vector: Tensor) -> Tensor:
-        norm = vector.norm()
-        if norm == 0:
-            return torch.zeros_like(vector)
-        if self._step == 0:
-            self._choose_step(vector / norm)
-        return norm * self._central(vector / norm, self._step)
+@contextmanager
+def measured_operator(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Any],
+    optimizer: Optimizer | None,
+    hvp: Route,
+    *,
+    repeats: bool,
+    **options: Any,
+) -> Iterator[SymmetricOperator]:
+    """Yield what `hessian` documents; unless the loss is known to repeat, see whether it does."""
+    known_name("hvp", hvp, ROUTES)
+    with isolated(model, optimizer) as snapshot:
+        objective = Objective(model, loss_fn, batches, snapshot=snapshot, **options)
+        if optimizer is not None:
+            check_covered(optimizer, list(objective.originals.values()))
+        if not repeats:
+            objective.check_repeats()
+        if optimizer is None:
+            yield HessianOperator(objective, hvp)
+            return
+        gradient = objective.gradient(keep_graph=hvp not in ("forward", "difference"))
+        preconditioner = _preconditioner(optimizer, objective, gradient)
+        yield PreconditionedOperator(HessianOperator(objective, hvp), preconditioner)
 
-    def _choose_step(self, direction: Tensor) -> None:
-        parameters = torch.cat([p.detach().reshape(-1) for p in self._objective.tensors])
-        balanced = torch.finfo(self._objective.dtype).eps ** (1 / 3) * max(1.0, float(parameters.norm()))
-        errors = {}
-        for factor in (1.0, 1 / 8, 8.0, 1 / 64):
-            step = factor * balanced
-            product, doubled = self._central(direction, step), self._central(direction, 2 * step)
-            errors[step] = float((doubled - product).norm() / product.norm().clamp(min=1e-30))
-            if errors[step] <= _GOOD_ERROR:
-                break
-        best = min(errors, key=lambda step: errors[step])
-        if not errors[best] <= _WORST_ERROR:
-            raise SecondDerivativeError(
-                f"central differences of the gradient are off by about {errors[best]:.0%} at the best of "
-                f"{len(errors)} steps, more than {_WORST_ERROR:.0%}: measure in a higher precision, "
-                "or on a larger batch."
-            )
-        self._step, self.relative_error = best, errors[best]
 
-    def _central(self, direction: Tensor, step: float) -> Tensor:
-        self.num_products += 1
-        ahead = self._objective.gradient_at(step * direction)
-        behind = self._objective.gradient_at(-step * direction)
-        return (ahead - behind) / (2 * step)
+def _preconditioner(optimizer: Optimizer, objective: Objective, gradient: Tensor) -> Diagonal:
+    """Return P in the precision of the objective: that of the optimizer whose parameters and state are so cast."""
+    gradients = unflatten(gradient, objective.tensors)
+    cast: dict[Tensor, Tensor] = dict(zip(objective.originals.values(), objective.tensors, strict=True))
+    if all(copied is original for original, copied in cast.items()):
+        return preconditioner_of(optimizer, objective.tensors, gradients)
+    state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
+    for parameter, entries in optimizer.state.items():
+        state[cast.get(parameter, parameter)] = {
+            name: value.to(objective.dtype) if _is_moment(value) else value for name, value in entries.items()
+        }
+    groups = [
+        {**group, "params": [cast.get(p, p) for p in group["params"]]} for group in optimizer.param_groups
+    ]
+    twin = object.__new__(type(optimizer))  # shallow, without running a constructor: P is only read from it
+    vars(twin).update({**vars(optimizer), "param_groups": groups, "state": state})
+    return preconditioner_of(twin, objective.tensors, gradients)
+
+
+def _is_moment(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0

@@ -1,11 +1,16 @@
 """Symmetric matrices known only by their products with vectors."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgewise.preconditioner import Diagonal
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 
 class SymmetricOperator(ABC):
@@ -18,6 +23,33 @@ class SymmetricOperator(ABC):
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
         """Return A · vector; both of shape (size,)."""
+
+    def reduce(self, partial: Tensor) -> Tensor:
+        """Return the sum over ranks of what each computed of its shard; here every rank has whole vectors."""
+        return partial
+
+    def to_scipy(self) -> "LinearOperator":
+        """Return A as an operator on NumPy vectors, for `scipy.sparse.linalg`.
+
+        Raises:
+            ImportError: scipy is not installed.
+
+        Example:
+            >>> from scipy.sparse.linalg import eigsh
+            >>> from edgewise import hessian
+            >>> model, batch = torch.nn.Linear(3, 1, bias=False), torch.diag(torch.tensor([3.0, 1.0, 0.0]))
+            >>> with hessian(model, lambda model, x: 1.5 * model(x).square().mean(), [batch]) as operator:
+            ...     round(float(eigsh(operator.to_scipy(), k=1, return_eigenvectors=False)[0]), 4)
+            9.0
+        """
+        from scipy.sparse.linalg import LinearOperator  # noqa: PLC0415 - optional
+
+        def matvec(vector: np.ndarray) -> np.ndarray:
+            like = torch.as_tensor(vector.reshape(-1)).to(dtype=self.dtype, device=self.device)
+            return self.matvec(like).cpu().numpy()
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return LinearOperator((self.size, self.size), matvec=matvec, rmatvec=matvec, dtype=dtype)
 
 
 class PreconditionedOperator(SymmetricOperator):

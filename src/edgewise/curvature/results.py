@@ -6,6 +6,8 @@ from torch import Tensor
 
 from edgewise.errors import Status
 
+Signature = tuple[tuple[str, tuple[int, ...]], ...]  # (name, shape) of each parameter, in order
+
 
 @dataclass(frozen=True, kw_only=True)
 class SharpnessResult:
@@ -17,13 +19,16 @@ class SharpnessResult:
     value: float  # the most positive eigenvalue
     values: Tensor  # (num,), float64, descending
     vectors: Tensor = field(repr=False)  # (n, num), orthonormal columns
-    subspace: Tensor = field(repr=False)  # (n, k), orthonormal Ritz vectors: where a later call starts
+    subspace: Tensor = field(repr=False)  # (n, k), `vectors` first: where a later call starts
     residual: float  # ‖Av − value·v‖, of the top pair
     status: Status
     num_hvps: int  # Hessian-vector products this call paid for
-    hvp: str = "reverse"  # the route they took
+    num_warm: int = 0  # warm starts since the last cold one
+    hvp: str = "reverse"  # the route the products took
     hvp_reason: str = ""  # why "auto" did not take an earlier one
-    hvp_error: float = 0.0  # error bar of a product, relative; 0 for the exact routes
+    hvp_error: float = 0.0  # of a product, relative: of differences, or what hvp="checked" found
+    graph_bytes: int = 0  # held by kept graphs, counted if max_graph_bytes was given
+    parameters: Signature = field(default=(), repr=False)  # whose entries the vectors have
 
     @property
     def converged(self) -> bool:

@@ -2,21 +2,28 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from edgewise.curvature.hessian import ROUTES, HessianOperator, Route
+from edgewise.curvature.hessian import HessianOperator, Route, measured_operator
 from edgewise.curvature.lanczos import random_directions, top_eigenpairs
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
-from edgewise.curvature.results import SharpnessResult
-from edgewise.errors import known_name, positive_count, positive_number
-from edgewise.isolation import isolated
-from edgewise.objective import LossFunction, Objective
-from edgewise.parameters import unflatten
-from edgewise.preconditioner import check_covered, preconditioner_of
+from edgewise.curvature.results import SharpnessResult, Signature
+from edgewise.errors import positive_count, positive_number
+from edgewise.isolation import without_autocast
+from edgewise.objective import LossFunction, measuring_dtype
+from edgewise.parameters import select_parameters
+
+_COLD_EVERY = (
+    50  # warm starts: then also a cold one, as a warm one may follow a lower eigenvalue past a crossing
+)
+
+_REACHABLE = 16  # times ε: a residual below that share of ‖A‖ counts as zero for the solver
 
 
 def sharpness(
@@ -30,6 +37,8 @@ def sharpness(
     hvp: Route = "auto",
     max_hvps: int = 200,
     params: str | Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    max_graph_bytes: int | None = None,
     seed: int = 0,
 ) -> SharpnessResult:
     """Measure the sharpness: the most positive eigenvalue of the Hessian of the loss.
@@ -41,14 +50,24 @@ def sharpness(
     Args:
         model: any module; measured in the train or eval mode it is in. Unchanged afterwards, bit for bit.
         loss_fn: `loss_fn(model, batch)` returns the mean loss over the batch as a scalar tensor.
-        batches: a list of batches (`[batch]` for one) or another re-iterable; weighted by their sizes nᵢ.
-        rtol: stop when the residual ‖Hv − λv‖ ≤ rtol·|λ| for each of the `num` pairs.
+        batches: a list of batches (`[batch]` for one) or another re-iterable, such as a data loader that does not
+            shuffle, of which one batch is held at a time; weighted by their sizes nᵢ. A batch holds tensors, one row
+            per sample, in any nest of tuples, mappings and dataclasses.
+        rtol: stop when the residual ‖Hv − λv‖ ≤ rtol·|λ| for each of the `num` pairs; at least 16 ε of the dtype.
         num: how many of the most positive eigenvalues.
-        start: an earlier result to start from; costs less when the model has changed little.
+        start: an earlier result of the same parameters to start from; costs less when the model has changed little.
+            Without it, the loss is first seen to repeat: evaluated twice, on the first batch.
         hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse), "difference" (of
-            gradients, with an error bar), or "auto": the first of these that the loss allows.
+            gradients, with an error bar), "auto": the first of these that the loss allows, or "checked": as "auto",
+            with the first product compared with that of differences.
         max_hvps: budget of Hessian-vector products.
         params: name patterns of the parameters to differentiate by, for the Hessian of one block.
+        dtype: precision to measure in, float32 or float64; `None` for that of the parameters, float32 if they are of
+            half precision. A model of another precision is measured as a cast copy, and the batch with it; autocast is
+            off, also where the model or `loss_fn` enters it.
+        max_graph_bytes: what autograd's kept graphs may hold; a batch whose graph does not fit is split into
+            micro-batches along the first dimension. `None` keeps the graph of a single batch, whatever its size.
+            A product needs further memory for its backward pass.
         seed: of the start vector.
 
     Returns:
@@ -56,9 +75,11 @@ def sharpness(
 
     Raises:
         TypeError: `batches` is not a collection, or an argument has the wrong type.
-        ValueError: an argument is out of range, or no parameter requires a gradient.
-        LossError: the loss is not a finite scalar with a graph.
-        SecondDerivativeError: no route gives products, or not precisely enough.
+        ValueError: an argument is out of range, no parameter requires a gradient, a loader shuffles, or the budget
+            cannot be met.
+        LossError: the loss is not a finite scalar with a graph, does not repeat, differs between passes, or is not
+            the mean over the micro-batches of a batch that is split.
+        SecondDerivativeError: no route gives products, not precisely enough, or routes disagree.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -69,12 +90,11 @@ def sharpness(
 
     Reference: arXiv 2406.09405, section 2.
     """
-    _check(rtol, num, max_hvps, hvp)
-    with isolated(model) as snapshot:
-        objective = Objective(model, loss_fn, batches, snapshot=snapshot, params=params)
-        _check_fit(objective, num, start)
-        hessian = HessianOperator(objective, hvp)
-        return _measure(hessian, hessian, rtol, num, start, max_hvps, seed)
+    parameters = _check(model, params, dtype, rtol, num, start, max_hvps)
+    options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
+    measured = measured_operator(model, loss_fn, batches, None, hvp, repeats=start is not None, **options)
+    with without_autocast(), measured as operator:  # it would round the solver's own products as well
+        return _top(operator, parameters, rtol, num, start, max_hvps, seed)
 
 
 def preconditioned_sharpness(
@@ -89,6 +109,8 @@ def preconditioned_sharpness(
     hvp: Route = "auto",
     max_hvps: int = 200,
     params: str | Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    max_graph_bytes: int | None = None,
     seed: int = 0,
 ) -> SharpnessResult:
     """Measure the preconditioned sharpness: the top eigenvalue of P⁻¹H for the optimizer's next update.
@@ -104,13 +126,16 @@ def preconditioned_sharpness(
         batches: as for `sharpness`.
         optimizer: Adadelta, Adagrad, Adam, Adamax, AdamW, GIAdam, GIAdamW, NAdam, RAdam, RMSprop, SGD or one
             given to `register_preconditioner`, over the model's parameters; unchanged afterwards. Without a
-            step behind it, P is that of the very first update.
+            step behind it, P is that of the very first update: (1 − β₁)(|g| + ε) for Adam, whose v̂₁ = g², and
+            (1 − β₁)(|g|/√(1 − β₂) + ε) for GI-Adam, whose v₁ = g².
         rtol: as for `sharpness`.
         num: as for `sharpness`.
         start: as for `sharpness`.
         hvp: as for `sharpness`.
         max_hvps: as for `sharpness`.
         params: as for `sharpness`.
+        dtype: as for `sharpness`; P is that of the optimizer with its state cast likewise.
+        max_graph_bytes: as for `sharpness`.
         seed: as for `sharpness`.
 
     Returns:
@@ -133,40 +158,61 @@ def preconditioned_sharpness(
 
     Reference: arXiv 2406.09405, section 2 and appendix.
     """
-    _check(rtol, num, max_hvps, hvp)
-    with isolated(model, optimizer) as snapshot:
-        objective = Objective(model, loss_fn, batches, snapshot=snapshot, params=params)
-        _check_fit(objective, num, start)
-        check_covered(optimizer, objective.tensors)
-        keep_graph = hvp in ("auto", "reverse")
-        gradients = unflatten(objective.gradient(keep_graph=keep_graph), objective.tensors)
-        preconditioner = preconditioner_of(optimizer, objective.tensors, gradients)
-        hessian = HessianOperator(objective, hvp)
-        operator = PreconditionedOperator(hessian, preconditioner)
-        return _measure(operator, hessian, rtol, num, start, max_hvps, seed)
+    parameters = _check(model, params, dtype, rtol, num, start, max_hvps)
+    options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
+    measured = measured_operator(
+        model, loss_fn, batches, optimizer, hvp, repeats=start is not None, **options
+    )
+    with without_autocast(), measured as operator:  # it would round the solver's own products as well
+        return _top(operator, parameters, rtol, num, start, max_hvps, seed)
 
 
-def _check(rtol: float, num: int, max_hvps: int, hvp: str) -> None:
-    known_name("hvp", hvp, ROUTES)
-    positive_number("rtol", rtol)
-    positive_count("num", num)
+def _check(
+    model: nn.Module,
+    params: str | Iterable[str] | None,
+    dtype: torch.dtype | None,
+    rtol: float,
+    num: int,
+    start: SharpnessResult | None,
+    max_hvps: int,
+) -> Signature:
+    """Return the names and shapes of the parameters that a result of these arguments is about."""
+    precision = measuring_dtype(model, dtype)
+    reachable = _REACHABLE * torch.finfo(precision).eps
+    if positive_number("rtol", rtol) < reachable:
+        mend = "or pass dtype=torch.float64" if precision is torch.float32 else "no precision reaches less"
+        raise ValueError(
+            f"rtol must be at least 16 ε = {reachable:.1e}, what {precision} resolves, got {rtol!r}: raise it, {mend}."
+        )
+    selected = select_parameters(model, params)
+    parameters = tuple((name, tuple(parameter.shape)) for name, parameter in selected.items())
+    size = sum(parameter.numel() for parameter in selected.values())
+    if positive_count("num", num) > size:
+        raise ValueError(f"num must be at most the number of parameters, {size}, got {num}.")
     if positive_count("max_hvps", max_hvps) < num:
         raise ValueError(f"max_hvps must be at least num = {num}, got {max_hvps}.")
+    if start is not None:
+        _check_start(start, parameters, size)
+    return parameters
 
 
-def _check_fit(objective: Objective, num: int, start: SharpnessResult | None) -> None:
-    if num > objective.size:
-        raise ValueError(f"num must be at most the number of parameters, {objective.size}, got {num}.")
-    if start is not None and len(start.subspace) != objective.size:
+def _check_start(start: SharpnessResult, parameters: Signature, size: int) -> None:
+    if len(start.subspace) != size:
         raise ValueError(
-            f"start has vectors of {len(start.subspace)} entries, the selected parameters have "
-            f"{objective.size}: pass a result of the same model and params."
+            f"start has vectors of {len(start.subspace)} entries, the selected parameters have {size}: "
+            "pass a result of the same model and params."
+        )
+    if start.parameters and start.parameters != parameters:
+        theirs, ours = next(pair for pair in zip_longest(start.parameters, parameters) if pair[0] != pair[1])
+        raise ValueError(
+            f"start is of other parameters: it has {theirs} where the selected ones have {ours}: "
+            "pass a result of the same model and params."
         )
 
 
-def _measure(
+def _top(
     operator: SymmetricOperator,
-    hessian: HessianOperator,
+    parameters: Signature,
     rtol: float,
     num: int,
     start: SharpnessResult | None,
@@ -174,26 +220,36 @@ def _measure(
     seed: int,
 ) -> SharpnessResult:
     generator = torch.Generator().manual_seed(seed)
-    result = top_eigenpairs(
-        operator,
-        num=num,
-        rtol=rtol,
-        max_hvps=max_hvps,
-        start=_start_vectors(operator, start, generator),
-        generator=generator,
-    )
+    solve = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
+    if start is None:
+        result = solve(start=random_directions(operator, 1, generator), max_hvps=max_hvps)
+        subspace, num_warm = result.subspace[:, : num + 1], 0
+    else:
+        result = solve(start=_vectors_of(start, operator), max_hvps=max_hvps)
+        subspace, num_warm = (
+            torch.cat([result.vectors, start.vectors[:, :1].to(result.vectors)], 1),
+            start.num_warm + 1,
+        )
+    left = max_hvps - result.num_hvps
+    if num_warm >= _COLD_EVERY and left >= num:
+        cold = solve(start=random_directions(operator, 1, generator), max_hvps=left)
+        num_warm = 0
+        if cold.value > result.value:
+            result, subspace = cold, cold.subspace[:, : num + 1]
+    hessian_operator = operator.operator if isinstance(operator, PreconditionedOperator) else operator
+    assert isinstance(hessian_operator, HessianOperator)
     return replace(
         result,
-        num_hvps=hessian.num_products,
-        hvp=hessian.route,
-        hvp_reason=hessian.reason.strip(),
-        hvp_error=hessian.relative_error,
+        subspace=subspace,
+        num_warm=num_warm,
+        num_hvps=hessian_operator.num_products,
+        hvp=hessian_operator.route,
+        hvp_reason=hessian_operator.reason.strip(),
+        hvp_error=hessian_operator.relative_error,
+        graph_bytes=hessian_operator.graph_bytes,
+        parameters=parameters,
     )
 
 
-def _start_vectors(
-    operator: SymmetricOperator, start: SharpnessResult | None, generator: torch.Generator
-) -> Tensor:
-    if start is None:
-        return random_directions(operator, 1, generator)
+def _vectors_of(start: SharpnessResult, operator: SymmetricOperator) -> Tensor:
     return start.subspace.T.to(dtype=operator.dtype, device=operator.device)

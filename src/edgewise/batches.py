@@ -1,0 +1,290 @@
+"""What a batch is: anything that holds tensors, one row per sample; and a collection of them, read again and again.
+
+A batch is a tensor or a nest of tuples, lists, named tuples, mappings (also classes that only behave like a dict, as
+those of Hugging Face), dataclasses, and what has been registered with torch's pytree. Its size is the first
+dimension of its first tensor that has one.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_flatten
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from edgewise.errors import LossError
+from edgewise.isolation import RandomStates
+
+_END = object()
+
+
+class Batches:
+    """A collection of batches that gives the same ones in each pass, with their shares of the samples.
+
+    A list is held as it is. Anything else, such as a data loader, is read anew in each pass and never held: batches
+    are fetched from random states of their own, the same in each pass, and the sizes are compared with those
+    of the first pass, which is made here.
+
+    Args:
+        batches: a list or tuple, or another re-iterable.
+
+    Raises:
+        TypeError: `batches` can be read only once, or is a single batch.
+        ValueError: there is no batch, a loader shuffles, or one of several batches has no size.
+        LossError: a later pass gives other batches (raised by that pass).
+
+    Example:
+        >>> [(share, batch.tolist()) for _, share, batch in Batches([torch.ones(3), torch.ones(1)]).weighted()]
+        [(0.75, [1.0, 1.0, 1.0]), (0.25, [1.0])]
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        _check_collection(batches)
+        self._batches = batches
+        self._generators = _generators_of(batches)
+        self._start = RandomStates(self._generators)
+        self.sizes = [
+            batch_size(batch) for batch in self
+        ]  # None: the batch has no tensor with a row per sample
+        if not self.sizes:
+            raise ValueError("batches is empty: pass at least one batch.")
+        if len(self.sizes) > 1 and None in self.sizes:
+            raise ValueError(
+                f"cannot tell the size of batch {self.sizes.index(None)}: it holds no tensor with a batch dimension. "
+                "Pass a single batch, or batches whose first tensor has one row per sample."
+            )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches) if isinstance(self._batches, list | tuple) else self._fetched()
+
+    def weighted(self) -> Iterator[tuple[int, float, Any]]:
+        """Yield index, share of the samples, and batch; raise if they are not those of the first pass."""
+        total = sum(size or 0 for size in self.sizes)
+        seen = 0
+        for i, batch in enumerate(self):
+            if i == len(self) or batch_size(batch) != self.sizes[i]:
+                raise _differing(f"batch {i} is new or of another size")
+            seen += 1
+            yield i, 1.0 if len(self) == 1 else (self.sizes[i] or 0) / total, batch
+        if seen != len(self):
+            raise _differing(f"there were {len(self)} of them, now there are {seen}")
+
+    def _fetched(self) -> Iterator[Any]:
+        # A loader draws seeds, and augmentation draws more. What it draws is swapped in for each batch, not for the
+        # pass: an abandoned pass then leaves nothing behind, and the loss never sees what the loader has drawn.
+        states, iterator = self._start, None
+        while True:
+            outside = RandomStates(self._generators)
+            try:
+                states.restore()
+                iterator = iter(self._batches) if iterator is None else iterator
+                batch = next(iterator, _END)
+                states = RandomStates(self._generators)
+            finally:
+                outside.restore()
+            if batch is _END:
+                return
+            yield batch
+
+
+def batch_size(batch: Any) -> int | None:
+    """Return the first dimension of the first tensor that has one, or `None`.
+
+    >>> batch_size({"id": "a", "x": (torch.tensor(1.0), torch.ones(3, 2))})
+    3
+    """
+    return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim > 0), None)
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+        return
+    for child in _opened(batch)[0]:
+        yield from tensors_of(child)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return a batch of the same structure and classes whose tensors went through `function`.
+
+    >>> map_tensors(lambda tensor: 2 * tensor, {"x": torch.ones(2), "id": ["a", "b"]})
+    {'x': tensor([2., 2.]), 'id': ['a', 'b']}
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    children, rebuilt = _opened(batch)
+    return rebuilt([map_tensors(function, child) for child in children]) if children else batch
+
+
+def cast(batch: Any, dtype: torch.dtype) -> Any:
+    """Return the batch with its floating-point tensors copied to `dtype`, off any graph they are part of.
+
+    >>> cast((torch.ones(1, dtype=torch.float16), torch.tensor([1])), torch.float64)
+    (tensor([1.], dtype=torch.float64), tensor([1]))
+    """
+    return map_tensors(
+        lambda tensor: (
+            tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
+            if tensor.is_floating_point()
+            else tensor
+        ),
+        batch,
+    )
+
+
+def split(batch: Any, rows: int) -> Iterator[Any]:
+    """Yield micro-batches of at most `rows` samples.
+
+    Tensors whose first dimension is the batch's size are cut; all else is shared by the micro-batches.
+
+    >>> [micro["x"].tolist() for micro in split({"x": torch.arange(3), "scale": torch.ones(2)}, 2)]
+    [[0, 1], [2]]
+    """
+    size = batch_size(batch) or 0
+    for start in range(0, size, rows):
+        yield _rows(batch, size, start, min(start + rows, size))
+
+
+def _rows(batch: Any, size: int, start: int, stop: int) -> Any:
+    return map_tensors(lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == size else t, batch)
+
+
+def share_of(piece: Any, batch: Any) -> float:
+    """Return the share of a batch's samples that a micro-batch holds."""
+    return (batch_size(piece) or 1) / (batch_size(batch) or 1)
+
+
+class GraphSize:
+    """Bytes of the graph over a batch, extrapolated from those of its first samples: a + b·samples.
+
+    >>> held = GraphSize(torch.ones(10), 1, lambda piece: 50 + 100 * len(piece))
+    >>> held.bytes, held.first, held.rows_within(500)
+    (1050, 150, 4)
+    """
+
+    def __init__(self, batch: Any, least: int, bytes_of: Callable[[Any], int]) -> None:
+        size = batch_size(batch) or 1
+        self._least = min(size, least)
+        self.first = bytes_of(next(split(batch, self._least), batch))
+        self._slope = 0
+        if size > self._least:
+            self._slope = bytes_of(next(split(batch, self._least + 1))) - self.first
+        self.bytes = self.first + (size - self._least) * self._slope
+
+    def rows_within(self, budget: int) -> int:
+        """Return the largest number of samples whose graph fits into a budget that the whole batch exceeds."""
+        return self._least + (budget - self.first) // self._slope
+
+
+class SavedBytes:
+    """Bytes of the storages that autograd saves; `elsewhere` and the batches counted over are held anyway."""
+
+    def __init__(self, elsewhere: Iterable[Tensor]) -> None:
+        self._elsewhere = {_address(tensor) for tensor in elsewhere}
+        self._sizes: dict[int, int] = {}  # address → bytes
+
+    @property
+    def total(self) -> int:
+        """The bytes so far, each storage once."""
+        return sum(size for address, size in self._sizes.items() if address not in self._elsewhere)
+
+    def counting(self, batch: Any) -> saved_tensors_hooks:
+        """Return a context that counts the graphs built inside."""
+        self._elsewhere.update(_address(tensor) for tensor in tensors_of(batch))
+        return saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        self._sizes[_address(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # the tensor itself would hold the node that holds it
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _opened(batch: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """Return a container's children and the function that puts others in their place; no children for a leaf."""
+    if isinstance(batch, Mapping):  # before dataclasses: Hugging Face's outputs are both
+        keys = list(batch)
+        return list(batch.values()), lambda values: _with_items(batch, dict(zip(keys, values, strict=True)))
+    if isinstance(batch, list | tuple):
+        make = getattr(type(batch), "_make", type(batch))  # named tuples take their fields one by one
+        return list(batch), make
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        names = [field.name for field in dataclasses.fields(batch)]
+        children = [getattr(batch, name) for name in names]
+        return children, lambda values: _with_fields(batch, dict(zip(names, values, strict=True)))
+    leaves, structure = tree_flatten(batch)
+    if structure.is_leaf():
+        return [], lambda values: batch
+    return leaves, structure.unflatten
+
+
+def _with_items(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Return a mapping of the same class with other values; attributes besides the items are kept."""
+    try:
+        copied: Any = copy.copy(mapping)
+        for key, value in items.items():
+            copied[key] = value
+    except TypeError:  # it cannot be written to
+        make: Any = type(mapping)
+        return make(items)
+    return copied
+
+
+def _with_fields(instance: Any, values: dict[str, Any]) -> Any:
+    """Return a copy of a dataclass with other fields, without running its constructor."""
+    copied = copy.copy(instance)
+    for name, value in values.items():
+        object.__setattr__(copied, name, value)  # a frozen one refuses its own
+    return copied
+
+
+def _check_collection(batches: object) -> None:
+    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be a list of batches, got one {type(batches).__name__}: write [batch] for a single one."
+        )
+    if isinstance(batches, Iterator):
+        raise TypeError(
+            "batches can be read only once (it is an iterator): pass list(batches), or the data loader itself."
+        )
+    samplers = _samplers_of(batches) if isinstance(batches, DataLoader) else []
+    for sampler in samplers:
+        if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+            raise ValueError(
+                f"batches is a data loader that shuffles ({type(sampler).__name__}), a measurement needs the same "
+                "batches for each product: build it with shuffle=False, or pass a few batches as a list, "
+                "such as [next(iter(loader))]."
+            )
+
+
+def _samplers_of(loader: DataLoader[Any]) -> list[Any]:
+    inner = [loader.batch_sampler.sampler] if isinstance(loader.batch_sampler, BatchSampler) else []
+    return [loader.sampler, *inner]
+
+
+def _generators_of(batches: object) -> list[torch.Generator]:
+    """Return the generators that a data loader draws from besides torch's own."""
+    return [batches.generator] if isinstance(batches, DataLoader) and batches.generator is not None else []
+
+
+def _differing(what: str) -> LossError:
+    return LossError(
+        f"batches differ between passes ({what}), a measurement needs the same ones for each product: "
+        "do not shuffle (shuffle=False), or pass list(...) of a few batches."
+    )
