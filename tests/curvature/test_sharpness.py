@@ -7,6 +7,7 @@ that a random start misses by chance.
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import edgewise as ew
-from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse, train_step
+from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse, train_step, vectors
 from edgewise import PreconditionerError, Status, preconditioned_sharpness, sharpness
 from edgewise.errors import LossError, UnknownNameError
 from edgewise.objective import Objective
@@ -369,3 +370,32 @@ def test_vectors_have_the_order_of_the_models_parameters():
     assert len(result.vectors) == len(theta_of(model, names))
     v = result.vectors[:, 0]
     assert float(v @ dense_hessian(model, mse, batches, names) @ v) == pytest.approx(result.value, rel=CLOSE)
+
+
+def test_every_fiftieth_warm_start_is_checked_by_a_cold_one():
+    """H = diag(9, 4, 1): a start that is exactly an eigenvector of a lower eigenvalue stays there, until then."""
+    model = nn.Linear(3, 1, bias=False).double()
+    batch = torch.diag(torch.tensor([9.0, 4.0, 1.0]).sqrt()).double()
+    curvature = lambda **kw: sharpness(model, lambda m, x: 1.5 * m(x).square().mean(), [batch], **kw)
+    cold = curvature()
+    lower = torch.eye(3).double()[:, 1:2]
+    locked = replace(cold, vectors=lower, subspace=lower)
+    blind = curvature(start=locked)
+    assert (cold.num_warm, blind.num_warm) == (0, 1)
+    assert blind.value == pytest.approx(4.0)
+    checked = curvature(start=replace(locked, num_warm=49))
+    assert checked.num_warm == 0
+    assert checked.value == pytest.approx(9.0)
+    assert checked.num_hvps > blind.num_hvps
+    assert curvature(start=replace(locked, num_warm=49), max_hvps=2).num_hvps <= 2
+
+
+def test_a_warm_start_keeps_the_last_two_top_vectors():
+    torch.manual_seed(0)
+    model, batches = mlp().double(), [tuple(part.double() for part in vectors(8))]
+    first = sharpness(model, mse, batches)
+    second = sharpness(model, mse, batches, start=first)
+    assert second.subspace.shape == (first.subspace.shape[0], 2)
+    assert torch.equal(second.subspace[:, :1], second.vectors)
+    assert torch.equal(second.subspace[:, 1:], first.vectors)
+    assert second.num_hvps == 2  # nothing has changed: one product for each vector kept

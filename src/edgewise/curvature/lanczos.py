@@ -9,6 +9,7 @@ residuals are computed, not inferred from a recurrence. (Saad, Numerical Methods
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,8 +18,14 @@ from edgewise.curvature.operators import SymmetricOperator
 from edgewise.curvature.results import SharpnessResult
 from edgewise.errors import Status
 
+FLOOR = 16  # times ε: a residual below this share of ‖A‖ is rounding
 _MAX_BASIS = 32  # vectors kept before a restart: bounds memory at about 2 · 32 vectors
 _EXTRA_RITZ = 2  # Ritz vectors kept beyond the wanted ones, for restarts and for later calls
+_BLOCK = 4  # rows allotted at a time
+_CHUNKS, _SMALLEST_CHUNK = 64, 8192  # that a sum over all entries is taken in
+_NO_CANCELLATION = (
+    0.7  # of the norm left by a projection: the rest is orthogonal to rounding (Parlett 1980, ch. 6)
+)
 
 
 def top_eigenpairs(
@@ -36,7 +43,7 @@ def top_eigenpairs(
 
     Args:
         operator: A.
-        num: number of pairs, 1 … operator.size.
+        num: number of pairs, 1 … operator.dimension.
         rtol: tolerance on the residual relative to the eigenvalue.
         max_hvps: largest number of products with A, ≥ num.
         start: (k, n), k ≥ 1: where to look first; need not be orthonormal.
@@ -59,7 +66,7 @@ def top_eigenpairs(
         tolerance = (rtol * ritz.values.abs()).clamp(min=2 * ritz.floor)
         unconverged = (ritz.residual_norms > tolerance).nonzero()
         converged = len(unconverged) == 0 and len(ritz.values) == num
-        exhausted = basis.num_products >= max_hvps or len(basis.vectors) == operator.size
+        exhausted = basis.num_products >= max_hvps or basis.width == operator.dimension
         if converged and not doubted and not exhausted and ritz.values[0] <= 0:
             # A loss hardly ever curves down everywhere: more likely the start was blind to what curves up.
             basis.extend(random_directions(operator, 1, generator)[0])
@@ -69,7 +76,7 @@ def top_eigenpairs(
             return _result(basis, ritz, num, Status.CONVERGED)
         if exhausted:
             return _result(basis, ritz, num, Status.BUDGET_EXHAUSTED)
-        if len(basis.vectors) >= _MAX_BASIS + num:
+        if basis.width >= _MAX_BASIS + num:
             basis.restart(ritz.coordinates[: num + _EXTRA_RITZ])
         worst = int(unconverged[0]) if len(unconverged) else 0
         basis.extend(ritz.residuals[worst])
@@ -81,56 +88,98 @@ class _Basis:
     def __init__(self, operator: SymmetricOperator, generator: torch.Generator) -> None:
         self._operator = operator
         self._generator = generator
-        self.dtype = operator.dtype  # of the products
         # Half precision would not keep the basis orthogonal: its products are taken, its sums are not.
-        dtype = torch.promote_types(operator.dtype, torch.float32)
-        self.vectors = torch.empty(0, operator.size, dtype=dtype, device=operator.device)
-        self.products = self.vectors
-        self.projection = torch.empty(0, 0, dtype=torch.float64)  # on the CPU: eigh of a tiny matrix
+        self.eps = torch.finfo(operator.dtype).eps
+        self.dtype = torch.promote_types(operator.dtype, torch.float32)
+        self._blocks: list[
+            Tensor
+        ] = []  # (2, _BLOCK, n): rows of V and AV; one matrix would be copied to grow
+        self.projection = torch.empty(0, 0, dtype=torch.float64)  # (width, width), on the CPU
         self.num_products = 0
+
+    @property
+    def width(self) -> int:
+        """How many rows there are."""
+        return len(self.projection)
 
     def extend(self, direction: Tensor) -> None:
         """Add the part of `direction` outside the span, or a random direction if nothing of it is left."""
         vector = self._new_direction(direction)
         product = self._operator.matvec(vector.to(self._operator.dtype)).to(vector)
         self.num_products += 1
-        self.vectors = torch.cat([self.vectors, vector[None]])
-        self.products = torch.cat([self.products, product[None]])
-        width = len(self.vectors)
-        grown = torch.zeros(width, width, dtype=torch.float64)
+        grown = torch.zeros(self.width + 1, self.width + 1, dtype=torch.float64)
         grown[:-1, :-1] = self.projection
-        grown[-1, :] = grown[:, -1] = self._inner(product).double().cpu()
         self.projection = grown
+        self._write(self.width - 1, vector, product)
+        grown[-1, :] = grown[:, -1] = self._inner(product)
+
+    def combine(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return CV and CAV, both of shape (k, n), for coordinates C of shape (k, width)."""
+        total = self._blocks[0].new_zeros(2, len(coordinates), self._operator.size)
+        for rows, part in zip(self._rows(), coordinates.split(_BLOCK, dim=1), strict=True):
+            total += part.to(rows) @ rows
+        return total[0], total[1]
 
     def restart(self, coordinates: Tensor) -> None:
         """Keep only the span of the given Ritz vectors; coordinates: (k, width), orthonormal rows."""
-        rotation = coordinates.to(self.vectors)
-        self.vectors = rotation @ self.vectors
-        self.products = rotation @ self.products
+        kept = self.combine(coordinates)
         self.projection = coordinates @ self.projection @ coordinates.T
-
-    def _new_direction(self, direction: Tensor) -> Tensor:
-        direction = direction.to(self.vectors)
-        while True:
-            vector = direction / self._norm(direction).clamp(min=torch.finfo(direction.dtype).tiny)
-            for _ in range(2):  # "twice is enough" (Parlett 1980, after Kahan)
-                vector = vector - self.vectors.T @ self._inner(vector)
-            norm = self._norm(vector)
-            if norm > 1e3 * torch.finfo(vector.dtype).eps:
-                vector = vector / norm
-                vector = vector - self.vectors.T @ self._inner(vector)
-                return vector / self._norm(vector)
-            direction = random_directions(self._operator, 1, self._generator)[0].to(self.vectors)
-
-    def _inner(self, vector: Tensor) -> Tensor:
-        return self._operator.reduce(self.vectors @ vector)
-
-    def _norm(self, vector: Tensor) -> Tensor:
-        return self._operator.reduce(vector.square().sum()).sqrt()
+        del self._blocks[-(-len(coordinates) // _BLOCK) :]
+        for i, (vector, product) in enumerate(zip(*kept, strict=True)):
+            self._write(i, vector, product)
 
     def norms(self, rows: Tensor) -> Tensor:
         """Return the norm of each row in float64, on the CPU."""
-        return self._operator.reduce(rows.double().square().sum(dim=1)).sqrt().cpu()
+        return self._operator.reduce(rows.square().sum(dim=1, dtype=torch.float64)).sqrt().cpu()
+
+    def _new_direction(self, direction: Tensor) -> Tensor:
+        nothing = 1e3 * torch.finfo(self.dtype).eps
+        while True:
+            direction = direction.to(self.dtype)
+            start = float(self.norms(direction[None]))
+            vector, norm = direction / max(start, torch.finfo(self.dtype).tiny), 1.0
+            while self.width > 0:
+                before, vector = norm, self._orthogonal_part(vector)
+                norm = float(self.norms(vector[None]))
+                if norm <= nothing or not norm <= _NO_CANCELLATION * before:  # NaN leaves as well
+                    break
+            if start > 0 and norm > nothing:
+                return vector / norm
+            direction = random_directions(self._operator, 1, self._generator)[0]
+
+    def _orthogonal_part(self, vector: Tensor) -> Tensor:
+        coordinates = self._inner(vector).to(vector)
+        for rows, part in zip(self._rows(), coordinates.split(_BLOCK), strict=True):
+            vector = vector - part @ rows[0]
+        return vector
+
+    def _inner(self, vector: Tensor) -> Tensor:
+        """Return V · vector, shape (width,), in float64 on the CPU.
+
+        A float32 sum over a million entries may be off in the fourth digit; over chunks it is not.
+        """
+        size = max(_SMALLEST_CHUNK, len(vector) // _CHUNKS)
+        dots = [
+            torch.stack(
+                [
+                    part @ piece
+                    for part, piece in zip(rows[0].split(size, dim=1), vector.split(size), strict=True)
+                ]
+            )
+            for rows in self._rows()
+        ]
+        return self._operator.reduce(torch.cat(dots, dim=1).sum(dim=0, dtype=torch.float64)).cpu()
+
+    def _rows(self) -> Iterator[Tensor]:
+        """Yield (2, ≤ _BLOCK, n) of the rows in use."""
+        for i, block in enumerate(self._blocks):
+            yield block[:, : self.width - i * _BLOCK]
+
+    def _write(self, row: int, vector: Tensor, product: Tensor) -> None:
+        block, place = divmod(row, _BLOCK)
+        if block == len(self._blocks):
+            self._blocks.append(vector.new_empty(2, _BLOCK, len(vector)))
+        self._blocks[block][0, place], self._blocks[block][1, place] = vector, product
 
 
 class _RitzPairs:
@@ -141,11 +190,10 @@ class _RitzPairs:
         self.spectral_norm = float(values.abs().max())
         self.coordinates = coordinates.T.flip(0)  # (width, width): one Ritz vector a row
         self.values = values.flip(0)[:num]  # (≤ num,), float64
-        top = self.coordinates[:num].to(basis.vectors)
-        self.vectors = top @ basis.vectors  # (≤ num, n)
-        self.residuals = top @ basis.products - self.values.to(top)[:, None] * self.vectors
+        self.vectors, products = basis.combine(self.coordinates[:num])  # (≤ num, n)
+        self.residuals = products - self.values.to(products)[:, None] * self.vectors
         # What rounding may hide from the computed residual belongs to the bound.
-        self.floor = 16 * torch.finfo(basis.dtype).eps * self.spectral_norm
+        self.floor = FLOOR * basis.eps * self.spectral_norm
         self.residual_norms = basis.norms(self.residuals) + self.floor
 
 
@@ -157,7 +205,7 @@ def random_directions(operator: SymmetricOperator, num: int, generator: torch.Ge
 
 
 def _result(basis: _Basis, ritz: _RitzPairs, num: int, status: Status) -> SharpnessResult:
-    kept = ritz.coordinates[: num + _EXTRA_RITZ].to(basis.vectors)
+    subspace, _ = basis.combine(ritz.coordinates[: num + _EXTRA_RITZ])
     return SharpnessResult(
         value=float(ritz.values[0]),
         values=ritz.values,
@@ -165,18 +213,19 @@ def _result(basis: _Basis, ritz: _RitzPairs, num: int, status: Status) -> Sharpn
         residual=float(ritz.residual_norms[0]),
         status=status,
         num_hvps=basis.num_products,
-        subspace=(kept @ basis.vectors).T,
+        subspace=subspace.T,
     )
 
 
 def _not_finite(basis: _Basis, num: int) -> SharpnessResult:
     """Non-finite is "too large", never a lower bound; the vectors are the ones tried."""
+    subspace, _ = basis.combine(torch.eye(basis.width, dtype=torch.float64)[: num + _EXTRA_RITZ])
     return SharpnessResult(
         value=math.inf,
         values=torch.full((num,), math.inf, dtype=torch.float64),
-        vectors=basis.vectors[:num].T,
+        vectors=subspace[:num].T,
         residual=math.inf,
         status=Status.NOT_FINITE,
         num_hvps=basis.num_products,
-        subspace=basis.vectors[: num + _EXTRA_RITZ].T,
+        subspace=subspace.T,
     )
