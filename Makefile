@@ -21,7 +21,7 @@ lint: .venv/.dev ## style and formatting
 types: .venv/.dev ## type annotations, strictly
 	$(BIN)/mypy
 
-bench: .venv/.dev ## what measurements cost, into benchmarks/RESULTS.md
+bench: .venv/.bench ## what measurements cost, into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
 
 docs: .venv/.docs ## the documentation, into site/
@@ -48,6 +48,10 @@ clean: ## remove the environment, caches and builds; results in runs/ stay
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e '.[lab,dev]'
 	touch $@ .venv/.lab
+
+.venv/.bench: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[lab,dev,bench]'
+	touch $@ .venv/.dev .venv/.lab
 
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e '.[docs]'

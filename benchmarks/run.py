@@ -8,9 +8,13 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
+import memory
+import peers
 import torch
+import tracking
 
 import edgewise as ew
 from edgewise.isolation import isolated
@@ -74,20 +78,6 @@ def curvature_costs() -> list[Row]:
         (cold,) = median_seconds(lambda m=model, f=loss_fn, b=batch: ew.sharpness(m, f, [b]))
         rows.append((f"{name}: cold sharpness, rtol 1e-3", "products", str(found.num_hvps)))
         rows.append((f"{name}: cold sharpness, rtol 1e-3", "gradients", f"{cold / gradient:.1f}"))
-    return rows
-
-
-def tracking_costs() -> list[Row]:
-    """Products for a measurement that starts from the one before, along figure 1 at demo scale."""
-    rows = []
-    for config in recipe("fig1").configs("demo"):
-        if config.warmup.steps == 64:
-            products = [row["sharpness_hvps"] for row in train(config).rows if "sharpness_hvps" in row]
-            name = (
-                f"fig1 demo, {config.model.parameterization}, T_wrm = 64: sharpness every 5 steps, rtol 1e-2"
-            )
-            rows.append((name, "products, mean", f"{statistics.mean(products):.1f}"))
-            rows.append((name, "products, median", f"{statistics.median(products):.0f}"))
     return rows
 
 
@@ -157,25 +147,33 @@ def median_seconds_few(call: Callable[[], object]) -> list[float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = [
-        *curvature_costs(),
-        *tracking_costs(),
-        *critical_rate_costs(),
-        *optimizer_costs(),
-        *recording_cost(),
+    sections = [
+        (
+            "Cold sharpness beside the peers",
+            ("task", "method and setting", "true relative error", "products", "gradients"),
+            peers.rows(),
+        ),
+        ("Sharpness followed step by step", ("training", "what", "measured"), tracking.rows()),
+        ("Memory of a product", ("route", "unit", "measured"), memory.rows()),
+        (
+            "Everything else",
+            ("what", "unit", "measured"),
+            [*curvature_costs(), *critical_rate_costs(), *optimizer_costs(), *recording_cost()],
+        ),
     ]
-    lines = [
-        "# Benchmark results",
-        "",
-        f"`make bench` on {datetime.now(UTC):%Y-%m-%d}: torch {torch.__version__}, Python {platform.python_version()}, "
-        "one thread.",
-        "",
-        "| what | unit | measured |",
-        "|---|---|---|",
-        *(f"| {what} | {unit} | {value} |" for what, unit, value in rows),
-    ]
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    versions = ", ".join(
+        f"{name} {version(name)}"
+        for name in ("torch", "PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch")
+    )
+    text = (
+        f"# Benchmark results\n\n`make bench` on {datetime.now(UTC):%Y-%m-%d}: Python {platform.python_version()}, "
+        f"{versions}; CPU, one thread. The unit gradient is one full gradient of the same batch, timed in turn.\n"
+    )
+    for title, columns, rows in sections:
+        lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+        text += f"\n## {title}\n\n" + "\n".join(lines) + "\n"
+    RESULTS.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import peers
 import torch
+from tasks import Task
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,12 +21,20 @@ from edgewise.curvature.operators import SymmetricOperator
 from edgewise.lab import data, models
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import recipe
-from edgewise.lab.training import Batch, LossFunction, loss_function, make_optimizer, make_schedule
+from edgewise.lab.training import (
+    Batch,
+    LossFunction,
+    half_squared_error,
+    loss_function,
+    make_optimizer,
+    make_schedule,
+)
 
 Row = tuple[str, str, str]
 NUM_STEPS = 200
 RTOL = 1e-2
 POWER_ITERATIONS = 5
+PEER_STEPS = (25, 75, 125, 175)
 
 
 @dataclass
@@ -62,12 +72,50 @@ def rows() -> Iterator[Row]:
         if (config.model.parameterization, config.warmup.steps) in {("mup", 1), ("mup", 64), ("sp", 64)}:
             what = f"fig1 demo, {config.model.parameterization}, T_wrm = {config.warmup.steps}, every step"
             yield from follow(config, preconditioned=False)[0].rows(what)
+    yield from against_peers()
     for config in recipe("fig4").configs("demo"):
         if config.warmup.steps == 128 and config.optimizer.lr in {0.001, 0.016}:
             what = f"LM, {config.optimizer.name}, η {config.optimizer.lr:g}, T_wrm = 128, preconditioned, every step"
             tracked, power = follow(config, preconditioned=True)
             yield from tracked.rows(what)
             yield from power.rows(f"{what}: {POWER_ITERATIONS} warm power iterations")
+
+
+def against_peers() -> Iterator[Row]:
+    """Yield the time of a followed measurement over that of the best peer, at some steps of figure 1."""
+    for config in recipe("fig1").configs("demo"):
+        if config.warmup.steps != 64:
+            continue
+        what = f"fig1 demo, {config.model.parameterization}, T_wrm = 64"
+        start: ew.SharpnessResult | None = None
+        for step, (model, loss_fn, _, batch) in enumerate(_training(config)):
+            if step in PEER_STEPS:
+                yield (
+                    f"{what}, step {step}",
+                    "gradients: followed, best peer; ratio",
+                    _times(model, batch, start),
+                )
+            start = ew.sharpness(model, loss_fn, [batch], start=start, rtol=RTOL)
+
+
+def _times(model: nn.Module, batch: Batch, start: ew.SharpnessResult | None) -> str:
+    """Return the cost of a followed measurement, and of the peer that is cheapest within the same true error."""
+    task = Task(name="", model=model, criterion=half_squared_error, batch=batch, sgd_lr=0.0)
+    outcomes = peers.sweep(task, peers.true_sharpness(task), seeds=(0,))
+    theirs = [
+        best
+        for library, _, _ in peers.LIBRARIES
+        if library != "edgewise"
+        and (best := peers.cheapest([o for o in outcomes if o.method.library == library])) is not None
+    ]
+
+    def measure(task: Task, seed: int) -> float:
+        return ew.sharpness(task.model, task.loss_fn, [task.batch], start=start, rtol=RTOL, seed=seed).value
+
+    ours = peers.Method("edgewise", measure, {"start": "previous"}, False)
+    costs = peers.time_in_gradients(task, [ours, *(o.method for o in theirs)], peers.SEEDS)
+    best = min((o.method for o in theirs), key=lambda method: costs[method])
+    return f"{costs[ours]:.1f}, {costs[best]:.1f} ({best}); {costs[ours] / costs[best]:.2f}"
 
 
 def follow(config: RunConfig, *, preconditioned: bool) -> tuple[Followed, Followed]:

@@ -13,7 +13,14 @@ import edgewise as ew
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SHARPNESS = (ROOT / "docs" / "sharpness.md").read_text(encoding="utf-8")
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+
+
+PYTHON_BLOCKS = blocks(README)
 
 
 def loss_fn(model, batch):
@@ -32,6 +39,46 @@ def test_readme_examples_run_in_order():
     assert all(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
     assert names["warmup"].start.status in (ew.Status.FOUND, ew.Status.ABOVE_MAX_LR)
     assert names["found"].converged
+
+
+def test_the_sharpness_page_follows_a_run():
+    names = sharpness_page_names()
+    exec(compile(blocks(SHARPNESS)[0], "sharpness.md", "exec"), names)
+    assert names["rows"][0].sharpness == pytest.approx(names["rows"][0].preconditioned_sharpness)
+
+
+def test_the_sharpness_page_hands_the_operator_to_scipy():
+    names = sharpness_page_names()
+    exec(compile(blocks(SHARPNESS)[1], "sharpness.md", "exec"), names)
+    with ew.hessian(names["model"], loss_fn, [names["batch"]]) as operator:
+        dense = torch.stack([operator.matvec(row) for row in torch.eye(operator.size)])
+    assert names["smallest"] == pytest.approx(float(torch.linalg.eigvalsh(dense)[0]), abs=1e-4)
+
+
+@pytest.mark.peers
+def test_the_sharpness_page_hands_the_operator_to_hessian_eigenthings():
+    pytest.importorskip("hessian_eigenthings")
+    names = sharpness_page_names()
+    exec(compile(blocks(SHARPNESS)[2], "sharpness.md", "exec"), names)
+    density = names["density"]
+    assert float(torch.trapezoid(density.density, density.grid)) == pytest.approx(1, abs=0.05)
+    top = ew.preconditioned_sharpness(names["model"], loss_fn, [names["batch"]], names["optimizer"]).value
+    assert float(density.raw_eigenvalues.max()) == pytest.approx(top, rel=1e-3)
+
+
+def sharpness_page_names():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batch = (torch.randn(16, 4), torch.randn(16, 1))
+    return {
+        "ew": ew,
+        "model": model,
+        "optimizer": optimizer,
+        "loss_fn": loss_fn,
+        "batch": batch,
+        "loader": [batch] * 3,
+    }
 
 
 def test_training_example_stays_short():

@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -49,6 +50,37 @@ def test_linear_regression_in_closed_form():
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
     result = sharpness(model, lambda m, b: (m(b[0]) - b[1]).square().mean(), [(x, y)], num=5, **TIGHT)
     torch.testing.assert_close(result.values, top(2 / 20 * x.T @ x, 5), rtol=CLOSE, atol=0)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0, 0.5), (1.5, -1.0, 0.7, 2.0)])
+def test_a_deep_linear_net_in_closed_form(weights):
+    """f = πx, π = Πwᵢ, L = ½ mean (πx − y)²: H_ij = m₂ ππ/(wᵢwⱼ) + [i≠j](m₂π − m_xy) π/(wᵢwⱼ)."""
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in weights)).double()
+    for layer, weight in zip(model, weights, strict=True):
+        nn.init.constant_(layer.weight, weight)
+    x, y = torch.randn(10, 1, dtype=torch.float64), torch.randn(10, 1, dtype=torch.float64)
+    second, cross = float(x.square().mean()), float((x * y).mean())
+    w = torch.tensor(weights, dtype=torch.float64)
+    outer = 1 / torch.outer(w, w)
+    bilinear = outer - torch.diag(outer.diag())
+    pi = float(w.prod())
+    closed = second * pi**2 * outer + (second * pi - cross) * pi * bilinear
+    result = sharpness(model, mse, [(x, y)], num=2, **TIGHT)
+    torch.testing.assert_close(result.values, top(closed, 2), rtol=CLOSE, atol=1e-9)
+
+
+@pytest.mark.peers
+def test_curvlinops_with_scipy_agrees():
+    """Three batches of uneven size; with two outputs, half the squared norm is torch's mean over entries."""
+    curvlinops = pytest.importorskip("curvlinops")
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    model, batches = BY_NAME["tanh-mlp-mse"].build()
+    theirs = curvlinops.HessianLinearOperator(model, nn.MSELoss(), list(model.parameters()), batches)
+    values = linalg.eigsh(
+        theirs.to_scipy(dtype=np.float64), k=2, which="LA", v0=np.ones(theirs.shape[0]), tol=1e-10
+    )[0]
+    ours = sharpness(model, mse, batches, num=2, **TIGHT)
+    assert ours.values.tolist() == pytest.approx(sorted(values, reverse=True), rel=CLOSE)
 
 
 def test_logistic_regression_in_closed_form():
