@@ -21,7 +21,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from edgewise.batches import Batches, GraphSize, SavedBytes, batch_size, cast, map_tensors, split, tensors_of
+from edgewise.batches import Batches, batch_size, cast, map_tensors, split, tensors_of
 from edgewise.errors import LossError
 from oracles import bits
 
@@ -268,27 +268,3 @@ def test_a_single_batch_is_no_collection(single):
 def test_what_can_be_read_once_is_no_collection(once):
     with pytest.raises(TypeError, match=r"it is an iterator.*list\(batches\)"):
         Batches(once)
-
-
-# What graphs hold
-
-
-def test_the_size_of_a_graph_is_extrapolated_from_two_counts():
-    seen = []
-    held = GraphSize(torch.ones(9), 2, lambda piece: seen.append(len(piece)) or 10 + 5 * len(piece))
-    assert (held.bytes, held.first, seen) == (10 + 5 * 9, 20, [2, 3])
-    assert [held.rows_within(budget) for budget in (20, 24, 25, 54)] == [2, 2, 3, 8]
-    assert GraphSize(torch.ones(1), 2, len).bytes == 1
-
-
-def test_saved_bytes_count_each_storage_once_and_no_parameter_or_input():
-    """x·w, y = exp(xw): saves x and w (known), y twice (its own derivative, and y·y's factors)."""
-    x, w = torch.ones(5, 3), torch.ones(3, 2, requires_grad=True)
-    saved = SavedBytes([w])
-    with saved.counting((x[1:], 0)):
-        y = (x @ w).exp()
-        loss = (y * y[:4].sum()).sum()
-    scalar = 4
-    assert saved.total == 5 * 2 * 4 + scalar
-    (gradient,) = torch.autograd.grad(loss, w, create_graph=True)
-    torch.testing.assert_close(torch.autograd.grad(gradient.sum(), w)[0].isfinite().all(), torch.tensor(True))

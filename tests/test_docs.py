@@ -35,10 +35,11 @@ def test_readme_examples_run_in_order():
     before = [p.clone() for p in model.parameters()]
     for block in PYTHON_BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(PYTHON_BLOCKS) == 2
+    assert len(PYTHON_BLOCKS) == 3
     assert all(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
     assert names["warmup"].start.status in (ew.Status.FOUND, ew.Status.ABOVE_MAX_LR)
     assert names["found"].converged
+    assert names["monitor"].observe(names["batch"]) is None  # the first one has been taken
 
 
 def test_the_sharpness_page_follows_a_run():

@@ -11,9 +11,10 @@ from edgewise.errors import (
     UnknownNameError,
 )
 from edgewise.isolation import isolated
-from edgewise.monitor import Monitor, MonitorRow
+from edgewise.monitor import Monitor
 from edgewise.optim import GIAdam, GIAdamW
 from edgewise.preconditioner import register_preconditioner
+from edgewise.regime import MonitorRow
 from edgewise.stability import StabilityLimitResult, stability_limit
 from edgewise.warmup import LinearWarmup
 

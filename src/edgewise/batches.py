@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import (
     BatchSampler,
@@ -24,6 +23,7 @@ from torch.utils.data import (
 
 from edgewise.errors import LossError
 from edgewise.isolation import RandomStates
+from edgewise.ranks import Ranks
 
 _END = object()
 
@@ -37,10 +37,13 @@ class Batches:
 
     Args:
         batches: a list or tuple, or another re-iterable.
+        ranks: that hold batches of their own, all of which make up the samples; collective.
 
     Raises:
         TypeError: `batches` can be read only once, or is a single batch.
-        ValueError: there is no batch, a loader shuffles, or one of several batches has no size.
+        ValueError: there is no batch, a loader shuffles, one of several batches has no size, or ranks that need each
+            other for a gradient have different numbers of batches.
+        EdgewiseError: another rank raised one of these.
         LossError: a later pass gives other batches (raised by that pass).
 
     Example:
@@ -48,21 +51,28 @@ class Batches:
         [(0.75, [1.0, 1.0, 1.0]), (0.25, [1.0])]
     """
 
-    def __init__(self, batches: Iterable[Any]) -> None:
-        _check_collection(batches)
-        self._batches = batches
-        self._generators = _generators_of(batches)
-        self._start = RandomStates(self._generators)
-        self.sizes = [
-            batch_size(batch) for batch in self
-        ]  # None: the batch has no tensor with a row per sample
-        if not self.sizes:
-            raise ValueError("batches is empty: pass at least one batch.")
-        if len(self.sizes) > 1 and None in self.sizes:
+    def __init__(self, batches: Iterable[Any], ranks: Ranks | None = None) -> None:
+        ranks = ranks or Ranks()
+        with ranks.together():
+            _check_collection(batches)
+            self._batches = batches
+            self._generators = _generators_of(batches)
+            self._start = RandomStates(self._generators)
+            # None: the batch has no tensor with a row per sample
+            self.sizes = [batch_size(batch) for batch in self]
+            _check_sizes(self.sizes, ranks.num)
+        counts = ranks.gather(len(self))
+        if ranks.sharded and len(set(counts)) > 1:
             raise ValueError(
-                f"cannot tell the size of batch {self.sizes.index(None)}: it holds no tensor with a batch dimension. "
-                "Pass a single batch, or batches whose first tensor has one row per sample."
+                f"ranks have {', '.join(map(str, counts))} batches, but parameters are sharded over them, so that each "
+                "gradient takes all ranks: pass the same number on each; sizes may differ."
             )
+        # A single batch is all there is, whatever its size.
+        single = sum(counts) == 1
+        self._samples = 1 if single else sum(ranks.gather(sum(size or 0 for size in self.sizes)))
+        self._weights = [1] if single else self.sizes
+        if self._samples == 0:
+            raise ValueError("batches hold no sample: pass at least one row.")
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -72,13 +82,12 @@ class Batches:
 
     def weighted(self) -> Iterator[tuple[int, float, Any]]:
         """Yield index, share of the samples, and batch; raise if they are not those of the first pass."""
-        total = sum(size or 0 for size in self.sizes)
         seen = 0
         for i, batch in enumerate(self):
             if i == len(self) or batch_size(batch) != self.sizes[i]:
                 raise _differing(f"batch {i} is new or of another size")
             seen += 1
-            yield i, 1.0 if len(self) == 1 else (self.sizes[i] or 0) / total, batch
+            yield i, (self._weights[i] or 0) / self._samples, batch
         if seen != len(self):
             raise _differing(f"there were {len(self)} of them, now there are {seen}")
 
@@ -168,54 +177,6 @@ def share_of(piece: Any, batch: Any) -> float:
     return (batch_size(piece) or 1) / (batch_size(batch) or 1)
 
 
-class GraphSize:
-    """Bytes of the graph over a batch, extrapolated from those of its first samples: a + b·samples.
-
-    >>> held = GraphSize(torch.ones(10), 1, lambda piece: 50 + 100 * len(piece))
-    >>> held.bytes, held.first, held.rows_within(500)
-    (1050, 150, 4)
-    """
-
-    def __init__(self, batch: Any, least: int, bytes_of: Callable[[Any], int]) -> None:
-        size = batch_size(batch) or 1
-        self._least = min(size, least)
-        self.first = bytes_of(next(split(batch, self._least), batch))
-        self._slope = 0
-        if size > self._least:
-            self._slope = bytes_of(next(split(batch, self._least + 1))) - self.first
-        self.bytes = self.first + (size - self._least) * self._slope
-
-    def rows_within(self, budget: int) -> int:
-        """Return the largest number of samples whose graph fits into a budget that the whole batch exceeds."""
-        return self._least + (budget - self.first) // self._slope
-
-
-class SavedBytes:
-    """Bytes of the storages that autograd saves; `elsewhere` and the batches counted over are held anyway."""
-
-    def __init__(self, elsewhere: Iterable[Tensor]) -> None:
-        self._elsewhere = {_address(tensor) for tensor in elsewhere}
-        self._sizes: dict[int, int] = {}  # address → bytes
-
-    @property
-    def total(self) -> int:
-        """The bytes so far, each storage once."""
-        return sum(size for address, size in self._sizes.items() if address not in self._elsewhere)
-
-    def counting(self, batch: Any) -> saved_tensors_hooks:
-        """Return a context that counts the graphs built inside."""
-        self._elsewhere.update(_address(tensor) for tensor in tensors_of(batch))
-        return saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        self._sizes[_address(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor.detach()  # the tensor itself would hold the node that holds it
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
 def _opened(batch: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """Return a container's children and the function that puts others in their place; no children for a leaf."""
     if isinstance(batch, Mapping):  # before dataclasses: Hugging Face's outputs are both
@@ -271,6 +232,16 @@ def _check_collection(batches: object) -> None:
                 "batches for each product: build it with shuffle=False, or pass a few batches as a list, "
                 "such as [next(iter(loader))]."
             )
+
+
+def _check_sizes(sizes: list[int | None], num_ranks: int) -> None:
+    if not sizes:
+        raise ValueError("batches is empty: pass at least one batch.")
+    if None in sizes and (len(sizes) > 1 or num_ranks > 1):
+        raise ValueError(
+            f"cannot tell the size of batch {sizes.index(None)}: it holds no tensor with a batch dimension. Pass "
+            "batches whose first tensor has one row per sample; in one process, a single batch may be of any kind."
+        )
 
 
 def _samplers_of(loader: DataLoader[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from torch.optim import LBFGS, Optimizer
 
 from edgewise.errors import Status, known_name, positive_count, positive_number
 from edgewise.isolation import Snapshot, isolated
-from edgewise.objective import LossFunction, checked_loss, differentiable_loss
+from edgewise.losses import LossFunction, checked_loss, differentiable_loss
 from edgewise.parameters import inner
 from edgewise.preconditioner import rate_ratios
 

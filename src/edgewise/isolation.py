@@ -8,7 +8,6 @@ nothing leaves version counters alone and is legal between `forward` and `backwa
 
 import copy
 import random
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -21,17 +20,21 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils._pytree import tree_leaves
 
+from edgewise.ranks import local, reshard
+
 
 class Snapshot:
     """What `isolated` saved; `rewind` returns to it without leaving."""
 
     def __init__(self, model: nn.Module | None, optimizer: Optimizer | None) -> None:
         self._rng = RandomStates()
+        self._model = model
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._modules: dict[nn.Module, tuple[bool, dict[str, Tensor | None]]] = {}  # mode, buffers
         self._gradients: list[tuple[Tensor, Tensor | None, bool]] = []
         self._optimizer = None if optimizer is None else _OptimizerState(optimizer)
         if model is not None:
+            reshard(model)
             self.add_module(model)
             self._add_parameters(list(model.parameters()))
         if optimizer is not None:
@@ -57,6 +60,8 @@ class Snapshot:
         """Return random numbers, parameters, buffers and optimizer state to what they were at the start."""
         self.rewind_randomness()
         torch.clear_autocast_cache()  # it holds casts of the parameters that are about to change
+        if self._model is not None:
+            reshard(self._model)
         for module, (_, buffers) in self._modules.items():
             module._buffers.clear()  # a forward may have assigned a new tensor
             module._buffers.update(buffers)
@@ -120,99 +125,8 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
             stack.enter_context(_silent_hooks(optimizer))
         for parameter, _, _ in snapshot._gradients:
             parameter.grad = None
+            stack.enter_context(_emptied([parameter._post_accumulate_grad_hooks or {}]))  # FSDP2 runs them
         yield snapshot
-
-
-class CastCopy:
-    """A model's parameters and buffers in another precision, which its modules hold for a while instead of their own.
-
-    Tied parameters stay tied, frozen ones frozen; integer tensors are shared. The model's own tensors are only read.
-
-    >>> model = nn.Linear(2, 1).bfloat16()
-    >>> with CastCopy(model, torch.float32).held():
-    ...     model.weight.dtype
-    torch.float32
-    >>> model.weight.dtype
-    torch.bfloat16
-    """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._held = False
-        self._modules = [
-            (module, module._parameters.copy(), module._buffers.copy()) for module in model.modules()
-        ]
-        self._parameters: dict[Tensor, nn.Parameter] = {
-            p: nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=p.requires_grad)
-            for p in model.parameters()
-            if p.is_floating_point()
-        }
-
-    def of(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return the copy of a parameter of the model; an integer one is its own."""
-        return self._parameters.get(parameter, parameter)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let the modules hold the copies."""
-        before = [(module._parameters.copy(), module._buffers.copy()) for module, _, _ in self._modules]
-        held, self._held = self._held, True
-        try:
-            self.refresh()
-            yield
-        finally:
-            self._held = held
-            for (module, _, _), (parameters, buffers) in zip(self._modules, before, strict=True):
-                module._parameters.update(parameters)
-                module._buffers.clear()  # a forward may have registered a new one
-                module._buffers.update(buffers)
-
-    def refresh(self) -> None:
-        """Return the copies to the model's values; modules that hold them get fresh copies of its buffers too."""
-        for parameter, copied in self._parameters.items():
-            copied.data.copy_(parameter.detach())
-            copied.grad = None
-        if not self._held:
-            return
-        cast: dict[Tensor | None, Tensor | None] = {None: None}  # a buffer may be held twice
-        for module, parameters, buffers in self._modules:
-            copies = {name: p if p is None else self.of(p) for name, p in parameters.items()}
-            module._parameters.update(copies)
-            for buffer in buffers.values():
-                if buffer is not None and buffer not in cast:
-                    dtype = self._dtype if buffer.is_floating_point() else buffer.dtype
-                    cast[buffer] = buffer.detach().to(dtype, copy=True)
-            module._buffers.update({name: cast[buffer] for name, buffer in buffers.items()})
-
-
-_AUTOCAST_LOCK = threading.RLock()  # two threads that undo their patches crosswise would leave one behind
-
-
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """Compute in the precision of the tensors: autocast is off, also where code inside switches it on.
-
-    A loss or a forward that enters autocast itself, by `with`, as a decorator or by torch.cuda.amp's subclass, does so
-    through `torch.autocast.__enter__`. Torch has no switch above it; so that method is replaced for the while by one
-    that leaves autocast off. `__exit__` returns to the state before, which is off as well. The method is the
-    class's: code in another thread computes without autocast for the while, too.
-    """
-    accelerator = torch.accelerator.current_accelerator()
-    kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
-    enter: Any = torch.autocast.__enter__
-
-    def enter_switched_off(self: Any) -> Any:
-        entered = enter(self)
-        torch.set_autocast_enabled(self.device, False)
-        return entered
-
-    with _AUTOCAST_LOCK, ExitStack() as stack:
-        for kind in kinds:
-            stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
-            torch.set_autocast_enabled(kind, False)
-        stack.callback(setattr, torch.autocast, "__enter__", enter)
-        torch.autocast.__enter__ = enter_switched_off  # type: ignore[method-assign]
-        yield
 
 
 def first_unrepeatable(model: nn.Module, evaluate: Callable[[], object]) -> str:
@@ -344,12 +258,18 @@ def _restore_entries(
 @contextmanager
 def _silent_hooks(optimizer: Optimizer) -> Iterator[None]:
     """Keep the user's step hooks, also those on all optimizers, from running on trial steps."""
-    hooks: tuple[Any, ...] = (
+    hooks: list[Any] = [
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
         _global_optimizer_pre_hooks,
         _global_optimizer_post_hooks,
-    )
+    ]
+    with _emptied(hooks):
+        yield
+
+
+@contextmanager
+def _emptied(hooks: list[dict[int, Any]]) -> Iterator[None]:
     saved = [hook.copy() for hook in hooks]
     for hook in hooks:
         hook.clear()
@@ -365,6 +285,7 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 
 def _write_back(tensor: Tensor, saved: Tensor) -> None:
     """Copy where the bits differ; through `.data`, as a graph that saved the tensor sees its bits again."""
+    tensor, saved = local(tensor), local(saved)
     if not _same_bits(tensor, saved):
         tensor.data.copy_(saved)
 

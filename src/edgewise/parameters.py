@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.errors import UnknownNameError
+from edgewise.ranks import local, reshard, unwrapped
 
 
 def select_parameters(
@@ -15,9 +16,11 @@ def select_parameters(
 ) -> dict[str, nn.Parameter]:
     """Return the trainable parameters whose names match, in the model's order, tied ones once.
 
+    Names are those inside `DistributedDataParallel`. Modules of FSDP2 are made to hold their shards.
+
     Args:
         model: any module.
-        patterns: shell-style patterns on the names of `model.named_parameters()`; `None` selects all.
+        patterns: shell-style patterns on the names; `None` selects all.
 
     Returns:
         name → parameter, at least one.
@@ -31,7 +34,8 @@ def select_parameters(
         >>> list(select_parameters(model, "1.*"))
         ['1.weight', '1.bias']
     """
-    named = dict(model.named_parameters())
+    reshard(model)
+    named = dict(unwrapped(model).named_parameters())
     if patterns is not None:
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         for pattern in patterns:
@@ -50,12 +54,12 @@ def select_parameters(
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the entries of all tensors as one vector of shape (n,), in order.
+    """Return the entries of all tensors, of sharded ones this rank's, as one vector of shape (n,), in order.
 
     >>> flatten([torch.ones(2, 2), torch.zeros(1)])
     tensor([1., 1., 1., 1., 0.])
     """
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return torch.cat([local(tensor).reshape(-1) for tensor in tensors])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -64,6 +68,7 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     Raises:
         ValueError: the vector's length is not the total number of entries.
     """
+    like = [local(tensor) for tensor in like]
     sizes = [tensor.numel() for tensor in like]
     if vector.shape != (sum(sizes),):
         raise ValueError(f"expected a vector of shape ({sum(sizes)},), got {tuple(vector.shape)}.")
@@ -71,9 +76,10 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Return Σᵢ ⟨aᵢ, bᵢ⟩ over two lists of tensors, accumulated in float64.
+    """Return Σᵢ ⟨aᵢ, bᵢ⟩ over two lists of tensors, of sharded ones this rank's part, accumulated in float64.
 
     >>> inner([torch.ones(3)], [torch.full((3,), 2.0)])
     6.0
     """
-    return math.fsum(float(torch.sum(x.double() * y.double())) for x, y in zip(a, b, strict=True))
+    pairs = ((local(x).double(), local(y).double()) for x, y in zip(a, b, strict=True))
+    return math.fsum(float(torch.sum(x * y)) for x, y in pairs)

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from edgewise.errors import SecondDerivativeError
+from edgewise.errors import LossError, SecondDerivativeError
 from edgewise.objective import Objective
+from edgewise.parameters import flatten
 
 _GOOD_ERROR = 1e-2  # relative: no better step is looked for
 _WORST_ERROR = 5e-2  # beyond, there is no product
@@ -25,7 +26,7 @@ class CentralDifference:
 
     def product(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector; the first call finds the step."""
-        norm = vector.norm()
+        norm = self._objective.norm(vector)
         if norm == 0:
             return torch.zeros_like(vector)
         if self._step == 0:
@@ -33,13 +34,16 @@ class CentralDifference:
         return norm * self._central(vector / norm, self._step)
 
     def _choose_step(self, direction: Tensor) -> None:
-        parameters = torch.cat([p.detach().reshape(-1) for p in self._objective.tensors])
-        balanced = torch.finfo(self._objective.dtype).eps ** (1 / 3) * max(1.0, float(parameters.norm()))
+        if self._objective.ranks.sharded:
+            self._check_scale()
+        norm = self._objective.norm
+        size = float(norm(flatten([p.detach() for p in self._objective.tensors])))
+        balanced = torch.finfo(self._objective.dtype).eps ** (1 / 3) * max(1.0, size)
         errors = {}
         for factor in (1.0, 1 / 8, 8.0, 1 / 64):
             step = factor * balanced
             product, doubled = self._central(direction, step), self._central(direction, 2 * step)
-            errors[step] = float((doubled - product).norm() / product.norm().clamp(min=1e-30))
+            errors[step] = float(norm(doubled - product) / norm(product).clamp(min=1e-30))
             if errors[step] <= _GOOD_ERROR:
                 break
         best = min(errors, key=lambda step: errors[step])
@@ -50,6 +54,28 @@ class CentralDifference:
                 "or on a larger batch."
             )
         self._step, self.relative_error = best, errors[best]
+
+    def _check_scale(self) -> None:
+        """Raise if the gradient is not the slope of the loss: FSDP2 can be told to scale it otherwise."""
+        gradient = self._objective.gradient()
+        norm = self._objective.norm(gradient)
+        if not (norm.isfinite() and norm > 0):
+            return
+        balanced = torch.finfo(self._objective.dtype).eps ** (1 / 3)
+        ratio, doubled = (
+            self._slope(gradient / norm, step) / float(norm) for step in (balanced, 2 * balanced)
+        )
+        # Where the two differ, the loss is too noisy to tell.
+        if abs(ratio - doubled) < 0.1 * abs(ratio) and abs(ratio - 1) > 0.25:
+            raise LossError(
+                f"the loss rises by {ratio:.2g} times what its gradient says: call set_gradient_divide_factor("
+                f"{self._objective.ranks.num}) on the modules of FSDP2 while measuring, which makes gradients means "
+                "over the ranks."
+            )
+
+    def _slope(self, direction: Tensor, step: float) -> float:
+        value_at = self._objective.value_at
+        return (value_at(step * direction) - value_at(-step * direction)) / (2 * step)
 
     def _central(self, direction: Tensor, step: float) -> Tensor:
         self.num_products += 1

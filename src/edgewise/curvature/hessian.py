@@ -20,9 +20,11 @@ from edgewise.curvature.difference import CentralDifference
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.errors import SecondDerivativeError, known_name
 from edgewise.isolation import isolated
-from edgewise.objective import LossFunction, Objective
+from edgewise.losses import LossFunction
+from edgewise.objective import Objective
 from edgewise.parameters import unflatten
 from edgewise.preconditioner import Diagonal, check_covered, preconditioner_of
+from edgewise.ranks import local
 
 Route = Literal["auto", "reverse", "forward", "difference", "checked"]
 
@@ -42,6 +44,7 @@ class HessianOperator(SymmetricOperator):
     def __init__(self, objective: Objective, hvp: Route = "auto") -> None:
         known_name("hvp", hvp, ROUTES)
         self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
+        self.shard = objective.ranks.index if objective.ranks.sharded else 0
         self._objective = objective
         self._difference = CentralDifference(objective)
         routes = list(_BY_PREFERENCE) if hvp in ("auto", "checked") else [hvp]
@@ -51,6 +54,15 @@ class HessianOperator(SymmetricOperator):
         self._exact_products = 0
         self._unchecked = hvp == "checked"
         self._disagreement = 0.0  # of the checked product, relative
+
+    @property
+    def dimension(self) -> int:
+        """The number of parameters."""
+        return self._objective.dimension
+
+    def reduce(self, partial: Tensor) -> Tensor:
+        """Return the sum over ranks of what each computed of its shard."""
+        return self._objective.reduce(partial)
 
     @property
     def num_products(self) -> int:
@@ -179,34 +191,41 @@ def measured_operator(
     with isolated(model, optimizer) as snapshot:
         objective = Objective(model, loss_fn, batches, snapshot=snapshot, **options)
         if optimizer is not None:
-            check_covered(optimizer, list(objective.originals.values()))
+            with objective.ranks.together():
+                check_covered(optimizer, list(objective.originals.values()))
         if not repeats:
             objective.check_repeats()
         if optimizer is None:
             yield HessianOperator(objective, hvp)
             return
         gradient = objective.gradient(keep_graph=hvp not in ("forward", "difference"))
-        preconditioner = _preconditioner(optimizer, objective, gradient)
+        with objective.ranks.together():  # entries of a shard may be refused on one rank only
+            preconditioner = _preconditioner(optimizer, objective, gradient)
         yield PreconditionedOperator(HessianOperator(objective, hvp), preconditioner)
 
 
 def _preconditioner(optimizer: Optimizer, objective: Objective, gradient: Tensor) -> Diagonal:
-    """Return P in the precision of the objective: that of the optimizer whose parameters and state are so cast."""
-    gradients = unflatten(gradient, objective.tensors)
-    cast: dict[Tensor, Tensor] = dict(zip(objective.originals.values(), objective.tensors, strict=True))
+    """Return P in the precision of the objective, of this rank's shards.
+
+    It is that of the optimizer whose parameters and state are so cast, or so sharded.
+    """
+    tensors = objective.tensors  # once: of shards, these are new objects
+    gradients = unflatten(gradient, tensors)
+    cast: dict[Tensor, Tensor] = dict(zip(objective.originals.values(), tensors, strict=True))
     if all(copied is original for original, copied in cast.items()):
-        return preconditioner_of(optimizer, objective.tensors, gradients)
+        return preconditioner_of(optimizer, tensors, gradients)
     state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
     for parameter, entries in optimizer.state.items():
         state[cast.get(parameter, parameter)] = {
-            name: value.to(objective.dtype) if _is_moment(value) else value for name, value in entries.items()
+            name: local(value).to(objective.dtype) if _is_moment(value) else value
+            for name, value in entries.items()
         }
     groups = [
         {**group, "params": [cast.get(p, p) for p in group["params"]]} for group in optimizer.param_groups
     ]
     twin = object.__new__(type(optimizer))  # shallow, without running a constructor: P is only read from it
     vars(twin).update({**vars(optimizer), "param_groups": groups, "state": state})
-    return preconditioner_of(twin, objective.tensors, gradients)
+    return preconditioner_of(twin, tensors, gradients)
 
 
 def _is_moment(value: object) -> bool:

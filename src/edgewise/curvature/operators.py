@@ -14,11 +14,20 @@ if TYPE_CHECKING:
 
 
 class SymmetricOperator(ABC):
-    """A real symmetric matrix A of shape (size, size); algorithms see only this."""
+    """A real symmetric matrix A of shape (dimension, dimension); algorithms see only this.
+
+    Where vectors are sharded over ranks, each holds `size` of their entries, and sums over entries go through `reduce`.
+    """
 
     size: int
     dtype: torch.dtype
     device: torch.device
+    shard: int = 0  # which part of the vectors is here; random parts must differ
+
+    @property
+    def dimension(self) -> int:
+        """Rows of A: the size, over all ranks where vectors are sharded."""
+        return self.size
 
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
@@ -33,6 +42,7 @@ class SymmetricOperator(ABC):
 
         Raises:
             ImportError: scipy is not installed.
+            ValueError: vectors are sharded over ranks.
 
         Example:
             >>> from scipy.sparse.linalg import eigsh
@@ -43,6 +53,12 @@ class SymmetricOperator(ABC):
             9.0
         """
         from scipy.sparse.linalg import LinearOperator  # noqa: PLC0415 - optional
+
+        if self.dimension != self.size:
+            raise ValueError(
+                f"to_scipy() needs whole vectors, but this rank holds {self.size} of {self.dimension} entries: "
+                "use matvec and reduce, or measure a model that is not sharded."
+            )
 
         def matvec(vector: np.ndarray) -> np.ndarray:
             like = torch.as_tensor(vector.reshape(-1)).to(dtype=self.dtype, device=self.device)
@@ -58,7 +74,17 @@ class PreconditionedOperator(SymmetricOperator):
     def __init__(self, operator: SymmetricOperator, preconditioner: Diagonal) -> None:
         self.operator = operator
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+        self.shard = operator.shard
         self._scale = preconditioner.power(-0.5)  # (n,)
+
+    @property
+    def dimension(self) -> int:
+        """That of A."""
+        return self.operator.dimension
+
+    def reduce(self, partial: Tensor) -> Tensor:
+        """Return the sum over ranks, as A does."""
+        return self.operator.reduce(partial)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return P^{-1/2} A P^{-1/2} · vector."""

@@ -11,19 +11,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from edgewise.curvature.hessian import HessianOperator, Route, measured_operator
-from edgewise.curvature.lanczos import random_directions, top_eigenpairs
+from edgewise.curvature.lanczos import FLOOR, random_directions, top_eigenpairs
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.results import SharpnessResult, Signature
 from edgewise.errors import positive_count, positive_number
-from edgewise.isolation import without_autocast
-from edgewise.objective import LossFunction, measuring_dtype
+from edgewise.losses import LossFunction
 from edgewise.parameters import select_parameters
+from edgewise.precision import measuring_dtype, without_autocast
+from edgewise.ranks import local
 
-_COLD_EVERY = (
-    50  # warm starts: then also a cold one, as a warm one may follow a lower eigenvalue past a crossing
-)
-
-_REACHABLE = 16  # times ε: a residual below that share of ‖A‖ counts as zero for the solver
+# Warm starts before one is checked by a cold one: after a crossing, they may follow the lower eigenvalue.
+_COLD_EVERY = 50
 
 
 def sharpness(
@@ -178,7 +176,7 @@ def _check(
 ) -> Signature:
     """Return the names and shapes of the parameters that a result of these arguments is about."""
     precision = measuring_dtype(model, dtype)
-    reachable = _REACHABLE * torch.finfo(precision).eps
+    reachable = FLOOR * torch.finfo(precision).eps
     if positive_number("rtol", rtol) < reachable:
         mend = "or pass dtype=torch.float64" if precision is torch.float32 else "no precision reaches less"
         raise ValueError(
@@ -186,13 +184,13 @@ def _check(
         )
     selected = select_parameters(model, params)
     parameters = tuple((name, tuple(parameter.shape)) for name, parameter in selected.items())
-    size = sum(parameter.numel() for parameter in selected.values())
+    size = sum(parameter.numel() for parameter in selected.values())  # of shards, over all ranks
     if positive_count("num", num) > size:
         raise ValueError(f"num must be at most the number of parameters, {size}, got {num}.")
     if positive_count("max_hvps", max_hvps) < num:
         raise ValueError(f"max_hvps must be at least num = {num}, got {max_hvps}.")
     if start is not None:
-        _check_start(start, parameters, size)
+        _check_start(start, parameters, sum(local(parameter).numel() for parameter in selected.values()))
     return parameters
 
 
@@ -219,7 +217,7 @@ def _top(
     max_hvps: int,
     seed: int,
 ) -> SharpnessResult:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + operator.shard)
     solve = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
     if start is None:
         result = solve(start=random_directions(operator, 1, generator), max_hvps=max_hvps)

@@ -1,0 +1,89 @@
+"""One measurement along a run, and what the latest of them say the sharpness is doing."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from edgewise.errors import Status
+
+Regime: TypeAlias = Literal[
+    "unknown", "progressive sharpening", "sharpness reduction", "constant", "edge of stability"
+]
+
+WINDOW = 8  # rows that a regime is read from
+FEWEST_ROWS = 4  # below, it is unknown
+AT_EDGE = (0.8, 1.3)  # the median of lr × sharpness over its limit
+TREND = 0.02  # least relative change over the window …
+STANDARD_ERRORS = 3.0  # … and in units of its own error, that is no accident
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorRow:
+    """One measurement along a run; `as_dict()` gives plain numbers and strings, for trackers and files."""
+
+    step: int  # of the coming update, from 0
+    lr: float  # of the first parameter group
+    sharpness: float  # NaN if not measured
+    preconditioned_sharpness: float  # NaN if not measured, or no P is known
+    lr_sharpness: float  # lr × preconditioned_sharpness, which the limit belongs to; NaN without it
+    limit: float  # the stability limit of lr_sharpness; NaN if there is none
+    fraction: float  # lr_sharpness / limit: 1 at the edge
+    regime: Regime  # see `regime`
+    status: Status  # CONVERGED, else why a sharpness is provisional, else why there is no limit
+    num_hvps: int  # Hessian-vector products this row paid for
+    seconds: float  # this row took
+    overhead: float  # share of the time since the first `observe` that went into measuring, this row included
+
+    def as_dict(self) -> dict[str, int | float | str]:
+        """Return the columns by name, the status by its name."""
+        return dataclasses.asdict(self) | {"status": self.status.name}
+
+
+def regime(history: Sequence[MonitorRow]) -> Regime:
+    """Say what the sharpness is doing, from the latest rows.
+
+    Of the last 8 rows, with the preconditioned sharpness where it is measured, else the sharpness:
+
+    - fewer than 4 that are finite and positive: "unknown";
+    - the median of `fraction` lies in [0.8, 1.3]: "edge of stability";
+    - log sharpness is fitted by a line in the step; the change along it over the window is at least 2% and at least 3
+      of its standard errors: "progressive sharpening" upwards, "sharpness reduction" downwards;
+    - else "constant", which includes a change that the noise hides.
+
+    Args:
+        history: rows of one run, in order.
+
+    Example:
+        >>> regime([])
+        'unknown'
+    """
+    rows = [row for row in history[-WINDOW:] if 0 < _followed(row) < math.inf]
+    if len(rows) < FEWEST_ROWS:
+        return "unknown"
+    fractions = [row.fraction for row in rows if not math.isnan(row.fraction)]
+    if fractions and AT_EDGE[0] <= median(fractions) <= AT_EDGE[1]:
+        return "edge of stability"
+    change, error = _trend([row.step for row in rows], [math.log(_followed(row)) for row in rows])
+    if abs(change) < max(math.log1p(TREND), STANDARD_ERRORS * error):
+        return "constant"
+    return "progressive sharpening" if change > 0 else "sharpness reduction"
+
+
+def _followed(row: MonitorRow) -> float:
+    measured = row.preconditioned_sharpness
+    return row.sharpness if math.isnan(measured) else measured
+
+
+def _trend(steps: list[int], logs: list[float]) -> tuple[float, float]:
+    """Return the change of the least-squares line from first to last step, and its standard error."""
+    x = np.array(steps, dtype=np.float64)
+    x = (x - x.mean()) / np.ptp(x)
+    y = np.array(logs) - np.mean(logs)
+    change = float(x @ y / (x @ x))
+    variance = float(np.square(y - change * x).sum() / (len(x) - 2))
+    return change, math.sqrt(variance / float(x @ x))

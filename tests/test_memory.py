@@ -1,0 +1,173 @@
+"""Budgets for the graphs of gradients: what is kept, what is split, and what is refused.
+
+Ladder: the sizes of saved tensors by hooks of the test's own; the measurement without a budget. Cannot see: memory
+that is not autograd's, such as a backward pass's own.
+"""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from cases import BY_NAME, mse
+from edgewise import sharpness
+from edgewise.errors import LossError
+from edgewise.memory import GraphSize, SavedBytes
+from edgewise.objective import Objective
+
+SCALARS = 16  # bytes that may be freed, and their address used again, while a graph is built
+
+
+def wide_mlp():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    return model, [
+        (torch.randn(n, 3, dtype=torch.float64), torch.randn(n, 2, dtype=torch.float64)) for n in (7, 4)
+    ]
+
+
+def graph_bytes(model, batches):
+    return sharpness(model, mse, batches, max_graph_bytes=10**9).graph_bytes
+
+
+def test_graphs_are_kept_as_long_as_they_fit():
+    model, batches = wide_mlp()
+    calls = []
+    counting = lambda m, b: calls.append(len(b[0])) or mse(m, b)
+    expected = sharpness(model, mse, batches, rtol=1e-9).value
+    both = graph_bytes(model, batches)
+    assert both == sum(graph_bytes(model, [batch]) for batch in batches)
+    found = sharpness(model, counting, batches, rtol=1e-9, max_graph_bytes=both)
+    assert (found.graph_bytes, calls) == (
+        both,
+        [7, 7, 1, 2, 1, 2, 7, 4],
+    )  # repeats, bytes, graphs; no product
+    assert found.value == pytest.approx(expected, rel=1e-9)
+    calls.clear()
+    less = sharpness(model, counting, batches, rtol=1e-9, max_graph_bytes=both - 1)
+    assert less.graph_bytes == 0
+    assert calls[6:] == [7, 4] * less.num_hvps
+    assert less.value == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("route", ["auto", "reverse", "forward", "difference"])
+def test_a_batch_that_does_not_fit_is_split_by_the_largest_size_that_does(route):
+    model, batches = wide_mlp()
+    calls = []
+    counting = lambda m, b: calls.append(len(b[0])) or mse(m, b)
+    expected = sharpness(model, mse, batches, rtol=1e-7).value
+    kept = route in ("auto", "reverse")
+    budget = SCALARS + held_bytes(model, (batches[0][0][:3], batches[0][1][:3]), create_graph=kept)
+    found = sharpness(model, counting, batches, rtol=1e-7, hvp=route, max_graph_bytes=budget)
+    assert found.value == pytest.approx(expected, rel=1e-6)
+    assert calls[-5:] in ([3, 3, 1, 3, 1], [3, 3, 1, 4])  # the first does not fit, the second may
+    assert found.graph_bytes == 0
+
+
+def held_bytes(model, batch, *, create_graph):
+    """By hooks of the test's own: the bytes of all saved storages but those of parameters and inputs."""
+    sizes = {}
+    pack = lambda t: (
+        sizes.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t.detach()
+    )
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        torch.autograd.grad(mse(model, batch), list(model.parameters()), create_graph=create_graph)
+    outside = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *batch]}
+    return sum(size for address, size in sizes.items() if address not in outside)
+
+
+def test_the_bytes_are_those_that_autograd_saves():
+    model, batches = wide_mlp()
+    expected = held_bytes(model, batches[0], create_graph=True)
+    assert abs(graph_bytes(model, batches[:1]) - expected) <= SCALARS
+
+
+def test_a_budget_below_one_sample_is_refused_with_what_it_needs():
+    model, batches = wide_mlp()
+    with pytest.raises(
+        ValueError, match=r"max_graph_bytes=10 is too small.*single sample of batch 0 holds [\d,]+ bytes"
+    ):
+        sharpness(model, mse, batches, max_graph_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("budget", "error"), [(0, ValueError), (-3, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_a_budget_is_a_positive_count(budget, error):
+    model, batches = wide_mlp()
+    with pytest.raises(error, match="max_graph_bytes must be"):
+        sharpness(model, lambda *_: pytest.fail("evaluated"), batches, max_graph_bytes=budget)
+
+
+def test_batch_norm_in_training_is_not_split():
+    case = BY_NAME["conv-batchnorm-xent"]
+    model, batches = case.build()
+    whole = sharpness(model, case.loss_fn, batches, max_graph_bytes=10**9)
+    assert whole.graph_bytes > 0  # it fits: nothing is split
+    assert whole.value == pytest.approx(sharpness(model, case.loss_fn, batches).value, rel=1e-9)
+    budget = whole.graph_bytes // 4
+    with pytest.raises(
+        ValueError, match=r"asks to split batch 0.* 1 \(BatchNorm2d\) normalizes over the batch.*eval"
+    ):
+        sharpness(model, case.loss_fn, batches, max_graph_bytes=budget)
+    model.eval()
+    split_up = sharpness(model, case.loss_fn, batches, max_graph_bytes=budget, rtol=1e-9)
+    assert split_up.value == pytest.approx(sharpness(model, case.loss_fn, batches, rtol=1e-9).value, rel=1e-8)
+
+
+def test_a_loss_that_is_no_mean_over_samples_is_not_split():
+    model, batches = wide_mlp()
+    total = lambda m, b: (m(b[0]) - b[1]).square().sum()
+    budget = graph_bytes(model, batches[:1]) // 2
+    with pytest.raises(
+        LossError, match=r"batch 0 was to be split into micro-batches of \d.* not a mean over samples"
+    ):
+        sharpness(model, total, batches[:1], max_graph_bytes=budget)
+
+
+def test_a_loader_is_measured_within_a_budget():
+    model, (batch, _) = wide_mlp()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*batch), batch_size=3)
+    expected = sharpness(model, mse, [batch], rtol=1e-8).value
+    budget = SCALARS + held_bytes(model, (batch[0][:2], batch[1][:2]), create_graph=True)
+    found = sharpness(model, mse, loader, rtol=1e-8, max_graph_bytes=budget)
+    assert found.value == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_size_of_a_graph_is_extrapolated_from_two_counts():
+    seen = []
+    held = GraphSize(torch.ones(9), 2, lambda piece: seen.append(len(piece)) or 10 + 5 * len(piece))
+    assert (held.bytes, held.first, seen) == (10 + 5 * 9, 20, [2, 3])
+    assert [held.rows_within(budget) for budget in (20, 24, 25, 54)] == [2, 2, 3, 8]
+    assert GraphSize(torch.ones(1), 2, len).bytes == 1
+
+
+def test_saved_bytes_count_each_storage_once_and_no_parameter_or_input():
+    """x·w, y = exp(xw): saves x and w (known), y twice (its own derivative, and y·y's factors)."""
+    x, w = torch.ones(5, 3), torch.ones(3, 2, requires_grad=True)
+    saved = SavedBytes([w])
+    with saved.counting((x[1:], 0)):
+        y = (x @ w).exp()
+        loss = (y * y[:4].sum()).sum()
+    scalar = 4
+    assert saved.total == 5 * 2 * 4 + scalar
+    (gradient,) = torch.autograd.grad(loss, w, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(gradient.sum(), w)[0].isfinite().all(), torch.tensor(True))
+
+
+@pytest.mark.parametrize("budget", [None, 10**9])
+def test_kept_graphs_go_with_their_objective(budget):
+    """At once, not when the garbage collector finds them: they may be most of the memory."""
+    model, batches = wide_mlp()
+    objective = Objective(model, mse, batches[:1], max_graph_bytes=budget)
+    objective.gradient(keep_graph=True)
+    (_, graph), *_ = objective._graphs
+    held = weakref.ref(graph[0])
+    gc.disable()
+    try:
+        del objective, graph
+        assert held() is None
+    finally:
+        gc.enable()
