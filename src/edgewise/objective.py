@@ -95,7 +95,8 @@ class Objective:
         self._snapshot = snapshot
         self._copies: CastCopy | None = None
         self._by_backward = False  # the loss only allows loss.backward()
-        self._shift: list[Tensor] = []  # added to the parameters in each evaluation
+        self._shift: list[Tensor] = []  # added to the parameters in each evaluation, times the step
+        self._step = 0.0
         self._budget = GraphBudget(self.batches, self.model, max_graph_bytes, self._noise)
         self._graphs: list[tuple[float, list[Tensor | None]]] = []  # share of the samples, ∇L with its graph
         if casts:
@@ -143,15 +144,15 @@ class Objective:
                 ". Call model.eval(), or draw from the generators of torch, numpy or random, which are rewound."
             )
 
-    def value_at(self, shift: Tensor) -> float:
-        """Return L(θ + shift), as `gradient_at` does."""
-        with self._measuring(), self._shifted(shift):
+    def value_at(self, direction: Tensor, step: float) -> float:
+        """Return L(θ + step·direction), as `gradient_at` does."""
+        with self._measuring(), self._shifted(direction, step):
             return self.value()
 
-    def gradient_at(self, shift: Tensor) -> Tensor:
-        """Return ∇L(θ + shift); both of shape (size,). Needs a snapshot, from which θ comes back."""
+    def gradient_at(self, direction: Tensor, step: float) -> Tensor:
+        """Return ∇L(θ + step·direction), shape (size,). Needs a snapshot, from which θ comes back."""
         assert self._snapshot is not None
-        with self._measuring(), self._shifted(shift):
+        with self._measuring(), self._shifted(direction, step):
             return self.gradient()
 
     def gradient(self, *, keep_graph: bool = False) -> Tensor:
@@ -161,8 +162,8 @@ class Objective:
         return self._total(gradient)
 
     @contextmanager
-    def _shifted(self, shift: Tensor) -> Iterator[None]:
-        self._shift = unflatten(shift, self.tensors)
+    def _shifted(self, direction: Tensor, step: float) -> Iterator[None]:
+        self._shift, self._step = unflatten(direction, self.tensors), step
         try:
             yield
         finally:
@@ -213,17 +214,19 @@ class Objective:
         """
         self.ranks.check_whole("reverse-over-reverse")
         parts = unflatten(vector, self.tensors)
-        total = torch.zeros_like(vector)
+        total = None
         try:
             with self._evaluating():
                 self._keep_graphs()
                 keep = bool(self._graphs)
                 for share, graph in self._graphs or self._fresh_graphs():
-                    total += share * self._flat(differentiate(graph, parts, self.tensors, keep=keep))
+                    product = differentiate(graph, parts, self.tensors, keep=keep)
                     del graph  # before the next is built: the budget is for one
+                    total = _added(total, share, self._flat(product))
         except SecondDerivativeError:  # another route has no use for the graphs
             self._graphs, self.graph_bytes, self._budget.keeps = [], 0, False
             raise
+        assert total is not None  # there is a batch
         return self._total(total)
 
     def hvp_forward(self, vector: Tensor) -> Tensor:
@@ -323,8 +326,8 @@ class Objective:
 
     def _loss(self, index: int, batch: Any) -> Tensor:
         self._rewind()
-        for tensor, shift in zip(self.tensors, self._shift, strict=False):
-            tensor.data.add_(shift)
+        for tensor, direction in zip(self.tensors, self._shift, strict=False):
+            tensor.data.add_(direction, alpha=self._step)
         with self.ranks.in_lockstep():
             return self._evaluate(index, self._cast(batch))
 
@@ -364,10 +367,11 @@ class Objective:
         return evaluated_at(replaced, self.model, self.loss_fn, batch)
 
     def _sum(self, terms: Iterable[tuple[float, Tensor]]) -> Tensor:
-        """Return Σ share · vector, shape (size,)."""
-        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        """Return Σ share · vector, shape (size,); overwrites the vectors."""
+        total = None
         for share, vector in terms:
-            total += share * vector
+            total = _added(total, share, vector)
+        assert total is not None  # there is a batch
         return total
 
     def _flat(self, tensors: Iterable[Tensor | None]) -> Tensor:
@@ -377,3 +381,9 @@ class Objective:
                 for tensor, parameter in zip(tensors, self.tensors, strict=True)
             ]
         )
+
+
+def _added(total: Tensor | None, share: float, vector: Tensor) -> Tensor:
+    """Return total + share · vector, in the memory of one of them: a copy of the parameters is what counts here."""
+    vector *= share
+    return vector if total is None else total.add_(vector)

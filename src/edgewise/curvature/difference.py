@@ -26,12 +26,12 @@ class CentralDifference:
 
     def product(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector; the first call finds the step."""
-        norm = self._objective.norm(vector)
+        norm = float(self._objective.norm(vector))
         if norm == 0:
             return torch.zeros_like(vector)
         if self._step == 0:
             self._choose_step(vector / norm)
-        return norm * self._central(vector / norm, self._step)
+        return self._central(vector, self._step / norm)  # a step of the same length
 
     def _choose_step(self, direction: Tensor) -> None:
         if self._objective.ranks.sharded:
@@ -75,10 +75,10 @@ class CentralDifference:
 
     def _slope(self, direction: Tensor, step: float) -> float:
         value_at = self._objective.value_at
-        return (value_at(step * direction) - value_at(-step * direction)) / (2 * step)
+        return (value_at(direction, step) - value_at(direction, -step)) / (2 * step)
 
     def _central(self, direction: Tensor, step: float) -> Tensor:
         self.num_products += 1
-        ahead = self._objective.gradient_at(step * direction)
-        behind = self._objective.gradient_at(-step * direction)
-        return (ahead - behind) / (2 * step)
+        difference = self._objective.gradient_at(direction, step)  # in place from here on: copies count
+        difference -= self._objective.gradient_at(direction, -step)
+        return difference.div_(2 * step)
