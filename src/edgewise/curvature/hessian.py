@@ -141,7 +141,8 @@ def hessian(
         H = ∇²L(θ),  with an optimizer P^{-1/2} H P^{-1/2},  L = Σᵢ nᵢLᵢ / Σᵢ nᵢ
 
     The operator has `size`, `dtype`, `device` and `matvec`, lives inside the `with` block only, and offers
-    `to_scipy()`. The parameters are those of `model.named_parameters()`, flattened in order.
+    `to_scipy()`. Where parameters are sharded, `size` is this rank's and `dimension` that of H; pass every sum over
+    entries through `reduce`. The parameters are those of `model.named_parameters()`, flattened in order.
 
     Args:
         model: as for `sharpness`.

@@ -45,6 +45,10 @@ def sharpness(
 
     Gradient descent on L is stable while η·λ < 2. Units: loss / parameter².
 
+    Under `DistributedDataParallel` or `fully_shard`, call it on all ranks, each with its own batches: L then is the
+    mean over the batches of all ranks, and every rank gets the same values. FSDP2 allows differences of gradients
+    only, the same number of batches on every rank, and neither `dtype` nor `max_graph_bytes`.
+
     Args:
         model: any module; measured in the train or eval mode it is in. Unchanged afterwards, bit for bit.
         loss_fn: `loss_fn(model, batch)` returns the mean loss over the batch as a scalar tensor.
@@ -54,27 +58,31 @@ def sharpness(
         rtol: stop when the residual ‖Hv − λv‖ ≤ rtol·|λ| for each of the `num` pairs; at least 16 ε of the dtype.
         num: how many of the most positive eigenvalues.
         start: an earlier result of the same parameters to start from; costs less when the model has changed little.
-            Without it, the loss is first seen to repeat: evaluated twice, on the first batch.
+            Without it, the loss is first seen to repeat: evaluated twice, on the first batch. Every 50th result
+            in a row that started from another is checked by a cold start within `max_hvps`.
         hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse), "difference" (of
             gradients, with an error bar), "auto": the first of these that the loss allows, or "checked": as "auto",
             with the first product compared with that of differences.
         max_hvps: budget of Hessian-vector products.
-        params: name patterns of the parameters to differentiate by, for the Hessian of one block.
+        params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
+            inside `DistributedDataParallel`.
         dtype: precision to measure in, float32 or float64; `None` for that of the parameters, float32 if they are of
             half precision. A model of another precision is measured as a cast copy, and the batch with it; autocast is
             off, also where the model or `loss_fn` enters it.
         max_graph_bytes: what autograd's kept graphs may hold; a batch whose graph does not fit is split into
             micro-batches along the first dimension. `None` keeps the graph of a single batch, whatever its size.
             A product needs further memory for its backward pass.
-        seed: of the start vector.
+        seed: of the start vector; under FSDP2 rank r draws its part with seed + r.
 
     Returns:
-        `SharpnessResult` with value, residual, status, num_hvps and the eigenvectors.
+        `SharpnessResult` with value, residual, status, num_hvps and the eigenvectors; under FSDP2 these hold the
+        entries of this rank's shards.
 
     Raises:
+        EdgewiseError: the measurement failed on another rank; names it and its error.
         TypeError: `batches` is not a collection, or an argument has the wrong type.
-        ValueError: an argument is out of range, no parameter requires a gradient, a loader shuffles, or the budget
-            cannot be met.
+        ValueError: an argument is out of range, no parameter requires a gradient, a loader shuffles, the budget
+            cannot be met, or the model is distributed in another way.
         LossError: the loss is not a finite scalar with a graph, does not repeat, differs between passes, or is not
             the mean over the micro-batches of a batch that is split.
         SecondDerivativeError: no route gives products, not precisely enough, or routes disagree.
