@@ -5,6 +5,9 @@ faster more processes are.
 """
 
 import itertools
+import multiprocessing
+import os
+import signal
 
 import pytest
 
@@ -68,3 +71,17 @@ def test_engines_are_found_by_name():
     assert engines.engine("local") is local.run
     with pytest.raises(UnknownNameError, match=r"unknown engine 'locl'; known: local\. Did you mean 'local'"):
         engines.engine("locl")
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_an_interrupt_also_where_the_workers_notice_it_first(tmp_path):
+    configs = (tiny(num_steps=10**7), tiny(seed=1, num_steps=10**7))
+    store = store_for(tmp_path / "out", configs)
+
+    def interrupt_workers(steps):
+        if min(steps) > 0:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        local.run(configs, store, 2, interrupt_workers)

@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ def run(
 
     Raises:
         Exception: the first error of a run, with its run id noted; finished runs stay stored.
+        KeyboardInterrupt: Ctrl-C, which the terminal sends to the workers as well.
     """
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     counters = context.Array("q", max(1, len(configs)), lock=False)
@@ -40,13 +43,24 @@ def run(
         initargs=(counters,),
     ) as pool:
         pending = {pool.submit(_train_and_store, i, config, store) for i, config in enumerate(configs)}
+        workers_started = multiprocessing.active_children()
         try:
             while pending:
                 done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 _raise_first_error(done)
                 on_progress(list(counters[: len(configs)]))
+        except BrokenProcessPool:
+            if _ended_by_ctrl_c(workers_started):  # and noticed before Ctrl-C here
+                raise KeyboardInterrupt from None
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _ended_by_ctrl_c(workers: list[BaseProcess]) -> bool:
+    for worker in workers:
+        worker.join(_POLL_SECONDS)
+    return any(worker.exitcode == -signal.SIGINT for worker in workers)
 
 
 def _start_worker(counters: Any) -> None:
