@@ -1,11 +1,14 @@
 """Every test starts from the same random state, on one thread, so that a failure repeats."""
 
+import functools
 import random
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from edgewise.preconditioner import diagonal
 
 settings.register_profile(
     "suite",
@@ -24,3 +27,12 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the global state is what isolation protects
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Registrations of preconditioners are undone after the test."""
+    fresh = functools.singledispatch(diagonal.dispatch(object))
+    for cls in diagonal.registry:
+        fresh.register(cls, diagonal.registry[cls])
+    monkeypatch.setattr("edgewise.preconditioner.diagonal", fresh)

@@ -5,7 +5,6 @@ the update and n the mean of gradients it leaves behind, P·u = n. Cannot see: a
 """
 
 import copy
-import functools
 import math
 
 import pytest
@@ -19,7 +18,6 @@ from edgewise.parameters import flatten
 from edgewise.preconditioner import (
     Diagonal,
     check_covered,
-    diagonal,
     known_optimizers,
     preconditioner_of,
     rate_ratios,
@@ -259,15 +257,6 @@ class RootStep(torch.optim.Optimizer):
 
 class RootStepChild(RootStep):
     pass
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """Registrations are undone after the test."""
-    fresh = functools.singledispatch(diagonal.dispatch(object))
-    for cls in diagonal.registry:
-        fresh.register(cls, diagonal.registry[cls])
-    monkeypatch.setattr("edgewise.preconditioner.diagonal", fresh)
 
 
 def root_step(optimizer, group, state, parameter, gradient):

@@ -4,7 +4,6 @@ Ladder: closed form; the real optimizer on a quadratic a thousandth below and ab
 Cannot see: how far training itself hovers from the limit, where P moves and gradients are noisy.
 """
 
-import functools
 import math
 import random
 
@@ -239,12 +238,8 @@ class CautiousDecay(Recursive):
 
 
 @pytest.fixture
-def registry(monkeypatch):
+def recursive(registry):
     """`Recursive` and its subclasses have P = 1, for the length of a test."""
-    fresh = functools.singledispatch(diagonal.dispatch(object))
-    for cls in diagonal.registry:
-        fresh.register(cls, diagonal.registry[cls])
-    monkeypatch.setattr("edgewise.preconditioner.diagonal", fresh)
     ew.register_preconditioner(Recursive)(lambda o, group, state, p, gradient: torch.ones_like(p))
 
 
@@ -265,7 +260,7 @@ def delayed(steps):
         ([0.0], math.inf, math.inf),  # not at all
     ],
 )
-def test_a_registered_optimizer_is_interrogated(registry, weights, value, initial):
+def test_a_registered_optimizer_is_interrogated(recursive, weights, value, initial):
     found = limit_of(Recursive, weights=weights)
     assert found.status is ew.Status.LINEAR
     assert found.value == pytest.approx(value, rel=1e-8)
@@ -273,14 +268,14 @@ def test_a_registered_optimizer_is_interrogated(registry, weights, value, initia
 
 
 @pytest.mark.parametrize("cls", [Sign, Squared, Clipped, Fading, CautiousDecay])
-def test_an_update_that_is_not_linear_has_no_limit(registry, cls):
+def test_an_update_that_is_not_linear_has_no_limit(recursive, cls):
     found = limit_of(cls, weights=[1.0])
     assert found.status is ew.Status.NO_LINEAR_LIMIT
     assert math.isnan(found.value)
     assert math.isnan(found.initial)
 
 
-def test_a_window_longer_than_any_recursion_has_no_limit(registry):
+def test_a_window_longer_than_any_recursion_has_no_limit(recursive):
     assert limit_of(Recursive, weights=[0.1] * 10).status is ew.Status.NO_LINEAR_LIMIT
 
 
@@ -330,7 +325,7 @@ def test_each_group_decays_at_its_own_rate():
     )
 
 
-def test_a_group_without_a_limit_takes_it_from_all(registry):
+def test_a_group_without_a_limit_takes_it_from_all(recursive):
     groups = [{"params": [parameter()], "weights": [1.0]}, {"params": [parameter()], "weights": [0.1] * 10}]
     assert ew.stability_limit(Recursive(groups, weights=[])).status is ew.Status.NO_LINEAR_LIMIT
 

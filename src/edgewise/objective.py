@@ -245,7 +245,7 @@ class Objective:
                 )
                 with sdpa_kernel(SDPBackend.MATH), as_second_derivative_error("forward-over-reverse"):
                     product = torch.func.jvp(gradient, (primals,), (tangents,))[1]
-                total += share * self._flat(product.values())
+                total.add_(self._flat(product.values()), alpha=share)
         return self._total(total)
 
     def _copy_model(self) -> None:

@@ -232,10 +232,8 @@ def _top(
         subspace, num_warm = result.subspace[:, : num + 1], 0
     else:
         result = solve(start=_vectors_of(start, operator), max_hvps=max_hvps)
-        subspace, num_warm = (
-            torch.cat([result.vectors, start.vectors[:, :1].to(result.vectors)], 1),
-            start.num_warm + 1,
-        )
+        subspace = torch.cat([result.vectors, start.vectors[:, :1].to(result.vectors)], dim=1)
+        num_warm = start.num_warm + 1
     left = max_hvps - result.num_hvps
     if num_warm >= _COLD_EVERY and left >= num:
         cold = solve(start=random_directions(operator, 1, generator), max_hvps=left)
