@@ -1,17 +1,12 @@
 """Dense answers in float64, by other routes than the library's: forward-over-reverse, and plain scans."""
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
-
-with warnings.catch_warnings():  # torch's forward-mode decompositions call its own deprecated jit.script
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import torch._decomp.decompositions_for_jvp
 
 from cases import Attention
 

@@ -25,7 +25,7 @@ def checked_loss(loss: object, of: str) -> Tensor:
             f"the loss of {of} must be one floating-point number, got shape {tuple(loss.shape)} and "
             f"{loss.dtype}: reduce it with .mean()."
         )
-    if not torch.isfinite(loss):
+    if not torch.isfinite(loss.detach()):
         raise LossError(
             f"the loss of {of} is {loss.item()}: measure at finite parameters and check the inputs for NaN."
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgewise.batches import Batches, batch_size, share_of, split, tensors_of
@@ -143,29 +144,32 @@ class GraphSize:
 
 
 class SavedBytes:
-    """Bytes of the storages that autograd saves; `elsewhere` and the batches counted over are held anyway."""
+    """Bytes of the storages that autograd saves; `elsewhere` and the batches counted over are held anyway.
+
+    Storages are told apart by weak references: an address may be used again as soon as a storage is freed.
+    """
 
     def __init__(self, elsewhere: Iterable[Tensor]) -> None:
-        self._elsewhere = {_address(tensor) for tensor in elsewhere}
-        self._sizes: dict[int, int] = {}  # address → bytes
+        self._elsewhere = {_reference(tensor) for tensor in elsewhere}
+        self._sizes: dict[StorageWeakRef, int] = {}  # bytes of each
 
     @property
     def total(self) -> int:
-        """The bytes so far, each storage once."""
-        return sum(size for address, size in self._sizes.items() if address not in self._elsewhere)
+        """The bytes so far, each storage once, whether it is held still or not."""
+        return sum(size for storage, size in self._sizes.items() if storage not in self._elsewhere)
 
     def counting(self, batch: Any) -> saved_tensors_hooks:
         """Return a context that counts the graphs built inside."""
-        self._elsewhere.update(_address(tensor) for tensor in tensors_of(batch))
+        self._elsewhere.update(_reference(tensor) for tensor in tensors_of(batch))
         return saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        self._sizes[_address(tensor)] = tensor.untyped_storage().nbytes()
+        self._sizes[_reference(tensor)] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # the tensor itself would hold the node that holds it
 
 
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _reference(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 def _batch_normalized(model: nn.Module) -> str:
