@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import memory
+import optimizers
 import peers
 import torch
 import tracking
@@ -95,23 +96,6 @@ def critical_rate_costs() -> list[Row]:
     return rows
 
 
-def optimizer_costs() -> list[Row]:
-    """A GIAdamW step over a torch AdamW step."""
-    rows = []
-    for kernels in ({"foreach": True}, {"fused": True}):
-        for num in (1_000, 1_000_000):
-            steps = []
-            for optimizer_class in (ew.GIAdamW, torch.optim.AdamW):
-                parameters = [torch.nn.Parameter(torch.randn(num // 10)) for _ in range(10)]
-                for parameter in parameters:
-                    parameter.grad = torch.randn_like(parameter)
-                steps.append(optimizer_class(parameters, **kernels).step)
-            times = median_seconds(*(lambda s=step: [s() for _ in range(50)] for step in steps))
-            what = f"GIAdamW step ÷ AdamW step, {next(iter(kernels))}, {num:,} parameters"
-            rows.append((what, "ratio", f"{times[0] / times[1]:.2f}"))
-    return rows
-
-
 def recording_cost() -> list[Row]:
     """The laboratory's training against a plain loop over the same steps."""
     config: RunConfig = recipe("fig4").configs("demo")[0]
@@ -158,7 +142,7 @@ def main() -> None:
         (
             "Everything else",
             ("what", "unit", "measured"),
-            [*curvature_costs(), *critical_rate_costs(), *optimizer_costs(), *recording_cost()],
+            [*curvature_costs(), *critical_rate_costs(), *optimizers.rows(), *recording_cost()],
         ),
     ]
     versions = ", ".join(

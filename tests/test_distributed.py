@@ -25,6 +25,11 @@ def fsdp(tmp_path_factory):
     return processes.run(processes.fsdp, tmp_path_factory.mktemp("fsdp"))
 
 
+@pytest.fixture(scope="module")
+def gi_adam(tmp_path_factory):
+    return processes.run(processes.gi_adam, tmp_path_factory.mktemp("gi_adam"))
+
+
 def alone(name, shares, **options):
     """The measurement in one process, on the batches of all ranks."""
     case = BY_NAME[name]
@@ -215,6 +220,24 @@ def test_an_error_behind_a_sharded_forward_is_one_on_all(fsdp, name, raised):
     assert fsdp[0][name].startswith("EdgewiseError: rank 1 of 2 failed")
     assert raised in fsdp[0][name]
     assert fsdp[0]["still well"]
+
+
+# GI-Adam
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("name", processes.GI_ADAMS)
+def test_gi_adam_on_shards_trains_the_parameters_of_one_process(gi_adam, name, scaled):
+    expected = processes.train_embedding(*processes.GI_ADAMS[name], range(processes.NUM), scaled=scaled)
+    for rank in gi_adam:
+        for found, one in zip(rank[name, scaled], expected, strict=True):
+            torch.testing.assert_close(found, one, rtol=1e-12, atol=1e-13)
+
+
+def test_rejected_steps_leave_no_trace_on_shards(gi_adam):
+    for name in processes.GI_ADAMS:
+        for found, unscaled in zip(gi_adam[0][name, True], gi_adam[0][name, False], strict=True):
+            torch.testing.assert_close(found, unscaled, rtol=1e-12, atol=1e-13)
 
 
 # Both

@@ -18,6 +18,8 @@ def adam(
     maximize: bool = False,
     decoupled: bool = False,
     gradient_initialized: bool = True,
+    scale: float = 1.0,
+    per_entry: bool = False,
 ) -> Iterator[Tensor]:
     """Yield θ₁, θ₂, … from θ₀ and g₁, g₂, …; complex numbers are pairs of reals."""
     if theta.is_complex():
@@ -33,8 +35,8 @@ def adam(
             theta = theta - lr * weight_decay * theta
         else:
             g = g + weight_decay * theta
-        if t == 1 and gradient_initialized:
-            v = g**2
+        if gradient_initialized and (t == 1 or per_entry):
+            v = torch.where(v == 0, scale * g**2, v)
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
         largest = torch.maximum(largest, v)
