@@ -24,6 +24,7 @@ FLOORS = {
     "ranks": 1,
     "batches": 1,
     "isolation": 1,
+    "side_effects": 1,
     "parameters": 1,
     "precision": 1,
     "losses": 1,

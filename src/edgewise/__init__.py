@@ -7,6 +7,7 @@ from edgewise.errors import (
     LossError,
     PreconditionerError,
     SecondDerivativeError,
+    SideEffectError,
     Status,
     UnknownNameError,
 )
@@ -15,6 +16,7 @@ from edgewise.monitor import Monitor
 from edgewise.optim import GIAdam, GIAdamW
 from edgewise.preconditioner import register_preconditioner
 from edgewise.regime import MonitorRow
+from edgewise.side_effects import assert_no_side_effects
 from edgewise.stability import StabilityLimitResult, stability_limit
 from edgewise.warmup import LinearWarmup
 
@@ -43,10 +45,12 @@ __all__ = [
     "Status",
     # trust
     "isolated",
+    "assert_no_side_effects",
     # errors
     "EdgewiseError",
     "LossError",
     "PreconditionerError",
     "SecondDerivativeError",
+    "SideEffectError",
     "UnknownNameError",
 ]

@@ -57,6 +57,10 @@ class PreconditionerError(EdgewiseError, TypeError):
     """The optimizer's update has no diagonal preconditioner that edgewise can read."""
 
 
+class SideEffectError(EdgewiseError, AssertionError):
+    """Something that training depends on is not what it was before."""
+
+
 class StoreError(EdgewiseError, RuntimeError):
     """A results folder cannot be used as asked."""
 

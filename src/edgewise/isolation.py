@@ -6,8 +6,8 @@ bit what they were. A tensor is only written back where its bits differ, so that
 nothing leaves version counters alone and is legal between `forward` and `backward`.
 """
 
-import copy
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -32,13 +32,15 @@ class Snapshot:
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._modules: dict[nn.Module, tuple[bool, dict[str, Tensor | None]]] = {}  # mode, buffers
         self._gradients: list[tuple[Tensor, Tensor | None, bool]] = []
-        self._optimizer = None if optimizer is None else _OptimizerState(optimizer)
+        self.optimizer: _OptimizerContents | None = None
         if model is not None:
             reshard(model)
             self.add_module(model)
             self._add_parameters(list(model.parameters()))
         if optimizer is not None:
-            self._add_parameters([p for group in optimizer.param_groups for p in group["params"]])
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self._add_parameters(parameters)
+            self.optimizer = _OptimizerContents(optimizer, known=parameters)
 
     def add_module(self, root: nn.Module) -> None:
         """Save the buffers and modes of `root` and of all modules below it, once."""
@@ -67,8 +69,8 @@ class Snapshot:
             module._buffers.update(buffers)
         for tensor, saved in self._tensors.values():
             _write_back(tensor, saved)
-        if self._optimizer is not None:
-            self._optimizer.restore()
+        if self.optimizer is not None:
+            self.optimizer.restore()
 
     def restore(self) -> None:
         """Rewind, and return gradients, flags and modes as well."""
@@ -121,8 +123,8 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
         if model is None:
             handle = register_module_forward_pre_hook(lambda module, _: snapshot.add_module(module))
             stack.callback(handle.remove)
-        if optimizer is not None:
-            stack.enter_context(_silent_hooks(optimizer))
+        if snapshot.optimizer is not None:
+            stack.enter_context(_silent_hooks(snapshot.optimizer.optimizers))
         for parameter, _, _ in snapshot._gradients:
             parameter.grad = None
             stack.enter_context(_emptied([parameter._post_accumulate_grad_hooks or {}]))  # FSDP2 runs them
@@ -197,73 +199,58 @@ class RandomStates:
             torch.cuda.set_rng_state_all(self._cuda)
 
 
-class _OptimizerState:
-    """An optimizer's state, groups and plain attributes; tensors keep their identity when restored."""
+class _OptimizerContents:
+    """All that an optimizer holds: each object is brought back where it was, with the value it had.
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-        self._attributes = {
-            name: value for name, value in vars(optimizer).items() if name not in ("state", "param_groups")
-        }
-        plain = [value for value in self._attributes.values() if type(value) in (list, dict, set)]
-        self._containers = [(container, container.copy()) for container in plain]
-        # Third-party optimizers wrap others, with a state of their own.
-        self._inner = [_OptimizerState(v) for v in self._attributes.values() if isinstance(v, Optimizer)]
-        self._state = {key: _save_entries(entries) for key, entries in optimizer.state.items()}
-        self._groups = [
-            _save_entries({name: value for name, value in group.items() if name != "params"})
-            for group in optimizer.param_groups
-        ]
+    Followed are tensors, containers, optimizers inside it, and, in its state and groups, the attributes of any
+    other object; of what else hangs on an optimizer, only which object it is.
+
+    Args:
+        known: objects that others bring back.
+    """
+
+    def __init__(self, optimizer: Optimizer, known: Iterable[object]) -> None:
+        self.optimizers: list[Optimizer] = []
+        self._tensors: list[tuple[Tensor, Tensor]] = []
+        self._containers: list[tuple[Any, Any]] = []
+        self._seen = set(map(id, known))
+        self._add(optimizer)
 
     def restore(self) -> None:
-        optimizer = self._optimizer
-        for name in set(vars(optimizer)) - set(self._attributes) - {"state", "param_groups"}:
-            delattr(optimizer, name)
-        vars(optimizer).update(self._attributes)
         for container, copied in self._containers:
             container.clear()
-            container.extend(copied) if isinstance(container, list) else container.update(copied)
-        for inner in self._inner:
-            inner.restore()
-        for key in set(optimizer.state) - set(self._state):
-            del optimizer.state[key]
-        for key, saved in self._state.items():
-            _restore_entries(optimizer.state[key], saved)
-        for group, saved in zip(optimizer.param_groups, self._groups, strict=True):
-            _restore_entries(group, saved, keep=("params",))
+            container.update(copied) if isinstance(copied, (dict, set)) else container.extend(copied)
+        for tensor, saved in self._tensors:
+            _write_back(tensor, saved)
 
-
-def _save_entries(entries: dict[Any, Any]) -> dict[Any, tuple[Any, Any]]:
-    """Return key → (the object itself, a copy of its value)."""
-    return {
-        key: (value, value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value))
-        for key, value in entries.items()
-    }
-
-
-def _restore_entries(
-    entries: dict[Any, Any], saved: dict[Any, tuple[Any, Any]], *, keep: tuple[str, ...] = ()
-) -> None:
-    """Bring back the saved objects with their saved values; drop what came in since, but for `keep`."""
-    for key in set(entries) - set(saved) - set(keep):
-        del entries[key]
-    for key, (value, copied) in saved.items():
-        if not isinstance(value, Tensor):
-            entries[key] = copy.deepcopy(copied)
-            continue
-        _write_back(value, copied)
-        entries[key] = value
+    def _add(self, value: Any, *, objects: bool = False) -> None:
+        """Save a value and what is in it, once; with `objects`, the attributes of an object of any class too."""
+        if id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, Tensor):
+            self._tensors.append((value, value.detach().clone()))
+        elif isinstance(value, Optimizer):  # third-party optimizers wrap others
+            self.optimizers.append(value)
+            self._containers.append((vars(value), vars(value).copy()))
+            for name, attribute in vars(value).items():
+                if not name.endswith("_hooks"):  # kept by _silent_hooks, also while they are silent
+                    self._add(attribute, objects=name in ("state", "param_groups"))
+        elif isinstance(value, (dict, list, set, deque, tuple)):
+            if not isinstance(value, tuple):
+                self._containers.append((value, value.copy()))
+            for entry in value.values() if isinstance(value, dict) else value:
+                self._add(entry, objects=objects)
+        elif objects and hasattr(value, "__dict__") and not callable(value):
+            self._add(vars(value), objects=True)
 
 
 @contextmanager
-def _silent_hooks(optimizer: Optimizer) -> Iterator[None]:
+def _silent_hooks(optimizers: list[Optimizer]) -> Iterator[None]:
     """Keep the user's step hooks, also those on all optimizers, from running on trial steps."""
-    hooks: list[Any] = [
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-    ]
+    hooks: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
+    for optimizer in optimizers:
+        hooks += [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
     with _emptied(hooks):
         yield
 
@@ -277,6 +264,7 @@ def _emptied(hooks: list[dict[int, Any]]) -> Iterator[None]:
         yield
     finally:
         for hook, entries in zip(hooks, saved, strict=True):
+            hook.clear()
             hook.update(entries)
 
 
