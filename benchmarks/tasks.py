@@ -85,6 +85,34 @@ def conv_task() -> Task:
     )
 
 
+def digits_task() -> Task:
+    """FCN-4-128 with ReLU on the 8 × 8 digits: mean ½‖f − y‖²."""
+    torch.manual_seed(0)
+    dataset = data.load(DataConfig(name="digits"))
+    config = ModelConfig(name="fcn", depth=4, width=128, parameterization="sp")
+    return Task(
+        name="FCN-4-128, digits, MSE",
+        model=models.build(config, dataset),
+        criterion=half_squared_error,
+        batch=dataset.train_batch(),
+        sgd_lr=0.005,
+    )
+
+
+def small_lm_task() -> Task:
+    """LM-2-64 on 32 sequences of 32 bytes of the standard library's source: cross-entropy."""
+    torch.manual_seed(0)
+    dataset = data.load(DataConfig(name="stdlib-text", context=32))
+    config = ModelConfig(name="lm", depth=2, width=64, parameterization="sp")
+    return Task(
+        name="LM-2-64, 32 × 32 bytes, cross-entropy",
+        model=models.build(config, dataset),
+        criterion=cross_entropy,
+        batch=dataset.train_batch(torch.randint(len(dataset.train_inputs), (32,))),
+        sgd_lr=0.1,
+    )
+
+
 def trained(task: Task) -> Task:
     """Return the task after 50 steps of gradient descent on its batch; changes its model."""
     optimizer = torch.optim.SGD(task.model.parameters(), lr=task.sgd_lr)

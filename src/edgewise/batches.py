@@ -80,14 +80,19 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches) if isinstance(self._batches, list | tuple) else self._fetched()
 
+    @property
+    def shares(self) -> list[float]:
+        """Each batch's share of the samples of all ranks."""
+        return [(weight or 0) / self._samples for weight in self._weights]
+
     def weighted(self) -> Iterator[tuple[int, float, Any]]:
         """Yield index, share of the samples, and batch; raise if they are not those of the first pass."""
-        seen = 0
+        seen, shares = 0, self.shares
         for i, batch in enumerate(self):
             if i == len(self) or batch_size(batch) != self.sizes[i]:
                 raise _differing(f"batch {i} is new or of another size")
             seen += 1
-            yield i, (self._weights[i] or 0) / self._samples, batch
+            yield i, shares[i], batch
         if seen != len(self):
             raise _differing(f"there were {len(self)} of them, now there are {seen}")
 

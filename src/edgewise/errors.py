@@ -24,6 +24,18 @@ class Status(enum.Enum):
     BELOW_RESOLUTION = (
         "the loss is not precise enough to tell where it starts to rise: the noise floor exceeds rtol"
     )
+    NO_CATAPULT = (
+        "the loss does not rise at any rate: it levels off, or falls on up to 2^24 times the first rate"
+    )
+    MULTIPLE_CROSSINGS = (
+        "the loss rises, falls below its value again, and rises: the bracket holds the first rise seen"
+    )
+    SCALED_GRADIENT = (
+        "the gradients are a power of two larger than the loss says: unscale them first (GradScaler.unscale_)"
+    )
+    OTHER_GRADIENT = (
+        "the gradients are not this loss's: another batch, stale gradients, or a closure that scales the loss"
+    )
     NOT_FINITE = "the Hessian is not finite here: the value is reported as infinite"
     BUDGET_EXHAUSTED = "the budget ran out before the tolerance was met: the number is provisional"
     LINEAR = "at fixed P the update is linear in the gradients: the stability limit is exact"

@@ -54,6 +54,17 @@ class Snapshot:
         """Return the saved copy of a protected parameter or buffer; not to be written to."""
         return self._tensors[id(tensor)][1]
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules under protection: the model's, or those that have run so far."""
+        return list(self._modules)
+
+    def release_optimizer(self) -> None:
+        """Return the optimizer's state to what it was, and give up the copies: nothing may change it from here on."""
+        if self.optimizer is not None:
+            self.optimizer.restore()
+            self.optimizer = None
+
     def rewind_randomness(self) -> None:
         """Return the random number generators to the start, so that dropout masks repeat."""
         self._rng.restore()

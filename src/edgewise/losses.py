@@ -13,8 +13,8 @@ from edgewise.errors import LossError
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
-def checked_loss(loss: object, of: str) -> Tensor:
-    """Return `loss` if it is a finite scalar tensor, or raise `LossError`; `of` names where it came from."""
+def checked_loss(loss: object, of: str, *, finite: bool = True) -> Tensor:
+    """Return `loss` if it is a scalar tensor, and finite if it must be, or raise `LossError`; it is that `of` what."""
     if not isinstance(loss, Tensor):
         raise LossError(
             f"the loss of {of} must be a scalar tensor, got {type(loss).__name__}: return the mean loss "
@@ -25,7 +25,7 @@ def checked_loss(loss: object, of: str) -> Tensor:
             f"the loss of {of} must be one floating-point number, got shape {tuple(loss.shape)} and "
             f"{loss.dtype}: reduce it with .mean()."
         )
-    if not torch.isfinite(loss.detach()):
+    if finite and not torch.isfinite(loss.detach()):
         raise LossError(
             f"the loss of {of} is {loss.item()}: measure at finite parameters and check the inputs for NaN."
         )

@@ -122,9 +122,18 @@ class Objective:
 
     def value(self) -> float:
         """Return L(θ)."""
-        with self._evaluating(), forward_only():
-            value = sum(share * self._loss(i, batch).item() for i, share, batch in self._weighted())
+        value = sum(share * loss for share, loss in zip(self.shares, self.values(), strict=True))
         return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64)))
+
+    @property
+    def shares(self) -> list[float]:
+        """Return each of this rank's batches' share of all ranks' samples."""
+        return self.batches.shares
+
+    def values(self, *, finite: bool = True) -> list[float]:
+        """Return Lᵢ(θ) of each of this rank's batches; unless they must be `finite`, also NaN and infinities."""
+        with self._evaluating(), forward_only():
+            return [self._loss(i, batch, finite=finite).item() for i, _, batch in self._weighted()]
 
     def check_repeats(self) -> None:
         """Raise `LossError` if the loss of the first batch is another when it is evaluated again."""
@@ -149,6 +158,11 @@ class Objective:
         with self._measuring(), self._shifted(direction, step):
             return self.value()
 
+    def values_at(self, direction: Tensor, step: float) -> list[float]:
+        """Return Lᵢ(θ + step·direction) of each of this rank's batches, finite or not, as `gradient_at` does."""
+        with self._measuring(), self._shifted(direction, step):
+            return self.values(finite=False)
+
     def gradient_at(self, direction: Tensor, step: float) -> Tensor:
         """Return ∇L(θ + step·direction), shape (size,). Needs a snapshot, from which θ comes back."""
         assert self._snapshot is not None
@@ -160,6 +174,11 @@ class Objective:
         with self._evaluating():
             gradient = self._sharded_gradient() if self.ranks.sharded else self._own_gradient(keep_graph)
         return self._total(gradient)
+
+    def values_and_gradients(self) -> tuple[list[float], list[Tensor | None]]:
+        """Return Lᵢ(θ) of each of this rank's batches, and ∇L(θ) as tensors, `None` where no batch depends on θ."""
+        values, gradient = self.values(), self.gradient()
+        return values, list(unflatten(gradient, self.tensors))
 
     @contextmanager
     def _shifted(self, direction: Tensor, step: float) -> Iterator[None]:
@@ -324,12 +343,12 @@ class Objective:
             self._copy_model()
         return self._gradient(index, batch, create_graph=False)
 
-    def _loss(self, index: int, batch: Any) -> Tensor:
+    def _loss(self, index: int, batch: Any, *, finite: bool = True) -> Tensor:
         self._rewind()
         for tensor, direction in zip(self.tensors, self._shift, strict=False):
             tensor.data.add_(direction, alpha=self._step)
         with self.ranks.in_lockstep():
-            return self._evaluate(index, self._cast(batch))
+            return self._evaluate(index, self._cast(batch), finite=finite)
 
     def _value_of(self, index: int, batch: Any) -> float:
         with forward_only():
@@ -338,7 +357,14 @@ class Objective:
     def _cast(self, batch: Any) -> Any:
         return batch if self._copies is None else cast(batch, self.dtype)
 
-    def _evaluate(self, index: int, batch: Any, parameters: dict[str, Tensor] | None = None) -> Tensor:
+    def _evaluate(
+        self,
+        index: int,
+        batch: Any,
+        parameters: dict[str, Tensor] | None = None,
+        *,
+        finite: bool = True,
+    ) -> Tensor:
         try:
             loss = self._call(batch, parameters)
         except Exception as error:
@@ -348,7 +374,7 @@ class Objective:
                     f"the model and its batch were cast to {self.dtype} for the measurement (dtype=)"
                 )
             raise
-        return checked_loss(loss, f"batch {index}")
+        return checked_loss(loss, f"batch {index}", finite=finite)
 
     def _rewind(self) -> None:
         if self._snapshot is not None:

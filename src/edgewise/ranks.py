@@ -140,7 +140,7 @@ def ranks_of(model: nn.Module) -> Ranks:
             )
     reshard(inner)
     parameters = list(inner.parameters())
-    sharded: list[Any] = [p for p in parameters if _is_sharded(p)]
+    sharded: list[Any] = [p for p in parameters if is_sharded(p)]
     if not sharded:
         whole = isinstance(model, DistributedDataParallel)
         return Ranks(group=model.process_group, device=parameters[0].device) if whole else Ranks()
@@ -188,13 +188,30 @@ def reshard(model: nn.Module) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a `DTensor`, sharing its memory; any other tensor as it is."""
-    if not _is_sharded(tensor):
+    if not is_sharded(tensor):
         return tensor
     shard: Any = tensor.detach()
     return shard.to_local()
 
 
-def _is_sharded(tensor: Any) -> bool:
+def sharded_like(parameter: Any, shard: Tensor) -> Tensor:
+    """Return the `DTensor` of which this is this rank's shard, split as the parameter is; for a whole one, `shard`."""
+    if not is_sharded(parameter):
+        return shard
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
+    made: Tensor = DTensor.from_local(
+        shard,
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return made
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether this is a `DTensor`, of which each rank holds a shard."""
     if not _in_group():
         return False
     from torch.distributed.tensor import DTensor  # noqa: PLC0415

@@ -1,0 +1,110 @@
+"""The loss along the optimizer's update: a closure's, or a model's on given batches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from edgewise.isolation import Snapshot
+from edgewise.losses import checked_loss, forward_only
+from edgewise.objective import Objective
+from edgewise.parameters import unflatten
+from edgewise.precision import without_autocast
+from edgewise.ranks import Ranks, is_sharded, local, ranks_of
+
+_HERE = "the current parameters"
+
+
+class ClosureLoss:
+    """L as a closure; parameters are moved in place, to θ + ηu from the saved θ, and autocast is off.
+
+    The loss is averaged over the ranks that train the modules seen to run.
+    """
+
+    def __init__(
+        self, closure: Callable[[], Tensor], parameters: Sequence[Tensor], snapshot: Snapshot
+    ) -> None:
+        self._closure = closure
+        self._parameters = list(parameters)
+        self._snapshot = snapshot
+        self.ranks = Ranks()
+        loss = checked_loss(self._evaluate(), _HERE)
+        self.ranks = _ranks_among(snapshot.modules)
+        self.base = self._mean(loss.item())
+        # A step may vanish in parameters of half precision, where the loss is float32.
+        coarsest = max(torch.finfo(dtype).eps for dtype in {loss.dtype, *(p.dtype for p in self._parameters)})
+        self.resolution = coarsest * abs(self.base)
+        self.num_forwards = 1
+
+    def change(self, direction: Tensor, lr: float) -> float:
+        """Return L(θ + lr·direction) − L(θ)."""
+        self._snapshot.rewind()
+        for parameter, part in zip(self._parameters, unflatten(direction, self._parameters), strict=True):
+            saved = local(self._snapshot.saved(parameter)).to(part.dtype)
+            local(parameter).data.copy_(saved.add(part, alpha=lr))
+        self.num_forwards += 1
+        return self._mean(float(self._evaluate())) - self.base
+
+    def _evaluate(self) -> Any:
+        with self.ranks.together(), without_autocast(), forward_only():
+            loss = self._closure()
+        self._snapshot.rewind()
+        return loss
+
+    def _mean(self, loss: float) -> float:
+        return float(self.ranks.sum(torch.tensor(loss, dtype=torch.float64))) / self.ranks.num
+
+
+def _ranks_among(modules: list[nn.Module]) -> Ranks:
+    """Return the ranks that train the first module among these that is trained by several."""
+    for module in modules:
+        if isinstance(module, DistributedDataParallel) or any(map(is_sharded, module.parameters())):
+            return ranks_of(module)
+    return Ranks()
+
+
+class BatchesLoss:
+    """L as an `Objective`, the mean over batches weighted by size; remembers how each batch's loss changes."""
+
+    def __init__(self, objective: Objective, values: list[float] | None) -> None:
+        self.ranks = objective.ranks
+        self.num_forwards = 0
+        self._objective = objective
+        self._changes: dict[float, Tensor] = {}
+        if values is None:
+            values = objective.values()
+            self.num_forwards = 1
+        self._values = torch.tensor(values, dtype=torch.float64)
+        self._shares = torch.tensor(objective.shares, dtype=torch.float64)
+        self.base = self._mean(self._values)
+        self.resolution = torch.finfo(objective.dtype).eps * abs(self.base)
+
+    def change(self, direction: Tensor, lr: float) -> float:
+        """Return L(θ + lr·direction) − L(θ)."""
+        self.num_forwards += 1
+        values = torch.tensor(self._objective.values_at(direction, lr), dtype=torch.float64)
+        self._changes[lr] = values - self._values
+        return self._mean(self._changes[lr])
+
+    def interval(self, low: float, high: float) -> tuple[float, float] | None:
+        """Return the 95 % confidence interval of the rate where the mean change is zero, or `None` for one batch.
+
+        The batches are taken for independent draws, the direction as given. With Δᵢ(η) affine between the bracket's
+        ends, the standard error of the root is that of the mean of Δᵢ there, over the slope of the mean (delta method).
+        """
+        at_low, at_high = self._changes[low], self._changes[high]
+        num = sum(self.ranks.gather(len(self._shares)))
+        mean_low, mean_high = self._mean(at_low), self._mean(at_high)
+        if num < 2 or not torch.isfinite(torch.tensor([mean_low, mean_high])).all() or mean_high == mean_low:
+            return None
+        place = mean_low / (mean_low - mean_high)  # of the root between the ends
+        deviations = self._shares * ((1 - place) * at_low + place * at_high)
+        variance = float(self.ranks.sum(deviations.square().sum())) * num / (num - 1)
+        root = low + place * (high - low)
+        half = 1.96 * variance**0.5 * (high - low) / (mean_high - mean_low)
+        return max(0.0, root - half), root + half
+
+    def _mean(self, values: Tensor) -> float:
+        return float(self.ranks.sum((self._shares * values).sum()))

@@ -1,0 +1,116 @@
+"""The update of any optimizer as a vector: what its own `step()` moves the parameters by, per unit of learning rate."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from edgewise.isolation import Snapshot
+from edgewise.parameters import unflatten
+from edgewise.preconditioner import rate_ratios
+from edgewise.ranks import Ranks, local
+
+_SHORT = 2.0**-4  # of ‖θ‖: a step so long that rounding of the parameters hardly counts
+_RAISE, _MOST_RAISES = 2.0**20, 8  # of a rate whose step is rounded away, at least in part
+_FACTOR = 2.0**8  # up to which rate, over that of such a step, u is compared
+_NONLINEAR = 2.0**-10  # relative difference of u that rounding does not explain
+
+
+def check_steps_alone(optimizer: Optimizer) -> None:
+    """Raise if the optimizer's step needs a closure."""
+    if isinstance(optimizer, LBFGS):
+        raise TypeError(
+            "LBFGS evaluates the loss inside its step: critical_lr needs a step() without closure."
+        )
+
+
+class Update:
+    """u(η) = (θ′ − θ)/η, θ′ the parameters after the optimizer's own step at rate η, from the same state each time.
+
+    For most optimizers u does not depend on η: then two or three steps are taken in all, and the optimizer's state is
+    given up afterwards, so that one vector of the parameters' size is held besides the snapshot's copy of them. For the
+    others (Adafactor, whose step depends on its length; Rprop; ASGD) a step is taken at each rate.
+
+    Args:
+        optimizer: whose step needs no closure.
+        parameters: the entries of u, in order; others are moved by no one.
+        gradients: parameter → what `.grad` is to be at each step.
+        snapshot: of the surrounding `isolated`, from which parameters and state come back.
+        ranks: over which the parameters are sharded, if they are.
+        first: a rate > 0 to begin with, in units of the first group's.
+        dtype: of u.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        parameters: Sequence[Tensor],
+        gradients: dict[Tensor, Tensor],
+        snapshot: Snapshot,
+        *,
+        ranks: Ranks,
+        first: float,
+        dtype: torch.dtype,
+    ) -> None:
+        self._optimizer = optimizer
+        self._parameters = list(parameters)
+        self._gradients = gradients
+        self._snapshot = snapshot
+        self._ranks = ranks
+        self._ratios = rate_ratios(optimizer)
+        size = sum(local(p).numel() for p in self._parameters)
+        self._vector = torch.zeros(size, dtype=dtype, device=local(self._parameters[0]).device)
+        self._rate = 0.0  # at which the vector was taken
+        self.is_linear = self._take(first)
+        snapshot.rewind()
+        if self.is_linear:
+            self._gradients = {}
+            snapshot.release_optimizer()
+
+    def at(self, lr: float) -> Tensor:
+        """Return u(lr), shape (n,); the same memory each time."""
+        if not self.is_linear and self._rate != lr:
+            self._step(lr)
+            self._snapshot.rewind()
+        return self._vector
+
+    def _take(self, rate: float) -> bool:
+        """Fill the vector from steps long enough to be precise, and tell whether u is the same at both."""
+        for _ in range(_MOST_RAISES):
+            _, length, size = self._step(rate)
+            share = length * rate / size if size > 0 else 1.0
+            if share >= _SHORT:
+                break
+            rate *= min(_SHORT / share, _RAISE) if share > 0 else _RAISE
+        change, length, _ = self._step(_FACTOR * rate)
+        rounding = max(torch.finfo(p.dtype).eps for p in self._parameters) * size / rate
+        return change <= _NONLINEAR * length + rounding
+
+    def _step(self, lr: float) -> tuple[float, float, float]:
+        """Write u(lr) to the vector; return the norms of its change, of itself, and of θ."""
+        self._rate = lr
+        self._snapshot.rewind()
+        self._set_rates(lr)
+        for parameter, gradient in self._gradients.items():
+            parameter.grad = gradient.clone()  # some optimizers overwrite the gradient
+        type(self._optimizer).step(self._optimizer)  # the class's: schedulers patch the instance's
+        for parameter in self._gradients:
+            parameter.grad = None
+        squares = torch.zeros(3, dtype=torch.float64, device=self._vector.device)
+        for part, parameter in zip(unflatten(self._vector, self._parameters), self._parameters, strict=True):
+            before = local(self._snapshot.saved(parameter)).to(part.dtype)
+            new = (local(parameter.detach()).to(part.dtype) - before).div_(lr)
+            squares += torch.stack([(new - part).square().sum(), new.square().sum(), before.square().sum()])
+            part.copy_(new)
+        if self._ranks.sharded:
+            squares = self._ranks.sum(squares)
+        change, length, size = squares.sqrt().tolist()
+        return change, length, size
+
+    def _set_rates(self, lr: float) -> None:
+        for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * ratio)
+            else:
+                group["lr"] = lr * ratio
