@@ -1,7 +1,7 @@
 """The critical learning rate along training: forwards of both searches, and brackets against a float64 scan.
 
-Three networks are trained with four optimizers. Every few steps the critical rate of the coming update is searched
-from the last one found: on the batch trained on, which is the same at each step ("fixed") or fresh each time
+Three networks are trained with four optimizers. Before each step the critical rate of the update is searched from the
+last one found: on the batch trained on, which is the same at each step ("fixed") or fresh each time
 ("mini-batch"). The paper's search starts from the same guess. Forwards are those beside the gradient's own.
 """
 
@@ -20,8 +20,7 @@ import edgewise as ew
 from edgewise.lab.training import Batch
 
 Row = tuple[str, str, str]
-NUM_PROBES = 90  # of each training
-EVERY = 3  # steps
+NUM_STEPS = 100  # of each training, a search before each
 SCANNED = 6  # every so many-th bracket is scanned
 SCAN_POINTS = 33
 
@@ -65,26 +64,29 @@ class Measured:
 
     def __add__(self, other: "Measured") -> "Measured":
         return Measured(
-            self.secant + other.secant, self.paper + other.paper, self.scanned + other.scanned, self.held + other.held
+            self.secant + other.secant,
+            self.paper + other.paper,
+            self.scanned + other.scanned,
+            self.held + other.held,
         )
 
 
 def follow(task: Task, optimizer: Optimizer, batches: Iterator[Batch]) -> Measured:
-    """Train, and search every few steps."""
-    measured, guess, cold = Measured(), None, True
-    for step in range(EVERY * NUM_PROBES):
+    """Train, and search before each step, but for the first from the last result."""
+    measured, guess = Measured(), None
+    for step in range(NUM_STEPS):
         batch = next(batches)
-        if step % EVERY == 0:
-            found = ew.critical_lr(task.model, optimizer, task.loss_fn, batch, guess=guess)
-            paper = ew.critical_lr(task.model, optimizer, task.loss_fn, batch, guess=guess, method="paper")
-            if not cold:  # the first has no guess
-                measured.secant.add(found)
-                measured.paper.add(paper)
-            if found.status is ew.Status.FOUND:
-                guess, cold = found.lr, False
-                if step % (EVERY * SCANNED) == 0:
-                    measured.scanned += 1
-                    measured.held += crosses(task, optimizer, batch, found.bracket)
+        found = ew.critical_lr(task.model, optimizer, task.loss_fn, batch, guess=guess)
+        if guess is not None:
+            measured.secant.add(found)
+            measured.paper.add(
+                ew.critical_lr(task.model, optimizer, task.loss_fn, batch, guess=guess, method="paper")
+            )
+        if found.status is ew.Status.FOUND:
+            guess = found
+            if step % SCANNED == 0:
+                measured.scanned += 1
+                measured.held += crosses(task, optimizer, batch, found.bracket)
         optimizer.zero_grad()
         task.loss_fn(task.model, batch).backward()
         optimizer.step()

@@ -207,3 +207,31 @@ OPT = {opt.name: opt for opt in PRECONDITIONED}
 def ids(table: list[Any]) -> Any:
     """`pytest.mark.parametrize` ids of a table of cases or optimizers."""
     return [entry.name for entry in table]
+
+
+def every_optimizer() -> list[Any]:
+    """All classes in torch.optim that step without a closure and on dense gradients."""
+    found = [
+        cls
+        for cls in vars(torch.optim).values()
+        if isinstance(cls, type)
+        and issubclass(cls, torch.optim.Optimizer)
+        and cls is not torch.optim.Optimizer
+    ]
+    found = [cls for cls in found if cls not in (torch.optim.LBFGS, torch.optim.SparseAdam)]
+    return sorted({*found, ew.GIAdam, ew.GIAdamW}, key=lambda cls: cls.__name__)
+
+
+def bias_free_mlp() -> nn.Module:
+    """Matrices only: Muon takes nothing else."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(3, 8, bias=False), nn.Tanh(), nn.Linear(8, 2, bias=False)).double()
+
+
+def made(cls: type[torch.optim.Optimizer], model: nn.Module) -> Any:
+    """Return the optimizer at rate 0.01, in train mode if it has modes."""
+    optimizer: Any = cls(model.parameters(), lr=0.01)  # type: ignore[call-arg]
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer

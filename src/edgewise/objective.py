@@ -172,13 +172,42 @@ class Objective:
     def gradient(self, *, keep_graph: bool = False) -> Tensor:
         """Return ∇L(θ), shape (size,); with `keep_graph`, products need no second gradient if the graphs fit."""
         with self._evaluating():
-            gradient = self._sharded_gradient() if self.ranks.sharded else self._own_gradient(keep_graph)
+            gradient = self._sharded_gradient()[1] if self.ranks.sharded else self._own_gradient(keep_graph)
         return self._total(gradient)
 
     def values_and_gradients(self) -> tuple[list[float], list[Tensor | None]]:
-        """Return Lᵢ(θ) of each of this rank's batches, and ∇L(θ) as tensors, `None` where no batch depends on θ."""
-        values, gradient = self.values(), self.gradient()
-        return values, list(unflatten(gradient, self.tensors))
+        """Return Lᵢ(θ) of each of this rank's batches, and ∇L(θ), like the parameters, from the same forwards.
+
+        Where no batch's loss depends on a parameter, its gradient is `None`, as `loss.backward()` would leave it; of
+        sharded ones, zero.
+        """
+        with self._evaluating():
+            if self.ranks.sharded:
+                values, gradient = self._sharded_gradient()
+                return values, list(unflatten(gradient, self.tensors))
+            return self._own_values_and_gradients()
+
+    def _own_values_and_gradients(self) -> tuple[list[float], list[Tensor | None]]:
+        values = [0.0] * len(self.batches)
+        totals: list[Tensor | None] = [None] * len(self.tensors)
+        self._plan(create_graph=False)
+        for i, share, batch in self._budget.pieces():
+            loss, gradients = self._loss_and_gradient(i, batch, create_graph=False)
+            values[i] += share / self.shares[i] * loss.item()
+            for j in range(len(gradients)):
+                # One at a time, so that there is one copy of the parameters; gradients may share memory.
+                gradient, gradients[j] = gradients[j], None
+                if gradient is not None:
+                    totals[j] = _added(totals[j], 1.0, gradient.detach() * share)
+        if self.ranks.num > 1:
+            totals = [self._summed(total, like) for total, like in zip(totals, self.tensors, strict=True)]
+        return values, totals
+
+    def _summed(self, total: Tensor | None, like: Tensor) -> Tensor | None:
+        """Return the sum over ranks of what some of them may not have."""
+        if not any(self.ranks.gather(total is not None)):
+            return None
+        return self.ranks.sum(torch.zeros_like(like) if total is None else total)
 
     @contextmanager
     def _shifted(self, direction: Tensor, step: float) -> Iterator[None]:
@@ -203,18 +232,19 @@ class Objective:
             for i, share, batch in self._budget.pieces()
         )
 
-    def _sharded_gradient(self) -> Tensor:
-        """Return this rank's shards of ∇L.
+    def _sharded_gradient(self) -> tuple[list[float], Tensor]:
+        """Return Lᵢ of this rank's batches, and its shards of ∇L.
 
         FSDP2 leaves them in `.grad`, averaged over the ranks, and only after loss.backward().
         """
-        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        values, total = [], torch.zeros(self.size, dtype=self.dtype, device=self.device)
         for i, share, batch in self._weighted():
             with torch.enable_grad():
                 loss = self._loss(i, batch)
             with self.ranks.in_lockstep():
                 differentiable_loss(loss, f"batch {i}")
             (share * self.ranks.num * loss).backward()
+            values.append(loss.item())
             gradients = [parameter.grad for parameter in self.originals.values()]
             if all(gradient is None for gradient in gradients):
                 raise LossError(
@@ -223,7 +253,7 @@ class Objective:
                 )
             total += self._flat(None if gradient is None else local(gradient) for gradient in gradients)
         self._rewind()  # drops the gradients
-        return total
+        return values, total
 
     def hvp(self, vector: Tensor) -> Tensor:
         """Return ∇²L(θ) · vector by reverse-over-reverse; both of shape (size,).
@@ -318,6 +348,11 @@ class Objective:
             self._graphs, self.graph_bytes = graphs, saved.total
 
     def _gradient(self, index: int, batch: Any, create_graph: bool) -> list[Tensor | None]:
+        return self._loss_and_gradient(index, batch, create_graph)[1]
+
+    def _loss_and_gradient(
+        self, index: int, batch: Any, create_graph: bool
+    ) -> tuple[Tensor, list[Tensor | None]]:
         # The fast attention kernels have no second derivative; the plain one is the same function.
         attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
         with self._measuring(), torch.enable_grad(), attention:
@@ -325,10 +360,11 @@ class Objective:
             try:
                 if self._by_backward and not create_graph:
                     loss.backward()
-                    return [tensor.grad for tensor in self.tensors]
-                return list(
-                    torch.autograd.grad(loss, self.tensors, create_graph=create_graph, allow_unused=True)
+                    return loss.detach(), [tensor.grad for tensor in self.tensors]
+                gradients = torch.autograd.grad(
+                    loss, self.tensors, create_graph=create_graph, allow_unused=True
                 )
+                return loss.detach(), list(gradients)
             except RuntimeError as error:
                 if _REENTRANT not in str(error):
                     raise
@@ -341,7 +377,7 @@ class Objective:
         self._by_backward = True
         if self._copies is None:
             self._copy_model()
-        return self._gradient(index, batch, create_graph=False)
+        return self._loss_and_gradient(index, batch, create_graph=False)
 
     def _loss(self, index: int, batch: Any, *, finite: bool = True) -> Tensor:
         self._rewind()

@@ -43,6 +43,9 @@ class CriticalLRResult:
     rise: float  # of the loss at the bracket's upper end; NaN if there is none
     slope: float  # dL/dη at η = 0, as the gradient says; negative for a descent direction
     noise_floor: float  # relative resolution of lr that the loss's precision allows
+    exponent: float = (
+        1.0  # q where ΔL(η) = slope·η·(1 − (η/η_c)^q) through the bracket's ends; 1 on a quadratic
+    )
     interval: tuple[float, float] | None = None  # 95 % confidence interval of the root, over several batches
 
 
@@ -54,7 +57,7 @@ def critical_lr(
     *,
     batches: Iterable[Any] | None = None,
     gradient: Literal["compute", "current"] = "compute",
-    guess: float | None = None,
+    guess: float | CriticalLRResult | None = None,
     max_lr: float | None = None,
     rtol: float = 1 / 16,
     tolerance: float | None = None,
@@ -69,9 +72,9 @@ def critical_lr(
     quadratic η_c = −2 g·u / uᵀHu. This is the largest stable learning rate for this update on this batch, not a best
     learning rate.
 
-    The search follows the secant of φ(η) = (L(θ + ηu) − L(θ))/η, which is affine on a quadratic and whose value at
-    0 is g·u, known from the gradient: two or three evaluations from a good guess. `method="paper"` is the exponential
-    search by doubling, then bisection, of Kalra & Barkeshli (2024, section 5). In both, a loss that is not
+    The search follows φ(η) = (L(θ + ηu) − L(θ))/η, which is affine on a quadratic and whose value at 0 is g·u, known
+    from the gradient, by secants on log scales: two or three evaluations from a good guess. `method="paper"` is the
+    exponential search by doubling, then bisection, of Kalra & Barkeshli (2024, section 5). In both, a loss that is not
     finite counts as raised. The bracket holds one crossing; one before it, between two rates that were tried, may be
     missed, see `Status.MULTIPLE_CROSSINGS`.
 
@@ -88,7 +91,8 @@ def critical_lr(
             is known.
         gradient: "compute" takes the gradient of `loss_fn` on the batch or batches; "current" uses `.grad` as it
             stands, after unscaling and clipping, and after accumulation over micro-batches: then pass all of these.
-        guess: where a rise is expected, > 0, such as `lr` of an earlier result; the current rate if not given.
+        guess: where a rise is expected, > 0, or an earlier result, whose `lr` and `exponent` are then expected; the
+            current rate if not given.
         max_lr: where the search stops looking, > 0; no limit if not given.
         rtol: width of the bracket, relative: upper/lower − 1 ≤ rtol.
         tolerance: δ > 0: narrow the bracket also until the loss rises by at most δ|L(θ)| at its upper end, unless it
@@ -108,7 +112,7 @@ def critical_lr(
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.ones_(model.weight)
-        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.02)
         >>> batch = torch.tensor([[2.0]])
         >>> found = critical_lr(model, sgd, lambda model, x: 0.5 * model(x).square().mean(), batch)
         >>> low, high = found.bracket
@@ -147,7 +151,7 @@ def search_critical_lr(
     optimizer: Optimizer,
     closure: Callable[[], Tensor],
     *,
-    guess: float | None = None,
+    guess: float | CriticalLRResult | None = None,
     max_lr: float | None = None,
     rtol: float = 1 / 16,
     tolerance: float | None = None,
@@ -178,7 +182,7 @@ class _Search:
     def __init__(
         self,
         optimizer: Optimizer,
-        guess: float | None,
+        guess: float | CriticalLRResult | None,
         max_lr: float | None,
         rtol: float,
         tolerance: float | None,
@@ -194,9 +198,12 @@ class _Search:
         )
         self._rtol = positive_number("rtol", rtol)
         self._limit = math.inf if max_lr is None else positive_number("max_lr", max_lr)
-        self._tolerance = math.inf if tolerance is None else positive_number("tolerance", tolerance)
+        self._tolerance = None if tolerance is None else positive_number("tolerance", tolerance)
         self._max_forwards = positive_count("max_forwards", max_forwards)
-        # The lr of an earlier result is the upper end of a bracket: the root is expected in the middle.
+        self._exponent = guess.exponent if isinstance(guess, CriticalLRResult) else 1.0
+        if isinstance(guess, CriticalLRResult):
+            guess = guess.lr if guess.lr > 0 else None  # nothing was found
+        # An earlier rate is the upper end of a bracket: the root is expected in the middle.
         first = self._current if guess is None else positive_number("guess", guess) / math.sqrt(1 + rtol)
         self.first = min(first, self._limit)
 
@@ -211,8 +218,9 @@ class _Search:
             resolution=loss.resolution,
             limit=self._limit,
             rtol=self._rtol,
-            most_rise=self._tolerance * abs(loss.base),
+            most_rise=math.inf if self._tolerance is None else self._tolerance * abs(loss.base),
             max_forwards=max(1, self._max_forwards - loss.num_forwards),
+            exponent=self._exponent,
         )
         trace, status = _SEARCHES[self._method](lambda lr: loss.change(update.at(lr), lr), line, self.first)
         if doubtful:
@@ -237,6 +245,7 @@ class _Search:
             rise=rise,
             slope=slope,
             noise_floor=noise_floor,
+            exponent=1.0 if trace is None else trace.final_exponent(),
         )
 
 

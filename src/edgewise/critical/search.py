@@ -12,10 +12,14 @@ from itertools import pairwise
 from edgewise.errors import Status
 
 _VISIBLE = 16  # times the loss's resolution: the smallest change that is taken for one
+_CLEAR = 64  # times the resolution: a change whose mean slope can be told
 _FARTHEST = 2.0**24  # times the first rate: where a search for a rise gives up
-_FIRST_JUMP, _MOST_JUMP = 2.0, 32.0  # factors between rates where no secant says how far to go
+_FIRST_JUMP, _MOST_JUMP = 2.0, 32.0  # factors between rates: where nothing says how far to go, and at most
+_ASIDE = 0.1  # of the bracket's width: how far from the expected root to look, where rounding would decide
+_MOST_LOG = 100.0  # of the factor to an expected root
 _PLAUSIBLE = 1 / 4  # of the claimed slope: where the trace shows less, the gradient is doubted
 _IMPLAUSIBLE = 1 / 8  # of the claimed slope: where a measurement shows less, the gradient is another loss's
+_NEAR_ZERO = 64  # how many times smaller than the critical rate the slope is measured at
 _LOSS_SCALE = 6  # log₂ of the smallest loss scale that is recognised
 _FINEST = 2.0**-10  # relative width at which a rise that is still too large is taken as it is
 
@@ -31,6 +35,7 @@ class Line:
         rtol: the bracket's relative width, > 0.
         most_rise: the largest change allowed at the bracket's upper end, > 0; may be infinite.
         max_forwards: budget of evaluations.
+        exponent: q > 0 of the power law expected, φ = slope·(1 − (η/η_c)^q); 1 on a quadratic.
     """
 
     slope: float
@@ -39,6 +44,7 @@ class Line:
     rtol: float = 1 / 16
     most_rise: float = math.inf
     max_forwards: int = 60
+    exponent: float = 1.0
 
     def visible(self, lr: float) -> float:
         """Return the rate, raised to where the loss can show the step, but not above the limit."""
@@ -88,6 +94,29 @@ class Trace:
         """Return (η, φ(η) = ΔL(η)/η) where finite, in ascending order."""
         return [(lr, change / lr) for lr, change in sorted(self.seen.items()) if math.isfinite(change)]
 
+    def heights(self) -> list[tuple[float, float]]:
+        """Return (η, log(1 − φ(η)/slope)) where finite: negative below the root of φ, zero there, positive above.
+
+        Of a power law, φ = slope·(1 − (η/η_c)^q), the height is q·log(η/η_c). Where the loss falls faster than the
+        slope says, there is no such logarithm: then the heights are −φ/slope, the same near the root.
+        """
+        means = [(lr, mean / self.line.slope) for lr, mean in self.mean_slopes()]
+        if any(mean >= 1 for _, mean in means):
+            return [(lr, -mean) for lr, mean in means]
+        return [(lr, math.log1p(-mean)) for lr, mean in means]
+
+    def exponent(self, one: tuple[float, float], other: tuple[float, float]) -> float:
+        """Return q of the power law through two points of `heights`; NaN where rounding hides it."""
+        (a, at_a), (b, at_b) = sorted((one, other))
+        noise = self.line.smallest * (1 / a + 1 / b)
+        return (at_b - at_a) / math.log(b / a) if at_b - at_a > noise else math.nan
+
+    def final_exponent(self) -> float:
+        """Return q of the power law through the ends of the bracket, between 1/4 and 4; 1 where it cannot be told."""
+        ends = [point for point in self.heights() if point[0] in (self.low, self.high)]
+        exponent = self.exponent(*ends) if len(ends) == 2 else math.nan
+        return 1.0 if math.isnan(exponent) else min(max(exponent, 0.25), 4.0)
+
     def dip(self) -> float | None:
         """Return a rate not yet tried between two where φ falls again: the loss may have risen in between.
 
@@ -106,9 +135,19 @@ class Trace:
             return Status.ABOVE_MAX_LR
         if self.low == 0 and self.high / 2 < self.line.smallest:
             return Status.BELOW_RESOLUTION
+        if self.high == math.inf and (self.low >= _FARTHEST * min(self.seen) or self._levels_off()):
+            return Status.NO_CATAPULT
         if len(self.seen) >= self.line.max_forwards:
             return Status.BUDGET_EXHAUSTED
         return None
+
+    def _levels_off(self) -> bool:
+        """Whether the last three rates, the largest twice the smallest, gave the same loss: rates no longer matter."""
+        last = sorted(self.seen.items())[-3:]
+        if len(last) < 3 or last[-1][0] < 2 * last[0][0]:
+            return False
+        changes = [change for _, change in last]
+        return max(changes) - min(changes) <= 4 * self.line.resolution
 
     def fits(self, width: float) -> bool:
         """Whether the bracket is as narrow as asked."""
@@ -141,18 +180,17 @@ def paper_search(change: Callable[[float], float], line: Line, first: float) -> 
         if low == 0:
             lr = high / 2
         elif high == math.inf:
-            if low >= _FARTHEST * first:
-                return trace, Status.NO_CATAPULT
             lr = min(2 * low, line.limit)
         else:
             lr = math.sqrt(low * high)
 
 
 def secant_search(change: Callable[[float], float], line: Line, first: float) -> tuple[Trace, Status]:
-    """Follow the secant of φ(η) = ΔL(η)/η to its root: two evaluations if `first` is within rtol of it.
+    """Follow φ(η) = ΔL(η)/η to its root: two evaluations if `first` is within rtol of it.
 
-    On a quadratic φ is affine, φ(0) is the slope, and one evaluation gives the root; two, a factor 1 + rtol apart,
-    bracket it. Where the secant misleads, the bracket is bisected on the log scale.
+    On a quadratic φ is affine, and φ(0) is the slope: one evaluation gives the root, and two more, a factor 1 + rtol
+    apart, bracket it. Elsewhere φ is taken for a power law, φ = slope·(1 − (η/η_c)^q), a line on log scales, whose
+    secant is followed. Where it misleads, the bracket is bisected on the log scale.
 
     >>> trace, status = secant_search(lambda lr: lr * (lr - 1), Line(slope=-1.0), first=0.1)
     >>> status.name, len(trace.seen), trace.low <= 1 <= trace.high
@@ -160,7 +198,7 @@ def secant_search(change: Callable[[float], float], line: Line, first: float) ->
     """
     trace = Trace(change, line)
     steps, width, doubted = _Steps(trace), line.rtol, False
-    lr = first = line.visible(first)
+    lr = line.visible(first)
     while True:
         trace.rises(lr)
         if trace.fits(width):
@@ -174,9 +212,7 @@ def secant_search(change: Callable[[float], float], line: Line, first: float) ->
                 continue
         if status := trace.ended():
             return trace, status
-        if trace.high == math.inf and (trace.low >= _FARTHEST * first or _levels_off(trace)):
-            return trace, Status.NO_CATAPULT
-        lr = min(steps.next(width), line.limit)
+        lr = max(line.smallest, min(steps.next(width), line.limit))
 
 
 def check_gradient(trace: Trace) -> Status | None:
@@ -187,7 +223,7 @@ def check_gradient(trace: Trace) -> Status | None:
     """
     shown = _shown_slope(trace)
     if trace.low > 0 and shown < _PLAUSIBLE and len(trace.seen) < trace.line.max_forwards:
-        trace.rises(trace.line.visible(trace.low / 8))
+        trace.rises(trace.line.visible(trace.low / _NEAR_ZERO))
         shown = _shown_slope(trace)
     if not shown < _IMPLAUSIBLE:
         return None
@@ -198,7 +234,8 @@ def check_gradient(trace: Trace) -> Status | None:
 
 def _shown_slope(trace: Trace) -> float:
     """Return φ(0), by the line through the two smallest rates seen, over the slope; NaN if it cannot be told."""
-    line, means = trace.line, trace.mean_slopes()
+    line = trace.line
+    means = [point for point in trace.mean_slopes() if point[0] >= _CLEAR * line.smallest]
     if trace.high == math.inf or len(means) < 2:
         return math.nan
     (a, at_a), (b, at_b) = means[:2]
@@ -207,64 +244,53 @@ def _shown_slope(trace: Trace) -> float:
     return shown / line.slope if abs(shown) > 4 * noise else math.nan
 
 
-def _levels_off(trace: Trace) -> bool:
-    """Whether the loss no longer depends on the rate at all."""
-    last = sorted(trace.seen.items())[-3:]
-    return len(last) == 3 and last[-1][0] >= 8 * last[0][0] and len({change for _, change in last}) == 1
-
-
 class _Steps:
     """Where to look next."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._jump = _FIRST_JUMP
+        self._jump = _FIRST_JUMP  # where nothing says how far to go
+        self._reach = 1.0  # how many times, in logs, the way out must be what closes the bracket
         self._widths: list[float] = []  # log(high/low) after each evaluation inside the bracket
 
     def next(self, width: float) -> float:
-        """Return a rate that closes the bracket if the root is where the secant says, or else comes nearer to it."""
-        low, high, root = self._trace.low, self._trace.high, self._root()
+        """Return a rate that closes the bracket if the root is where it is expected, or else comes nearer to it."""
+        low, high = self._trace.low, self._trace.high
         closing = 1 + width * (1 - 1e-9)  # rounding may not leave the bracket open
-        root *= closing**0.25  # aside of the root itself, where rounding decides
+        root = self._root() * closing**_ASIDE
         if high == math.inf:
-            return self._outward(low, root / low, closing)
+            return low * self._outward(root / low, closing)
         if low == 0:
-            return high / self._outward(1.0, high / root if root > 0 else math.inf, closing)
+            return high / self._outward(high / root, closing)
         self._widths.append(math.log(high / low))
-        if self._stalls() or high / low <= closing**2 or not math.isfinite(root):
+        if math.isnan(root) or self._stalls() or high / low <= closing**2:
             return math.sqrt(low * high)
         return min(max(root, low * closing), high / closing)
 
-    def _outward(self, from_: float, factor: float, closing: float) -> float:
-        """Go by the factor to the root: at least far enough to close the bracket, at most by a jump."""
-        if math.isfinite(factor):
-            return from_ * min(max(factor, closing), _MOST_JUMP)
-        jump, self._jump = self._jump, min(4 * self._jump, _MOST_JUMP)
-        return from_ * jump
+    def _outward(self, factor: float, closing: float) -> float:
+        """Return by what factor to go on: to the root, but farther each time that the way was too short."""
+        if math.isnan(factor):
+            factor, self._jump = self._jump, min(self._jump**2, _MOST_JUMP)
+        shortest = closing**self._reach
+        if factor <= shortest:
+            self._reach *= 2
+        return min(max(factor, shortest), _MOST_JUMP)
 
     def _stalls(self) -> bool:
         """Whether two evaluations have not halved the bracket."""
         return len(self._widths) >= 3 and self._widths[-1] > 0.5 * self._widths[-3]
 
     def _root(self) -> float:
-        """Return the root of the secant of φ through the two rates nearest to it; NaN where it has none ahead."""
-        line, low, high = self._trace.line, self._trace.low, self._trace.high
-        means = self._trace.mean_slopes()
-        below = [point for point in means if point[0] <= low]
-        above = [point for point in means if point[0] >= high]
-        if above and low > 0:
-            (a, at_a), (b, at_b) = below[-1], above[0]
-        elif above:
-            # What was evaluated is believed before the slope, which a clipped or scaled gradient distorts.
-            (a, at_a), (b, at_b) = above[:2] if len(above) > 1 else [(0.0, line.slope), above[0]]
-        elif len(below) > 1:
-            (a, at_a), (b, at_b) = below[-2:]
-        elif below:
-            (a, at_a), (b, at_b) = (0.0, line.slope), below[0]
-        else:
+        """Return where the power law through what was seen nearest to the root has it; NaN if outside the bracket."""
+        trace = self._trace
+        points = sorted(trace.heights(), key=lambda point: abs(point[1]))
+        ends = [point for point in points if point[0] in (trace.low, trace.high)]
+        nearest = ends if len(ends) == 2 else points[:2]
+        if not nearest:
             return math.nan
-        noise = line.resolution * ((1 / a if a else 0.0) + 1 / b)
-        if at_b - at_a <= noise:
+        exponent = trace.line.exponent if len(nearest) == 1 else trace.exponent(*nearest)
+        lr, height = nearest[0]
+        if not exponent > 0 or height / exponent < -_MOST_LOG:
             return math.nan
-        root = a - at_a * (b - a) / (at_b - at_a)
-        return root if low < root < high else math.nan
+        root = lr * math.exp(-height / exponent)
+        return root if root > 0 and trace.low <= root < trace.high else math.nan

@@ -1,0 +1,158 @@
+"""The update of any optimizer as a vector.
+
+Ladder: closed forms (SGD's u is −g, AdamW's written out) → real steps of every torch.optim optimizer, and of two that
+are not torch's, at several rates. Cannot see: a step that is linear up to 16‖θ‖ and not beyond.
+"""
+
+import copy
+
+import prodigyopt
+import pytest
+import schedulefree
+import torch
+from torch import nn
+
+import edgewise as ew
+from cases import MLP, bias_free_mlp, every_optimizer, made, mse, train_step
+from edgewise.critical.update import Update
+from edgewise.isolation import isolated
+from edgewise.ranks import Ranks
+from oracles import bits
+
+NONLINEAR = {"ASGD", "Adafactor", "Rprop"}  # once they have trained
+THIRD_PARTY = {
+    "AdamWScheduleFree": schedulefree.AdamWScheduleFree,
+    "SGDScheduleFree": schedulefree.SGDScheduleFree,
+    "RAdamScheduleFree": schedulefree.RAdamScheduleFree,
+    "Prodigy": prodigyopt.Prodigy,
+}
+
+
+def update_of(optimizer, parameters, gradients, snapshot, dtype=torch.float64):
+    parameters = list(parameters)
+    return Update(optimizer, parameters, gradients, snapshot, ranks=Ranks(), first=0.01, dtype=dtype)
+
+
+def trained(cls, steps):
+    model, batch = bias_free_mlp(), MLP.build()[1][1]
+    optimizer = made(cls, model)
+    for _ in range(steps):
+        train_step(model, optimizer, mse, batch)
+    optimizer.zero_grad()
+    mse(model, batch).backward()
+    return model, optimizer
+
+
+def real_update(model, optimizer, lr):
+    """(θ′ − θ)/lr by a step on a deep copy."""
+    twin, stepper = copy.deepcopy((model, optimizer))
+    for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        ours.grad = theirs.grad.clone()
+    ratio = lr / stepper.param_groups[0]["lr"]
+    for group in stepper.param_groups:
+        group["lr"] = group["lr"] * ratio
+    stepper.step()
+    moved = [(a - b).flatten() for a, b in zip(twin.parameters(), model.parameters(), strict=True)]
+    return torch.cat(moved).detach() / lr
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("cls", [*every_optimizer(), *THIRD_PARTY.values()], ids=lambda cls: cls.__name__)
+def test_the_update_is_what_real_steps_do(cls, steps):
+    model, optimizer = trained(cls, steps)
+    gradients = {p: p.grad for p in model.parameters()}
+    with isolated(model, optimizer) as snapshot:
+        update = update_of(optimizer, list(model.parameters()), gradients, snapshot)
+        found = {lr: update.at(lr).clone() for lr in (1e-3, 0.01, 0.5)}
+    if cls.__name__ in {"SGD", "Adam", "AdamW", "GIAdamW", "Muon", "RMSprop", "NAdam", "RAdam", "Adagrad"}:
+        assert update.is_linear
+    if steps and cls.__name__ in NONLINEAR:
+        assert not update.is_linear
+    for p, gradient in gradients.items():
+        p.grad = gradient
+    for lr, vector in found.items():
+        expected = real_update(model, optimizer, lr)
+        assert (vector - expected).norm() <= 2**-10 * expected.norm() + 1e-14 / lr
+
+
+def test_closed_forms():
+    model = nn.Linear(3, 1, bias=False).double()
+    model(torch.ones(1, 3).double()).sum().backward()
+    (p,) = model.parameters()
+    for optimizer, expected in (
+        (torch.optim.SGD([p], lr=0.1, weight_decay=0.5), -(p.grad + 0.5 * p.detach())),
+        (torch.optim.AdamW([p], lr=0.1, weight_decay=0.5), -(torch.sign(p.grad) + 0.5 * p.detach())),
+        (ew.GIAdamW([p], lr=0.1, weight_decay=0.5), -(0.001**0.5 * torch.sign(p.grad) + 0.5 * p.detach())),
+    ):
+        with isolated(model, optimizer) as snapshot:
+            grads = {p: torch.ones(1, 3).double()}
+            update = update_of(optimizer, [p], grads, snapshot)
+            assert update.is_linear
+            torch.testing.assert_close(update.at(0.3), expected.flatten(), rtol=1e-6, atol=1e-9)
+
+
+def test_parameters_without_a_gradient_or_an_optimizer_stay():
+    model = nn.ModuleList([nn.Linear(2, 1, bias=False) for _ in range(3)])
+    optimizer = torch.optim.AdamW(list(model[0].parameters()) + list(model[1].parameters()), lr=0.1)
+    gradients = {model[0].weight: torch.ones(1, 2)}
+    with isolated(model, optimizer) as snapshot:
+        parameters = list(model.parameters())
+        update = update_of(optimizer, parameters, gradients, snapshot, torch.float32)
+        vector = update.at(0.1)
+    assert (vector[:2] != 0).all()
+    assert (vector[2:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_parameters_give_a_direction(dtype):
+    """A step of a thousandth of θ is one rounding of bfloat16: longer steps tell the direction."""
+    torch.manual_seed(0)
+    model = nn.Linear(50, 20).to(dtype)
+    gradients = {p: torch.randn_like(p) for p in model.parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with isolated(model, optimizer) as snapshot:
+        parameters = list(model.parameters())
+        update = update_of(optimizer, parameters, gradients, snapshot, torch.float32)
+        vector = update.at(1e-4)
+        exact = -torch.cat([g.flatten() for g in gradients.values()]).float()
+    assert update.is_linear
+    assert (vector - exact).norm() <= 2 * torch.finfo(dtype).eps * exact.norm()
+
+
+def test_a_linear_update_gives_the_optimizer_s_copies_up():
+    model, optimizer = trained(torch.optim.Adam, 3)
+    before = [bits(v) for state in optimizer.state.values() for v in state.values()]
+    gradients = {p: p.grad for p in model.parameters()}
+    with isolated(model, optimizer) as snapshot:
+        assert snapshot.optimizer is not None
+        update_of(optimizer, list(model.parameters()), gradients, snapshot)
+        assert snapshot.optimizer is None
+        assert [bits(v) for state in optimizer.state.values() for v in state.values()] == before
+
+
+@pytest.mark.parametrize("name", THIRD_PARTY)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_critical_rates_of_optimizers_that_are_not_torch_s(name, steps):
+    """Both ends of the bracket by real steps; and nothing is left behind."""
+    model, optimizer = trained(THIRD_PARTY[name], steps)
+    batch = MLP.build()[1][1]
+    find = lambda: ew.critical_lr(model, optimizer, mse, batch)
+    found = ew.assert_no_side_effects(model, optimizer, find)
+    if (
+        found.status is ew.Status.NOT_A_DESCENT_DIRECTION
+    ):  # a schedule-free step also moves towards an average
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert gradient @ real_update(model, optimizer, 0.01) >= 0
+        return
+    assert found.status is ew.Status.FOUND
+    with torch.no_grad():
+        base = mse(model, batch).item()
+        theta = torch.cat([p.flatten() for p in model.parameters()])
+    losses = []
+    for end in found.bracket:
+        moved = theta + end * real_update(model, optimizer, end)
+        twin = copy.deepcopy(model)
+        torch.nn.utils.vector_to_parameters(moved, twin.parameters())
+        with torch.no_grad():
+            losses.append(mse(twin, batch).item())
+    assert losses[0] <= base < losses[1]
