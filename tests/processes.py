@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import edgewise as ew
 from cases import BY_NAME, MLP, mse, train_step
+from edgewise.critical import search_critical_lr
 from edgewise.isolation import isolated
 from edgewise.objective import Objective
 from edgewise.ranks import ranks_of
@@ -148,6 +149,21 @@ def followed(model, optimizer, batch, rank: int) -> list[tuple[int, float, int]]
     return [(row.step, row.sharpness, row.num_hvps) for row in rows]
 
 
+def critical(model, mine) -> dict:
+    """Critical rates after three steps: on this rank's batches, and by a closure on its first."""
+    optimizer = adamw(model)
+    for _ in range(3):
+        train_step(model, optimizer, mse, mine[0])
+    computed = ew.critical_lr(model, optimizer, mse, batches=mine, rtol=1e-3)
+    optimizer.zero_grad()
+    mse(model, mine[0]).backward()
+    return {
+        "computed": computed,
+        "closure": search_critical_lr(optimizer, lambda: mse(model, mine[0]), rtol=1e-3),
+        "current": ew.critical_lr(model, optimizer, mse, mine[0], gradient="current", rtol=1e-3),
+    }
+
+
 def trained_state(model, optimizer, batch, measure) -> list[bytes]:
     """The bits after five steps, with a measurement before the second and the fourth update."""
     for step in range(5):
@@ -164,6 +180,9 @@ def measure_all(batch):
     def measure(model, optimizer):
         ew.sharpness(model, mse, [batch], max_hvps=4)
         ew.preconditioned_sharpness(model, mse, [batch], optimizer, max_hvps=4)
+        ew.critical_lr(model, optimizer, mse, batch)
+        ew.critical_lr(model, optimizer, mse, batch, gradient="current")
+        search_critical_lr(optimizer, lambda: mse(model, batch))
         error_of(ew.sharpness, model, lambda m, b: mse(m, b) * torch.nan, [batch])
 
     return measure
@@ -207,6 +226,7 @@ def ddp(rank: int) -> dict:
     )
     with ew.hessian(model, mse, mine) as operator:
         found["scipy"] = operator.to_scipy().matvec(torch.ones(operator.size).double().numpy())
+    found["critical"] = critical(*build_ddp(rank)[1:])
     return found | ddp_training(rank) | ddp_errors(rank)
 
 
@@ -291,6 +311,7 @@ def fsdp(rank: int) -> dict:
     found["after a forward"] = outcome(ew.sharpness(model, mse, mine, rtol=1e-7, start=first))
     two = [tuple(t[:2] for t in mine[0]), tuple(t[2:] for t in mine[0])]
     found["several batches"] = outcome(ew.sharpness(model, mse, two, rtol=1e-7))
+    found["critical"] = critical(*build_fsdp(rank)[1:])
     return found | fsdp_training(rank) | fsdp_errors(rank)
 
 

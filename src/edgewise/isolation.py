@@ -28,7 +28,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module | None, optimizer: Optimizer | None) -> None:
         self._rng = RandomStates()
-        self._model = model
+        self._roots: list[nn.Module] = []  # every module is one of these, or below
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._modules: dict[nn.Module, tuple[bool, dict[str, Tensor | None]]] = {}  # mode, buffers
         self._gradients: list[tuple[Tensor, Tensor | None, bool]] = []
@@ -44,6 +44,8 @@ class Snapshot:
 
     def add_module(self, root: nn.Module) -> None:
         """Save the buffers and modes of `root` and of all modules below it, once."""
+        if root not in self._modules:
+            self._roots.append(root)
         for module in root.modules():
             if module not in self._modules:
                 self._modules[module] = (module.training, dict(module._buffers))
@@ -73,8 +75,8 @@ class Snapshot:
         """Return random numbers, parameters, buffers and optimizer state to what they were at the start."""
         self.rewind_randomness()
         torch.clear_autocast_cache()  # it holds casts of the parameters that are about to change
-        if self._model is not None:
-            reshard(self._model)
+        for root in self._roots:
+            reshard(root)
         for module, (_, buffers) in self._modules.items():
             module._buffers.clear()  # a forward may have assigned a new tensor
             module._buffers.update(buffers)

@@ -23,7 +23,7 @@ from edgewise.losses import LossFunction
 from edgewise.objective import Objective
 from edgewise.parameters import inner, unflatten
 from edgewise.preconditioner import rate_ratios
-from edgewise.ranks import Ranks, sharded_like
+from edgewise.ranks import Ranks, reshard, sharded_like
 
 Method = Literal["secant", "paper"]
 _FOUND = (Status.FOUND, Status.MULTIPLE_CROSSINGS)
@@ -251,6 +251,7 @@ class _Search:
 
 def _check_members(optimizer: Optimizer, model: nn.Module) -> None:
     """Raise if the optimizer trains what is not the model's: the loss along its update would leave that out."""
+    reshard(model)
     own = set(model.parameters())
     for i, group in enumerate(optimizer.param_groups):
         foreign = [p for p in group["params"] if p not in own and p.requires_grad]
