@@ -40,6 +40,7 @@ class Cost:
     statuses: Counter[str] = field(default_factory=Counter)
 
     def add(self, found: ew.CriticalLRResult) -> None:
+        """Count one search."""
         self.forwards.append(found.num_forwards)
         self.statuses[found.status.name] += 1
 
