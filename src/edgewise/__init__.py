@@ -18,7 +18,7 @@ from edgewise.preconditioner import register_preconditioner
 from edgewise.regime import MonitorRow
 from edgewise.side_effects import assert_no_side_effects
 from edgewise.stability import StabilityLimitResult, stability_limit
-from edgewise.warmup import LinearWarmup
+from edgewise.warmup import CatapultWarmup, LinearWarmup, WarmupReport
 
 __version__ = "0.1.0"
 
@@ -37,11 +37,13 @@ __all__ = [
     "Monitor",
     # warmup
     "LinearWarmup",
+    "CatapultWarmup",
     # results and evidence
     "SharpnessResult",
     "CriticalLRResult",
     "StabilityLimitResult",
     "MonitorRow",
+    "WarmupReport",
     "Status",
     # trust
     "isolated",

@@ -1,6 +1,7 @@
 """The critical learning rate: the optimizer's update, the loss along it, and where that first rises."""
 
 from edgewise.critical.critical_lr import CriticalLRResult, critical_lr, search_critical_lr
+from edgewise.critical.landscape import closure_loss
 from edgewise.critical.update import check_steps_alone
 
-__all__ = ["CriticalLRResult", "check_steps_alone", "critical_lr", "search_critical_lr"]
+__all__ = ["CriticalLRResult", "check_steps_alone", "closure_loss", "critical_lr", "search_critical_lr"]

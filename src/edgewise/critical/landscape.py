@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from edgewise.isolation import Snapshot
+from edgewise.isolation import Snapshot, isolated
 from edgewise.losses import checked_loss, forward_only
 from edgewise.objective import Objective
 from edgewise.parameters import unflatten
@@ -15,6 +15,13 @@ from edgewise.precision import without_autocast
 from edgewise.ranks import Ranks, is_sharded, local, ranks_of
 
 _HERE = "the current parameters"
+
+
+def closure_loss(closure: Callable[[], Tensor]) -> tuple[float, Ranks]:
+    """Return the loss, the mean over the ranks that train the modules which run, and these ranks; leave no trace."""
+    with isolated() as snapshot:
+        loss = ClosureLoss(closure, (), snapshot)
+        return loss.base, loss.ranks
 
 
 class ClosureLoss:

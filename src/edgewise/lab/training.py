@@ -18,6 +18,7 @@ from edgewise.lab import data, models
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.parameterization import parameter_groups
+from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import cosine
 
 Batch = tuple[Tensor, Tensor]  # inputs, targets
@@ -35,12 +36,17 @@ class RunResult:
     outcome: dict[str, Any]  # the end of it: see `_outcome`
 
 
-def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None) -> RunResult:
+def train(
+    config: RunConfig,
+    on_step: Callable[[int], None] = lambda step: None,
+    schedule: Callable[[WarmupConfig, Optimizer, int], tuple[Warmup, LRScheduler]] | None = None,
+) -> RunResult:
     """Train as configured, on the CPU, deterministically for a given number of threads.
 
     Args:
         config: the run.
         on_step: called with the number of finished steps.
+        schedule: makes another warmup and schedule than `make_schedule`, from the same arguments.
     """
     started = time.perf_counter()
     torch.manual_seed(config.seed)
@@ -50,7 +56,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
     batches = _batches(config, dataset)
     lr_target = _target_rate(config.optimizer, model, loss_fn, dataset)
     optimizer = make_optimizer(config.optimizer, model, lr_target)
-    warmup, scheduler = make_schedule(config.warmup, optimizer, config.num_steps)
+    warmup, scheduler = (schedule or make_schedule)(config.warmup, optimizer, config.num_steps)
     probe = _Probe(config, model, loss_fn, optimizer)
 
     rows: list[dict[str, float]] = []
@@ -58,7 +64,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
         optimizer.zero_grad()
         loss = loss_fn(model, batch)
         loss.backward()
-        warmup.observe(lambda batch=batch: loss_fn(model, batch))  # type: ignore[misc]
+        warmup.observe(lambda batch=batch: loss_fn(model, batch), loss=loss)  # type: ignore[misc]
         row = {"step": step, "lr": float(optimizer.param_groups[0]["lr"]), "train_loss": loss.item()}
         rows.append(row | probe.measure(step, batch, loss.item()))
         if not math.isfinite(rows[-1]["train_loss"]):
@@ -105,9 +111,7 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Opti
     return adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def make_schedule(
-    config: WarmupConfig, optimizer: Optimizer, num_steps: int
-) -> tuple[ew.LinearWarmup, LRScheduler]:
+def make_schedule(config: WarmupConfig, optimizer: Optimizer, num_steps: int) -> tuple[Warmup, LRScheduler]:
     """Return the warmup, which observes, and the whole schedule, which steps."""
     warmup = ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
     if config.decay == "none":

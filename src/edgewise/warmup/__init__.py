@@ -1,5 +1,7 @@
 """Warmups: torch schedulers that may look at the loss."""
 
+from edgewise.warmup.catapult import CatapultWarmup
 from edgewise.warmup.linear import LinearWarmup
+from edgewise.warmup.report import WarmupReport
 
-__all__ = ["LinearWarmup"]
+__all__ = ["CatapultWarmup", "LinearWarmup", "WarmupReport"]

@@ -1,15 +1,16 @@
 """Linear warmup, from a given rate or from the critical learning rate."""
 
-import warnings
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.critical import CriticalLRResult, check_steps_alone, search_critical_lr
+from edgewise.critical import CriticalLRResult, check_steps_alone
 from edgewise.errors import Status, nonnegative_number, positive_count
-from edgewise.warmup.scheduler import Warmup, targets
+from edgewise.warmup.report import WarmupReport
+from edgewise.warmup.scheduler import Warmup, as_plain, from_plain, targets
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
 
 
@@ -23,15 +24,18 @@ class LinearWarmup(Warmup):
     the target is reached after T_wrm(1 − η_c/η_trgt) updates (`steps_to_target`) and held until T_wrm, so that
     a schedule that follows ends where it was planned to. Where η_c is above the target, as for Adam and GI-Adam at
     initialization with usual rates, training starts at the target: `start` says so. If `observe` is never
-    called, or finds no critical rate (a warning says why), this is plain linear warmup from 0.
+    called, or finds no critical rate (a warning and `fallback` say why), this is plain linear warmup from 0.
 
     Args:
         optimizer: any; its groups' rates are the targets, and their ratios are kept.
         warmup_steps: T_wrm ≥ 1, in optimizer steps; 1 is a constant rate.
         lr_init: η_init of the first group, between 0 and its target, or "critical".
+        max_overhead: share of the cost of `warmup_steps` updates, of three forwards each, that measuring η_c may
+            add; no limit if not given.
 
     Attributes:
-        start: the `CriticalLRResult` the warmup started from, if it was measured.
+        start: the `CriticalLRResult` of the first batch, if it was measured.
+        fallback: why there is no critical rate to start from, or `None`.
 
     Raises:
         TypeError: an argument has the wrong type (a bool is not a number).
@@ -59,25 +63,26 @@ class LinearWarmup(Warmup):
         *,
         warmup_steps: int,
         lr_init: float | Literal["critical"] = 0.0,
+        max_overhead: float | None = None,
     ) -> None:
         self.warmup_steps = positive_count("warmup_steps", warmup_steps)
         self.lr_init = lr_init
         self.start: CriticalLRResult | None = None
-        self._start_factor: float | None = None  # of the first update, once measured
         if lr_init == "critical":
             check_steps_alone(optimizer)
         elif isinstance(lr_init, str):
             raise ValueError(f'lr_init must be a number or "critical", got {lr_init!r}.')
         else:
             _check_below_target(optimizer, nonnegative_number("lr_init", lr_init))
-        super().__init__(optimizer)
+        super().__init__(optimizer, max_overhead=max_overhead)
 
-    def factor(self) -> float:
-        """Return the factor on the target rates for the coming update."""
-        if self._start_factor is not None:
-            return linear_from(self.last_epoch, warmup_steps=self.warmup_steps, start=self._start_factor)
+    def factor_at(self, update: int) -> float:
+        """Return the factor on the target rates, in (0, 1], of an update, counted from 0."""
+        start = self._start_factor
+        if start is not None:
+            return linear_from(update, warmup_steps=self.warmup_steps, start=start)
         init = 0.0 if isinstance(self.lr_init, str) else self.lr_init / float(self.base_lrs[0])
-        return linear(self.last_epoch, warmup_steps=self.warmup_steps, init=init)
+        return linear(update, warmup_steps=self.warmup_steps, init=init)
 
     @property
     def finished(self) -> bool:
@@ -91,68 +96,62 @@ class LinearWarmup(Warmup):
             return steps_to_target(warmup_steps=self.warmup_steps, start=self._start_factor)
         return 0 if self.lr_init == float(self.base_lrs[0]) else self.warmup_steps - 1
 
-    def observe(self, closure: Callable[[], Tensor]) -> None:
+    def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Measure η_c before the first update, if `lr_init="critical"`; otherwise do nothing.
 
-        Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping.
+        Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping. Gradients that are not
+        finite are passed over: the optimizer's step is about to be skipped.
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward.
+            loss: not needed here; other warmups look at it on every step.
 
         Raises:
             ValueError: no parameter has a gradient yet.
             LossError: the closure does not return a finite scalar tensor.
         """
-        if self.lr_init != "critical" or self.last_epoch > 0 or self._measured:
+        if self.lr_init != "critical" or self._updates > 0 or self.start is not None or self.fallback:
             return
-        target = float(self.base_lrs[0])
-        self.start = search_critical_lr(self.optimizer, closure, max_lr=target)
-        if self.start.status in (Status.FOUND, Status.ABOVE_MAX_LR):
-            self._start_factor = min(1.0, self.start.lr / target)
-            self._apply()
-        else:
-            warnings.warn(
-                f"no critical learning rate to start from, using linear warmup from 0: {self.start.status.value}.",
-                stacklevel=2,
-            )
+        affordable = self._affordable(self.warmup_steps)
+        if affordable == 0:
+            self._fall_back(f"max_overhead = {self.max_overhead:g} leaves no forward to search with")
+            return
+        found = self._search(closure, max_forwards=affordable)
+        if not math.isfinite(found.slope):
+            return
+        self.start = found
+        if self._start_factor is None:
+            self._fall_back(f"no critical learning rate to start from, {found.status.value}")
+        self._apply()
+
+    def report(self) -> WarmupReport:
+        """Return what has happened so far.
+
+        T_save = T_wrm·η_c/η_trgt − T_fp/2, with T_fp the forwards of the search (arXiv 2406.09405, section 5).
+        """
+        start = self._start_factor
+        saved = None if start is None else self.warmup_steps * start - self.num_forwards / 2
+        return self._report(steps_to_target=self.steps_to_target, steps_saved=saved)
 
     @property
-    def _measured(self) -> bool:
-        return self.start is not None or self._start_factor is not None  # the latter when resumed
+    def _start_factor(self) -> float | None:
+        """The factor of the first update, if it was measured."""
+        if self.start is None or self.start.status not in (Status.FOUND, Status.ABOVE_MAX_LR):
+            return None
+        return min(1.0, self.start.lr / float(self.base_lrs[0]))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings."""
-        return {
-            "warmup": type(self).__name__,
-            "warmup_steps": self.warmup_steps,
-            "lr_init": self.lr_init,
-            "base_lrs": [float(lr) for lr in self.base_lrs],
-            "last_epoch": self.last_epoch,
-            "step_count": self._step_count,
-            "start_factor": self._start_factor,
-        }
+    @property
+    def _length(self) -> int:
+        return min(self._updates, self.warmup_steps)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the saved warmup stood; writes its rates to the optimizer.
+    def _settings(self) -> dict[str, Any]:
+        return {"warmup_steps": self.warmup_steps, "lr_init": self.lr_init}
 
-        Raises:
-            ValueError: the state is that of another warmup, length or start.
-        """
-        for name, ours in (
-            ("warmup", type(self).__name__),
-            ("warmup_steps", self.warmup_steps),
-            ("lr_init", self.lr_init),
-        ):
-            if state_dict.get(name) != ours:
-                raise ValueError(
-                    f"the saved state has {name} = {state_dict.get(name)!r}, this warmup has {ours!r}: "
-                    "construct it with the saved values to resume."
-                )
-        self.base_lrs = list(state_dict["base_lrs"])
-        self.last_epoch = state_dict["last_epoch"]
-        self._step_count = state_dict["step_count"]
-        self._start_factor = state_dict["start_factor"]
-        self._apply()
+    def _progress(self) -> dict[str, Any]:
+        return {"start": as_plain(self.start)}
+
+    def _restore(self, progress: dict[str, Any]) -> None:
+        self.start = from_plain(progress["start"])
 
 
 def _check_below_target(optimizer: Optimizer, lr_init: float) -> None:

@@ -1,30 +1,55 @@
-"""What all warmups share: torch's scheduler interface, `observe`, `then`, and a state of plain numbers."""
+"""What all warmups share: a position in optimizer steps, `observe`, `then`, the report, a state of plain numbers."""
 
+import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from edgewise.errors import positive_number
+from edgewise.critical import CriticalLRResult, search_critical_lr
+from edgewise.errors import Status, positive_number
+from edgewise.warmup.report import WarmupReport
+
+_POSITION = ("last_epoch", "_step_count", "_updates", "num_forwards", "num_searches", "fallback")
+_FORWARDS_PER_STEP = 3  # a backward costs about two forwards
+MOST_FORWARDS = 60  # of one search
+_IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
 
 
 class Warmup(LRScheduler):
     """A schedule of factors, at most 1, on the rates the optimizer was made with: its targets.
 
-    Subclasses say the factor of the coming update, when the target is reached, and what `observe` does.
+    The position, `last_epoch`, is the number of steps that the optimizer has made, whenever and however often `step()`
+    is called: one that a `GradScaler` skips does not count. Subclasses say the factor of each update, when the warmup
+    is over, and what `observe` does.
+
+    Args:
+        optimizer: any; its groups' rates are the targets, and their ratios are kept.
+        max_overhead: share of the training's cost that `observe` may add, > 0; no limit if not given. Counted in
+            forwards, of which a training step is three.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, *, max_overhead: float | None = None) -> None:
+        self.max_overhead = None if max_overhead is None else positive_number("max_overhead", max_overhead)
+        self.num_forwards = 0
+        self.num_searches = 0
+        self.fallback: str | None = None
         self._follower: LRScheduler | None = None
+        self._updates = 0
+        self._idle_calls = 0
         targets(optimizer)
         super().__init__(optimizer)
+        optimizer.register_step_post_hook(torch.compiler.disable(self._count))
 
     @abstractmethod
-    def factor(self) -> float:
-        """Return the factor on the target rates for the coming update, in (0, 1]."""
+    def factor_at(self, update: int) -> float:
+        """Return the factor on the target rates, in (0, 1], of an update, counted from 0."""
 
     @property
     @abstractmethod
@@ -32,21 +57,48 @@ class Warmup(LRScheduler):
         """Whether the updates so far include the whole warmup."""
 
     @abstractmethod
-    def observe(self, closure: Callable[[], Tensor]) -> None:
+    def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Look at the loss, between `loss.backward()` and `optimizer.step()`."""
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, loadable with `weights_only=True`."""
+    def report(self) -> WarmupReport:
+        """Return what has happened so far."""
 
     @abstractmethod
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the saved warmup stood."""
+    def _settings(self) -> dict[str, Any]:
+        """Return the arguments that a saved state must agree with."""
+
+    @abstractmethod
+    def _progress(self) -> dict[str, Any]:
+        """Return what changes along the run beside `_POSITION`, as plain numbers and strings."""
+
+    @abstractmethod
+    def _restore(self, progress: dict[str, Any]) -> None:
+        """Take what `_progress` returned."""
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rates of the coming update, one a group."""
-        factor = self.factor()
+        factor = self.factor_at(self.last_epoch)
         return [base * factor for base in self.base_lrs]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Write the rates of the coming update; `epoch` is torch's deprecated argument and must be left out."""
+        if not hasattr(self, "_last_lr"):  # torch's constructor
+            super().step()
+        elif self._advance():
+            self._apply()
+
+    def export(self) -> list[float]:
+        """Return the realised warmup: the factor on the target rates of each update made, to the end of the warmup.
+
+        Replay it with `LambdaLR(optimizer, lambda update: factors[min(update, len(factors) - 1)])`.
+        """
+        return [self.factor_at(update) for update in range(self._length)]
+
+    @property
+    def _length(self) -> int:
+        """The updates made that belong to the warmup."""
+        return self._updates
 
     def then(self, scheduler: LRScheduler) -> "WarmupThen":
         """Return a scheduler that runs this warmup and then `scheduler`, from its step 0 on.
@@ -79,6 +131,105 @@ class Warmup(LRScheduler):
         self._follower = scheduler
         return WarmupThen(self, scheduler)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers and strings, loadable with `weights_only=True`."""
+        return {
+            "warmup": type(self).__name__,
+            **self._settings(),
+            **self._progress(),
+            "base_lrs": [float(lr) for lr in self.base_lrs],
+            **{name: getattr(self, name) for name in _POSITION},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where the saved warmup stood; writes its rates to the optimizer.
+
+        Raises:
+            ValueError: the state is that of another class of warmup, or of other arguments.
+        """
+        settings = {"warmup": type(self).__name__, **self._settings()}
+        for name, ours in settings.items():
+            if state_dict.get(name) != ours:
+                raise ValueError(
+                    f"the saved state has {name} = {state_dict.get(name)!r}, this warmup has {ours!r}: "
+                    "construct it with the saved values to resume."
+                )
+        for name in ("base_lrs", *_POSITION):
+            setattr(self, name, state_dict[name])
+        self._restore(state_dict)
+        self._apply()
+
+    def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Count a step of the optimizer, unless a GradScaler told a fused one to skip it."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            self._updates += 1
+
+    def _advance(self) -> bool:
+        """Move to the position of the optimizer; return whether it has made a step since."""
+        if self._updates == self.last_epoch:
+            self._idle_calls += 1
+            if self._idle_calls == _IDLE_CALLS:
+                warnings.warn(
+                    f"step() was called {_IDLE_CALLS} times without a step of the optimizer, so that the warmup does "
+                    "not advance: construct it on the optimizer whose step() runs, and leave that method in place.",
+                    stacklevel=3,
+                )
+            return False
+        self._idle_calls = 0
+        self.last_epoch = self._updates
+        self._step_count += 1
+        return True
+
+    def _search(
+        self, closure: Callable[[], Tensor], *, max_forwards: int, **options: Any
+    ) -> CriticalLRResult:
+        """Search η_c up to the target, and count what that took."""
+        found = search_critical_lr(
+            self.optimizer, closure, max_lr=float(self.base_lrs[0]), max_forwards=max_forwards, **options
+        )
+        self.num_forwards += found.num_forwards
+        self.num_searches += 1
+        return found
+
+    def _affordable(self, updates: int) -> int:
+        """Return how many forwards `max_overhead` leaves over so many updates."""
+        if self.max_overhead is None:
+            return MOST_FORWARDS
+        left = self.max_overhead * _FORWARDS_PER_STEP * updates - self.num_forwards
+        return max(0, min(MOST_FORWARDS, math.floor(left)))
+
+    def _report(
+        self,
+        *,
+        steps_to_target: int | None,
+        steps_saved: float | None = None,
+        num_catapults: int = 0,
+        num_step_backs: int = 0,
+    ) -> WarmupReport:
+        target = float(self.base_lrs[0])
+        return WarmupReport(
+            warmup=type(self).__name__,
+            updates=self._updates,
+            finished=self.finished,
+            lr_start=target * self.factor_at(0),
+            lr=target * self.factor_at(self.last_epoch),
+            lr_target=target,
+            steps_to_target=steps_to_target,
+            steps_saved=steps_saved,
+            num_catapults=num_catapults,
+            num_step_backs=num_step_backs,
+            num_searches=self.num_searches,
+            num_forwards=self.num_forwards,
+            overhead=self.num_forwards / (_FORWARDS_PER_STEP * max(1, self._updates)),
+            fallback=self.fallback,
+        )
+
+    def _fall_back(self, reason: str) -> None:
+        """Give up looking: from here on this is plain linear warmup."""
+        self.fallback = reason
+        warnings.warn(f"{type(self).__name__} goes on as plain linear warmup: {reason}.", stacklevel=3)
+
     def _apply(self) -> None:
         """Write the current rates to the optimizer, in place where they are tensors."""
         set_rates(self.optimizer, self.get_lr())
@@ -102,14 +253,16 @@ class WarmupThen(LRScheduler):
         return rates(self.optimizer)
 
     def step(self, epoch: int | None = None) -> None:
-        """Advance by one update; `epoch` is torch's deprecated argument and must be left out."""
-        self.last_epoch += 1
+        """Write the rates of the coming update; `epoch` is torch's deprecated argument and must be left out."""
+        if not self.warmup._advance():
+            return
+        self.last_epoch = self.warmup.last_epoch
         if self.handed_over:
             self.follower.step()
+        elif self.warmup.finished:
+            self._hand_over()
         else:
-            self.warmup.step()
-            if self.warmup.finished:
-                self._hand_over()
+            self.warmup._apply()
 
     def _hand_over(self) -> None:
         # Chainable schedulers compute from the current rate: give them their base rate first.
@@ -133,6 +286,16 @@ class WarmupThen(LRScheduler):
         self.last_epoch, self.handed_over = state_dict["last_epoch"], state_dict["handed_over"]
         if self.handed_over:
             set_rates(self.optimizer, self.follower.get_last_lr())
+
+
+def as_plain(found: CriticalLRResult | None) -> dict[str, Any] | None:
+    """Return a result as plain numbers and strings."""
+    return None if found is None else asdict(found) | {"status": found.status.name}
+
+
+def from_plain(saved: dict[str, Any] | None) -> CriticalLRResult | None:
+    """Return what `as_plain` was given."""
+    return None if saved is None else CriticalLRResult(**saved | {"status": Status[saved["status"]]})
 
 
 def targets(optimizer: Optimizer) -> list[float]:

@@ -1,0 +1,40 @@
+"""What a warmup has done, in one object that prints."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupReport:
+    """A warmup so far; rates are those of the first parameter group, updates are counted from 0."""
+
+    warmup: str  # class
+    updates: int  # steps of the optimizer so far
+    finished: bool
+    lr_start: float  # of the first update
+    lr: float  # of the coming update, while the warmup lasts
+    lr_target: float
+    steps_to_target: int | None  # T_reach: number of the first update at the target; None: not known yet
+    steps_saved: (
+        float | None
+    )  # T_save, against linear warmup of the same length; None: nothing to compare with
+    num_catapults: int  # rises of the rate to a critical learning rate
+    num_step_backs: int  # catapults that were too large
+    num_searches: int
+    num_forwards: int  # evaluations of the loss by `observe`
+    overhead: float  # num_forwards over the cost of the updates so far, three forwards each
+    fallback: str | None  # why it went on as plain linear warmup
+
+    def __str__(self) -> str:
+        """Return it in words, a line for each thing."""
+        reach = "not yet" if self.steps_to_target is None else f"from update {self.steps_to_target} on"
+        lines = [
+            f"{self.warmup}: {'finished' if self.finished else 'under way'} after {self.updates} updates",
+            f"  rate: {self.lr_start:.4g} at the start, now {self.lr:.4g}; target {self.lr_target:.4g} {reach}",
+            f"  catapults: {self.num_catapults}, of which {self.num_step_backs} were taken back",
+            f"  overhead: {self.num_forwards} forwards, {self.num_searches} searches, {self.overhead:.1%} of training",
+        ]
+        if self.steps_saved is not None:
+            lines.insert(2, f"  saved: {self.steps_saved:.1f} updates of linear warmup")
+        if self.fallback is not None:
+            lines.append(f"  fell back to linear warmup: {self.fallback}")
+        return "\n".join(lines)
