@@ -164,6 +164,26 @@ def critical(model, mine) -> dict:
     }
 
 
+def warmed_rates(model, loss_fn) -> list[float]:
+    """The rates of a catapult warmup; each rank gives it its own loss."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=20.0)
+    warmup = ew.CatapultWarmup(optimizer, smoothing=0.5)
+    rates = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = loss_fn(model)
+        loss.backward()
+        warmup.observe(lambda: loss_fn(model), loss=loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        warmup.step()
+    return rates
+
+
+def warmed(model, mine) -> list[float]:
+    return warmed_rates(model, lambda model: mse(model, mine[0]))
+
+
 def trained_state(model, optimizer, batch, measure) -> list[bytes]:
     """The bits after five steps, with a measurement before the second and the fourth update."""
     for step in range(5):
@@ -227,6 +247,7 @@ def ddp(rank: int) -> dict:
     with ew.hessian(model, mse, mine) as operator:
         found["scipy"] = operator.to_scipy().matvec(torch.ones(operator.size).double().numpy())
     found["critical"] = critical(*build_ddp(rank)[1:])
+    found["warmed"] = warmed(*build_ddp(rank)[1:])
     return found | ddp_training(rank) | ddp_errors(rank)
 
 
@@ -312,6 +333,7 @@ def fsdp(rank: int) -> dict:
     two = [tuple(t[:2] for t in mine[0]), tuple(t[2:] for t in mine[0])]
     found["several batches"] = outcome(ew.sharpness(model, mse, two, rtol=1e-7))
     found["critical"] = critical(*build_fsdp(rank)[1:])
+    found["warmed"] = warmed(*build_fsdp(rank)[1:])
     return found | fsdp_training(rank) | fsdp_errors(rank)
 
 

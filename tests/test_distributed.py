@@ -295,6 +295,18 @@ def test_the_critical_rate_is_that_of_one_process(how, which, request):
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_catapults_are_those_of_one_process_on_all_ranks(how, request):
+    """Each rank sees the loss of its own batch only."""
+    first, second = (rank["warmed"] for rank in request.getfixturevalue(how))
+    assert first == second
+    model, batches = MLP.build()
+    firsts = [batches[share][0] for share in (processes.SHARES if how == "ddp" else processes.EVEN_SHARES)]
+    expected = processes.warmed_rates(model, lambda model: sum(mse(model, batch) for batch in firsts) / 2)
+    assert first == pytest.approx(expected, rel=1e-3)
+    assert 0 < first[0] < 20.0  # searched, and found below the target
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_a_monitor_measures_on_all_ranks_or_on_none(how, request):
     """Of two clocks that run apart, the more cautious decides."""
     first, second = (rank["followed"] for rank in request.getfixturevalue(how))
