@@ -8,7 +8,9 @@ than the doubling steps of the search; the contract is a bracket of one crossing
 import copy
 import gc
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -752,3 +754,18 @@ def live_floats():
     tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
     storages = [t.untyped_storage() for t in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 4
+
+
+def test_all_evaluations_of_a_closure_draw_the_same_random_numbers():
+    model, optimizer, batch = MLP.build_trained(OPT["adam"], 0)
+    mse(model, batch).backward()
+    drawn = []
+
+    def closure():
+        drawn.append((torch.rand(()).item(), random.random(), np.random.rand()))  # noqa: NPY002
+        return mse(model, batch)
+
+    torch.manual_seed(3)
+    found = search_critical_lr(optimizer, closure)
+    assert len(drawn) == found.num_forwards > 2
+    assert len(set(drawn)) == 1

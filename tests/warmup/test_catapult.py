@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD, AdamW, Muon, RMSprop
 
 from edgewise import CatapultWarmup, Status
+from edgewise.critical import search_critical_lr
 from edgewise.errors import LossError
 
 RTOL = 1 / 16  # of the bracket
@@ -94,20 +95,34 @@ def test_catapults_flatten_the_loss_where_the_target_alone_diverges():
     assert run.loss().item() < 1e-6
 
 
-def test_a_catapult_is_below_the_tolerance_that_shrinks_as_the_critical_rate_grows():
+def test_a_catapult_is_below_the_tolerance_that_shrinks_as_the_critical_rate_grows(monkeypatch):
+    asked = []
+
+    def search(*args, tolerance, **kwargs):
+        asked.append(tolerance)
+        return search_critical_lr(*args, tolerance=tolerance, **kwargs)
+
+    monkeypatch.setattr("edgewise.warmup.scheduler.search_critical_lr", search)
     run = Product(smoothing=0.0, max_growth=1e9, tolerance=0.02)
-    first, seen = None, []
+    found = []
     while not run.warmup.finished:
-        last = run.warmup.found
         run.step()
-        found = run.warmup.found
-        first = first or found
-        if found is not last and found.status is Status.FOUND:
-            delta = 0.02 * (1.0 if last is None else min(1.0, first.lr / last.lr))
-            assert 0 < found.rise <= delta * found.loss
-            seen.append((delta, found.rise / found.loss))
-    assert len(seen) > 3
-    assert min(delta for delta, _ in seen) < 0.02 * 0.7
+        found += [run.warmup.found] * (len(asked) - len(found))
+    assert len(found) > 3
+    assert asked == pytest.approx([0.02, *(0.02 * found[0].lr / before.lr for before in found[:-1])])
+    assert asked[-1] < 0.02 * 0.7
+    for result, tolerance in zip(found, asked, strict=True):
+        assert result.status is Status.ABOVE_MAX_LR or 0 < result.rise <= tolerance * result.loss
+
+
+def test_a_critical_rate_below_the_present_one_does_not_lower_it():
+    run = Product(smoothing=0.0)
+    start = run.step(loss=1.0)
+    with torch.no_grad():
+        run.w.mul_(1.5)  # S is 2.25 times as large
+    assert run.step(loss=0.5) == start
+    assert run.warmup.found.lr < start / 2
+    assert run.warmup.report().num_catapults == 1
 
 
 @pytest.mark.parametrize(

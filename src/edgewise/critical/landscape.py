@@ -47,7 +47,6 @@ class ClosureLoss:
 
     def change(self, direction: Tensor, lr: float) -> float:
         """Return L(θ + lr·direction) − L(θ)."""
-        self._snapshot.rewind()
         for parameter, part in zip(self._parameters, unflatten(direction, self._parameters), strict=True):
             saved = local(self._snapshot.saved(parameter)).to(part.dtype)
             local(parameter).data.copy_(saved.add(part, alpha=lr))
