@@ -3,19 +3,23 @@
 Run by `make bench`; writes benchmarks/RESULTS.md. Times are medians over interleaved repeats on one thread.
 """
 
+import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import critical_rates
 import memory
 import optimizers
 import peers
 import torch
 import tracking
+import warmups
 
 import edgewise as ew
 from edgewise.isolation import isolated
@@ -82,20 +86,6 @@ def curvature_costs() -> list[Row]:
     return rows
 
 
-def critical_rate_costs() -> list[Row]:
-    """Forwards for the critical rate within 1/16, from the optimizer's current rate."""
-    rows = []
-    for name, (model, loss_fn, batch) in tasks().items():
-        for optimizer in (
-            torch.optim.SGD(model.parameters(), lr=1e-3),
-            ew.GIAdamW(model.parameters(), lr=1e-3),
-        ):
-            found = ew.critical_lr(model, optimizer, loss_fn, batch)
-            what = f"{name}: critical rate of {type(optimizer).__name__}, {found.lr:.3g}, from 0.001"
-            rows.append((what, "forwards", str(found.num_forwards)))
-    return rows
-
-
 def recording_cost() -> list[Row]:
     """The laboratory's training against a plain loop over the same steps."""
     config: RunConfig = recipe("fig4").configs("demo")[0]
@@ -129,35 +119,77 @@ def median_seconds_few(call: Callable[[], object]) -> list[float]:
     return [statistics.median(times)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A table of the results, and what measures it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Callable[[], Iterable[tuple[str, ...]]]
+    packages: tuple[str, ...] = ()  # beside torch
+
+    def measure(self) -> str:
+        """Return the section, with the day and the versions."""
+        versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *self.packages))
+        lines = [
+            "| " + " | ".join(row) + " |" for row in (self.columns, ["---"] * len(self.columns), *self.rows())
+        ]
+        measured = (
+            f"Measured on {datetime.now(UTC):%Y-%m-%d}: Python {platform.python_version()}, {versions}."
+        )
+        return f"## {self.title}\n\n{measured}\n\n" + "\n".join(lines) + "\n"
+
+
+SECTIONS = {
+    "peers": Section(
+        title="Cold sharpness beside the peers",
+        columns=("task", "method and setting", "true relative error", "products", "gradients"),
+        rows=peers.rows,
+        packages=("PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch"),
+    ),
+    "tracking": Section(
+        title="Sharpness followed step by step",
+        columns=("training", "what", "measured"),
+        rows=tracking.rows,
+        packages=("PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch"),
+    ),
+    "memory": Section(title="Memory of a product", columns=("route", "unit", "measured"), rows=memory.rows),
+    "critical": Section(
+        title="Critical learning rates",
+        columns=("searches along a training", "unit", "measured (how they ended)"),
+        rows=critical_rates.rows,
+    ),
+    "warmups": Section(title="Warmups", columns=warmups.COLUMNS, rows=warmups.rows),
+    "rest": Section(
+        title="Everything else",
+        columns=("what", "unit", "measured"),
+        rows=lambda: [*curvature_costs(), *optimizers.rows(), *recording_cost()],
+    ),
+}
+HEADER = """# Benchmark results
+
+`make bench`, or `python benchmarks/run.py NAME …` for some of the sections: CPU, one thread. The unit gradient is one
+full gradient of the same batch, timed in turn. Times are from machines with other work: read the ratios.
+"""
+
+
 def main() -> None:
+    """Measure the sections named on the command line, all by default, and write each when it is done."""
     torch.set_num_threads(1)
-    sections = [
-        (
-            "Cold sharpness beside the peers",
-            ("task", "method and setting", "true relative error", "products", "gradients"),
-            peers.rows(),
-        ),
-        ("Sharpness followed step by step", ("training", "what", "measured"), tracking.rows()),
-        ("Memory of a product", ("route", "unit", "measured"), memory.rows()),
-        (
-            "Everything else",
-            ("what", "unit", "measured"),
-            [*curvature_costs(), *critical_rate_costs(), *optimizers.rows(), *recording_cost()],
-        ),
-    ]
-    versions = ", ".join(
-        f"{name} {version(name)}"
-        for name in ("torch", "PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch")
-    )
-    text = (
-        f"# Benchmark results\n\n`make bench` on {datetime.now(UTC):%Y-%m-%d}: Python {platform.python_version()}, "
-        f"{versions}; CPU, one thread. The unit gradient is one full gradient of the same batch, timed in turn.\n"
-    )
-    for title, columns, rows in sections:
-        lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
-        text += f"\n## {title}\n\n" + "\n".join(lines) + "\n"
-    RESULTS.write_text(text, encoding="utf-8")
-    print(text)
+    parser = argparse.ArgumentParser(description=__doc__)
+    everything = list(SECTIONS)
+    parser.add_argument("sections", nargs="*", choices=everything, default=everything, metavar="NAME")
+    for name in parser.parse_args().sections:
+        write(SECTIONS[name])
+
+
+def write(section: Section) -> None:
+    """Measure a section and put it in its place; leave the others as they are."""
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+    texts = {text.split("\n", 1)[0]: f"## {text.rstrip()}\n" for text in old.split("\n## ")[1:]}
+    texts[section.title] = section.measure()
+    known = [texts[s.title] for s in SECTIONS.values() if s.title in texts]
+    RESULTS.write_text("\n".join([HEADER, *known]), encoding="utf-8")
 
 
 if __name__ == "__main__":
