@@ -22,6 +22,7 @@ import tracking
 import warmups
 
 import edgewise as ew
+from edgewise.errors import known_name
 from edgewise.isolation import isolated
 from edgewise.lab import data, models
 from edgewise.lab.configs import DataConfig, ModelConfig, RunConfig
@@ -177,9 +178,9 @@ def main() -> None:
     """Measure the sections named on the command line, all by default, and write each when it is done."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
-    everything = list(SECTIONS)
-    parser.add_argument("sections", nargs="*", choices=everything, default=everything, metavar="NAME")
-    for name in parser.parse_args().sections:
+    parser.add_argument("sections", nargs="*", metavar="NAME", help=", ".join(SECTIONS))
+    for name in parser.parse_args().sections or SECTIONS:
+        known_name("section", name, SECTIONS)
         write(SECTIONS[name])
 
 
