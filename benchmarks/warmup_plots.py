@@ -15,6 +15,7 @@ import torch
 import warmups
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.plots import COLORS
@@ -27,7 +28,7 @@ STYLES = {  # a color, a line and a marker of its own, also in print
     "no warmup": (COLORS[5], ":", "x"),
     "linear, 64": (COLORS[4], "-", "o"),
     "linear, 200": (COLORS[0], "-", "s"),
-    "from η_c, 200": (COLORS[2], "--", "^"),
+    "from $\\eta_c$, 200": (COLORS[2], "--", "^"),
     "catapults": (COLORS[1], "-", "D"),
 }
 
@@ -42,6 +43,7 @@ class Panel:
     shown: float  # target rate of the trajectories
     unit: str
     end: str  # what is compared over target rates
+    log: bool  # axes of the losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ def panels() -> Iterator[Panel]:
         shown=32.0,
         unit="target rate × initial sharpness",
         end="final training loss",
+        log=True,
     )
     for optimizer, name in (("adam", "Adam"), ("gi-adam", "GI-Adam")):
         configs = [c for c in warmups.language_model(SEED) if c.optimizer.name == optimizer]
@@ -73,14 +76,15 @@ def panels() -> Iterator[Panel]:
             shown=0.064,
             unit="target rate",
             end="final test loss",
+            log=False,
         )
 
 
 def follow(config: RunConfig, warmup: str) -> Trajectory:
     """Train with one of the warmups of `STYLES`."""
     torch.set_num_threads(1)
-    steps = {"no warmup": 1, "linear, 64": 64, "linear, 200": 200, "from η_c, 200": 200}.get(warmup, 1)
-    lr_init = "critical" if warmup == "from η_c, 200" else 0.0
+    steps = {"no warmup": 1, "linear, 64": 64, "linear, 200": 200, "from $\\eta_c$, 200": 200}.get(warmup, 1)
+    lr_init = "critical" if warmup == "from $\\eta_c$, 200" else 0.0
     config = replace(config, warmup=replace(config.warmup, steps=steps, lr_init=lr_init))
     done = train(config, schedule=warmups.catapults if warmup == "catapults" else make_schedule)
     final = done.outcome["train_loss" if config.model.name == "fcn" else "test_loss"]
@@ -120,11 +124,11 @@ def _draw_trajectories(
         ax.set_xlabel("update")
         ax.set_ylabel(label)
         ax.set_title(f"{panel.unit} = {panel.shown:g}", loc="left", fontsize=9)
-    middle.set_yscale("log")
+    _scale(middle, panel)
     trained = [
         run.losses for (rate, _), run in runs.items() if rate == panel.shown and np.isfinite(run.final)
     ]
-    middle.set_ylim(min(map(min, trained)) / 1.3, max(map(max, trained)) * 2)
+    middle.set_ylim(min(map(min, trained)) / 1.1, max(map(max, trained)) * 1.1)
 
 
 def _draw_ends(ax: Axes, panel: Panel, runs: dict[tuple[float, str], Trajectory]) -> None:
@@ -146,10 +150,19 @@ def _draw_ends(ax: Axes, panel: Panel, runs: dict[tuple[float, str], Trajectory]
             ax.plot(rate, top, "x", color=color, ms=8, mew=2)
     if len(finite) < len(runs):
         ax.annotate("× diverged", (rates[0], top), va="center", fontsize=9)
-    ax.set(xscale="log", yscale="log", xlabel=panel.unit, ylabel=panel.end, xticks=rates)
+    _scale(ax, panel)
+    ax.set(xscale="log", xlabel=panel.unit, ylabel=panel.end, xticks=rates)
     ax.set_xticklabels([f"{rate:g}" for rate in rates])
-    ax.minorticks_off()
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_title("the end of all runs", loc="left", fontsize=9)
+
+
+def _scale(ax: Axes, panel: Panel) -> None:
+    if panel.log:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import edgewise as ew
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHARPNESS = (ROOT / "docs" / "sharpness.md").read_text(encoding="utf-8")
+WARMUPS = (ROOT / "docs" / "warmups.md").read_text(encoding="utf-8")
 
 
 def blocks(text):
@@ -67,6 +68,18 @@ def test_the_sharpness_page_hands_the_operator_to_hessian_eigenthings():
     assert float(density.raw_eigenvalues.max()) == pytest.approx(top, rel=1e-3)
 
 
+def test_the_warmup_page_runs_in_order():
+    names = sharpness_page_names()
+    names |= {"torch": torch, "loader": [names["batch"]] * 5, "total": 20}
+    for block in blocks(WARMUPS):
+        names["optimizer"] = torch.optim.SGD(names["model"].parameters(), lr=0.01)
+        if "CatapultWarmup" not in block:
+            names["warmup"] = ew.CatapultWarmup(names["optimizer"])
+        exec(compile(block, "warmups.md", "exec"), names)
+    assert len(blocks(WARMUPS)) == 3
+    assert names["decay"](0) == 1
+
+
 def sharpness_page_names():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
@@ -99,7 +112,7 @@ def test_every_public_name_is_in_the_reference():
 def test_local_links_and_pictures_exist(document):
     path = ROOT / document if document == "README.md" else ROOT / "docs" / document
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), target
+        assert (path.parent / target.split("#")[0]).exists(), target
 
 
 def test_make_help_lists_every_target():
