@@ -24,12 +24,18 @@ from edgewise.lab.training import make_schedule, train
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SEED = 0
 AVERAGED = 10  # updates, of the language model's losses
+COMPARED = {  # a length and a start, or catapults
+    "no warmup": {"steps": 1},
+    "linear, 64": {"steps": 64},
+    "linear, 200": {"steps": 200},
+    "from $\\eta_c$, 200": {"steps": 200, "lr_init": "critical"},
+    "catapults": None,
+}
 STYLES = {  # a color, a line and a marker of its own, also in print
-    "no warmup": (COLORS[5], ":", "x"),
-    "linear, 64": (COLORS[4], "-", "o"),
-    "linear, 200": (COLORS[0], "-", "s"),
-    "from $\\eta_c$, 200": (COLORS[2], "--", "^"),
-    "catapults": (COLORS[1], "-", "D"),
+    name: (COLORS[color], line, marker)
+    for name, color, line, marker in zip(
+        COMPARED, (5, 4, 0, 2, 1), (":", "-", "-", "--", "-"), "xos^D", strict=True
+    )
 }
 
 
@@ -81,12 +87,11 @@ def panels() -> Iterator[Panel]:
 
 
 def follow(config: RunConfig, warmup: str) -> Trajectory:
-    """Train with one of the warmups of `STYLES`."""
+    """Train with one of the warmups that are `COMPARED`."""
     torch.set_num_threads(1)
-    steps = {"no warmup": 1, "linear, 64": 64, "linear, 200": 200, "from $\\eta_c$, 200": 200}.get(warmup, 1)
-    lr_init = "critical" if warmup == "from $\\eta_c$, 200" else 0.0
-    config = replace(config, warmup=replace(config.warmup, steps=steps, lr_init=lr_init))
-    done = train(config, schedule=warmups.catapults if warmup == "catapults" else make_schedule)
+    linear = COMPARED[warmup]
+    config = replace(config, warmup=replace(config.warmup, **(linear or {})))
+    done = train(config, schedule=make_schedule if linear else warmups.catapults)
     final = done.outcome["train_loss" if config.model.name == "fcn" else "test_loss"]
     return Trajectory(
         rates=tuple(row["lr"] / done.outcome["lr_target"] for row in done.rows),
