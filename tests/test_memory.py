@@ -10,9 +10,11 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cases import BY_NAME, mse
-from edgewise import sharpness
+from edgewise import hessian, sharpness
 from edgewise.errors import LossError
 from edgewise.memory import GraphSize, SavedBytes
 from edgewise.objective import Objective
@@ -175,3 +177,57 @@ def test_kept_graphs_go_with_their_objective(budget):
         assert held() is None
     finally:
         gc.enable()
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that storages made inside held at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak = self.live = 0
+        self._known = set()  # addresses
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._known |= {storage.data_ptr() for storage in storages(args)}  # from outside, if not known yet
+        result = func(*args, **(kwargs or {}))
+        for storage in storages(result):
+            address, size = storage.data_ptr(), storage.nbytes()
+            if address not in self._known and size > 0:
+                self._known.add(address)
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._release, address, size)
+        return result
+
+    def _release(self, address, size):
+        self._known.discard(address)
+        self.live -= size
+
+
+def storages(values):
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize(
+    ("route", "num_batches", "most"),
+    [
+        ("reverse", 1, 3.1),
+        ("reverse", 2, 3.0 + 1 / 4 + 0.1),
+        ("difference", 1, 3.01),
+        ("difference", 2, 3.01),
+    ],
+)
+def test_a_product_takes_about_three_copies_of_the_parameters_more_than_a_gradient(route, num_batches, most):
+    """The snapshot, the gradient or difference, the sum; where graphs are summed, also a layer of four."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(256, 256), nn.Tanh())])
+    batches = [(torch.randn(4, 256), torch.randn(4, 256)) for _ in range(num_batches)]
+    size = sum(p.numel() for p in model.parameters())
+    vector = torch.randn(size)
+    with PeakBytes() as plain:
+        mse(model, batches[0]).backward()
+    assert plain.peak == pytest.approx(4 * size, rel=0.05)
+    model.zero_grad()
+    with PeakBytes() as measured, hessian(model, mse, batches, hvp=route) as operator:
+        operator.matvec(vector)
+    assert 2.5 < (measured.peak - plain.peak) / (4 * size) <= most

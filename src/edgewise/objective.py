@@ -14,7 +14,7 @@ from edgewise.errors import LossError, SecondDerivativeError, positive_count
 from edgewise.isolation import Snapshot, first_unrepeatable
 from edgewise.losses import LossFunction, checked_loss, differentiable_loss, forward_only
 from edgewise.memory import GraphBudget
-from edgewise.parameters import flatten, select_parameters, unflatten
+from edgewise.parameters import select_parameters, unflatten
 from edgewise.precision import CastCopy, measuring_dtype, without_autocast
 from edgewise.ranks import check_sharded_options, local, ranks_of, reshard, unwrapped
 
@@ -198,7 +198,8 @@ class Objective:
                 # One at a time, so that there is one copy of the parameters; gradients may share memory.
                 gradient, gradients[j] = gradients[j], None
                 if gradient is not None:
-                    totals[j] = _added(totals[j], 1.0, gradient.detach() * share)
+                    before, own = totals[j], gradient.detach() * share
+                    totals[j] = own if before is None else before.add_(own)
         if self.ranks.num > 1:
             totals = [self._summed(total, like) for total, like in zip(totals, self.tensors, strict=True)]
         return values, totals
@@ -225,11 +226,10 @@ class Objective:
             with suppress(SecondDerivativeError):
                 self._keep_graphs()
             if self._graphs:
-                return self._sum((share, self._flat(graph)) for share, graph in self._graphs)
+                return self._sum((share, list(graph)) for share, graph in self._graphs)
         self._plan(create_graph=False)
         return self._sum(
-            (share, self._flat(self._gradient(i, batch, create_graph=False)))
-            for i, share, batch in self._budget.pieces()
+            (share, self._gradient(i, batch, create_graph=False)) for i, share, batch in self._budget.pieces()
         )
 
     def _sharded_gradient(self) -> tuple[list[float], Tensor]:
@@ -251,7 +251,7 @@ class Objective:
                     f"no gradient of batch {i} arrived at the shards: call set_requires_gradient_sync(True) on the "
                     "model, and select parameters that the loss depends on."
                 )
-            total += self._flat(None if gradient is None else local(gradient) for gradient in gradients)
+            total = self._added(total, 1.0, gradients)
         self._rewind()  # drops the gradients
         return values, total
 
@@ -271,7 +271,7 @@ class Objective:
                 for share, graph in self._graphs or self._fresh_graphs():
                     product = differentiate(graph, parts, self.tensors, keep=keep)
                     del graph  # before the next is built: the budget is for one
-                    total = _added(total, share, self._flat(product))
+                    total = self._added(total, share, product)
         except SecondDerivativeError:  # another route has no use for the graphs
             self._graphs, self.graph_bytes, self._budget.keeps = [], 0, False
             raise
@@ -283,7 +283,7 @@ class Objective:
         self.ranks.check_whole("forward-over-reverse")
         tangents = dict(zip(self.parameters, unflatten(vector, self.tensors), strict=True))
         primals = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        total = torch.zeros_like(vector)
+        total = None
         with self._evaluating():
             self._plan(create_graph=False)
             for i, share, batch in self._budget.pieces():
@@ -294,7 +294,9 @@ class Objective:
                 )
                 with sdpa_kernel(SDPBackend.MATH), as_second_derivative_error("forward-over-reverse"):
                     product = torch.func.jvp(gradient, (primals,), (tangents,))[1]
-                total.add_(self._flat(product.values()), alpha=share)
+                total = self._added(total, share, list(product.values()))
+                del product
+        assert total is not None  # there is a batch
         return self._total(total)
 
     def _copy_model(self) -> None:
@@ -428,24 +430,27 @@ class Objective:
         replaced = {self.parameters[name]: tensor for name, tensor in parameters.items()}
         return evaluated_at(replaced, self.model, self.loss_fn, batch)
 
-    def _sum(self, terms: Iterable[tuple[float, Tensor]]) -> Tensor:
-        """Return Σ share · vector, shape (size,); overwrites the vectors."""
+    def _sum(self, terms: Iterable[tuple[float, list[Tensor | None]]]) -> Tensor:
+        """Return Σ share · tensors, shape (size,); empties the lists."""
         total = None
-        for share, vector in terms:
-            total = _added(total, share, vector)
+        for share, tensors in terms:
+            total = self._added(total, share, tensors)
         assert total is not None  # there is a batch
         return total
 
-    def _flat(self, tensors: Iterable[Tensor | None]) -> Tensor:
-        return flatten(
-            [
-                torch.zeros_like(parameter) if tensor is None else tensor.detach()
-                for tensor, parameter in zip(tensors, self.tensors, strict=True)
-            ]
-        )
+    def _added(self, total: Tensor | None, share: float, tensors: list[Tensor | None]) -> Tensor:
+        """Return total + share · tensors, shape (size,), in the memory of the total.
 
-
-def _added(total: Tensor | None, share: float, vector: Tensor) -> Tensor:
-    """Return total + share · vector, in the memory of one of them: a copy of the parameters is what counts here."""
-    vector *= share
-    return vector if total is None else total.add_(vector)
+        The list is emptied on the way: of what is added, no second copy as large as the parameters is ever there.
+        """
+        first = total is None
+        vector = torch.empty(self.size, dtype=self.dtype, device=self.device) if total is None else total
+        for j, part in enumerate(unflatten(vector, self.tensors)):
+            tensor, tensors[j] = tensors[j], None
+            if tensor is not None and first:
+                torch.mul(local(tensor.detach()), share, out=part)
+            elif tensor is not None:
+                part.add_(local(tensor.detach()), alpha=share)
+            elif first:
+                part.zero_()
+        return vector

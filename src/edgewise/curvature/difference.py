@@ -5,7 +5,6 @@ from torch import Tensor
 
 from edgewise.errors import LossError, SecondDerivativeError
 from edgewise.objective import Objective
-from edgewise.parameters import flatten
 
 _GOOD_ERROR = 1e-2  # relative: no better step is looked for
 _WORST_ERROR = 5e-2  # beyond, there is no product
@@ -30,20 +29,19 @@ class CentralDifference:
         if norm == 0:
             return torch.zeros_like(vector)
         if self._step == 0:
-            self._choose_step(vector / norm)
+            self._choose_step(vector, norm)
         return self._central(vector, self._step / norm)  # a step of the same length
 
-    def _choose_step(self, direction: Tensor) -> None:
+    def _choose_step(self, vector: Tensor, length: float) -> None:
+        """Find a step along a vector of that norm; copies as large as the parameters count."""
         if self._objective.ranks.sharded:
             self._check_scale()
-        norm = self._objective.norm
-        size = float(norm(flatten([p.detach() for p in self._objective.tensors])))
+        size = self._size_of_parameters()
         balanced = torch.finfo(self._objective.dtype).eps ** (1 / 3) * max(1.0, size)
         errors = {}
         for factor in (1.0, 1 / 8, 8.0, 1 / 64):
             step = factor * balanced
-            product, doubled = self._central(direction, step), self._central(direction, 2 * step)
-            errors[step] = float(norm(doubled - product) / norm(product).clamp(min=1e-30))
+            errors[step] = self._relative_error_at(vector, step / length)
             if errors[step] <= _GOOD_ERROR:
                 break
         best = min(errors, key=lambda step: errors[step])
@@ -78,7 +76,27 @@ class CentralDifference:
         return (value_at(direction, step) - value_at(direction, -step)) / (2 * step)
 
     def _central(self, direction: Tensor, step: float) -> Tensor:
+        return self._difference(direction, step).div_(2 * step)
+
+    def _relative_error_at(self, direction: Tensor, step: float) -> float:
+        """Return ‖D(2h)/4h − D(h)/2h‖ ÷ ‖D(h)/2h‖, D(h) the difference of the gradients at ±h."""
+        gradient_at = self._objective.gradient_at
+        difference = self._difference(direction, step)
+        size = self._objective.norm(difference).clamp(min=1e-30)
+        difference *= 2
+        difference -= gradient_at(direction, 2 * step)
+        difference += gradient_at(direction, -2 * step)
         self.num_products += 1
-        difference = self._objective.gradient_at(direction, step)  # in place from here on: copies count
+        return float(self._objective.norm(difference) / (2 * size))
+
+    def _difference(self, direction: Tensor, step: float) -> Tensor:
+        """Return ∇L(θ + hv) − ∇L(θ − hv), in place: copies of the parameters count."""
+        self.num_products += 1
+        difference = self._objective.gradient_at(direction, step)
         difference -= self._objective.gradient_at(direction, -step)
-        return difference.div_(2 * step)
+        return difference
+
+    def _size_of_parameters(self) -> float:
+        """Return ‖θ‖."""
+        squares = [p.detach().double().square().sum() for p in self._objective.tensors]
+        return float(self._objective.reduce(torch.stack(squares).sum()).sqrt())
