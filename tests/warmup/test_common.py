@@ -257,6 +257,22 @@ def test_torchs_own_scaler_skips_a_step_and_the_warmup_waits():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.075)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, of a compiled step
+def test_a_compiled_step_counts_as_any_other():
+    rate = torch.tensor(0.4)
+    optimizer = Adam(nn.Linear(3, 1).parameters(), lr=rate)
+    warmup = LinearWarmup(optimizer, warmup_steps=4)
+    step = torch.compile(optimizer.step, backend="eager")
+    seen = []
+    for _ in range(6):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.ones_like(parameter)
+        seen.append(rate.item())
+        step()
+        warmup.step()
+    assert seen == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
 def test_a_schedule_that_never_sees_the_optimizer_step_says_so():
     warmup = LinearWarmup(SGD([nn.Parameter(torch.ones(1))], lr=1.0), warmup_steps=4)
     for _ in range(999):
