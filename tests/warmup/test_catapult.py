@@ -246,7 +246,7 @@ def test_waiting_at_the_target_ends_the_warmup():
 
 def test_a_closure_that_never_comes_falls_back_at_the_first_step():
     run = Product(patience=20)
-    with pytest.warns(UserWarning, match="observe was not called before the first update"):
+    with pytest.warns(UserWarning, match="nothing was measured before the first update; call observe"):
         run.step(observe=False)
     rates = [run.optimizer.param_groups[0]["lr"], *run.steps(3, observe=False)]
     assert rates == pytest.approx([0.02, 0.02, 0.04, 0.06])

@@ -148,12 +148,6 @@ def test_a_critical_rate_above_the_target_starts_at_the_target(target):
     assert warmup.finished
 
 
-def test_without_observe_it_is_plain():
-    model, optimizer, warmup = on_quadratic()
-    assert run(model, optimizer, warmup, 10) == rates_of(*plain(1.0, warmup_steps=8), 10)
-    assert warmup.start is None
-
-
 def test_observe_measures_once_and_at_the_first_update_only():
     calls = []
     model, optimizer, warmup = on_quadratic()
@@ -172,7 +166,8 @@ def test_observe_measures_once_and_at_the_first_update_only():
 
 def test_observe_after_the_first_update_does_nothing():
     model, optimizer, warmup = on_quadratic()
-    run(model, optimizer, warmup, 1)
+    with pytest.warns(UserWarning, match="nothing was measured before the first update"):
+        run(model, optimizer, warmup, 1)
     warmup.observe(lambda: pytest.fail("no loss is asked for"))
     assert warmup.start is None
 
@@ -190,6 +185,14 @@ def test_it_is_the_batch_of_the_gradient_that_is_probed():
     model.weight.grad.mul_(0.1)
     warmup.observe(lambda: half_square(model))
     assert warmup.start.bracket[0] <= 10 * 2 / CURVATURE <= warmup.start.bracket[1]
+
+
+def test_a_critical_start_that_is_never_measured_says_so_and_is_plain_warmup():
+    _, optimizer, warmup = on_quadratic()
+    with pytest.warns(UserWarning, match="nothing was measured before the first update; call observe"):
+        first = rates_of(optimizer, warmup, 1)
+    assert warmup.report().fallback is not None
+    assert first + rates_of(optimizer, warmup, 9) == rates_of(*plain(1.0, warmup_steps=8), 10)
 
 
 @pytest.mark.parametrize("gradient", [-1.0, 0.0])

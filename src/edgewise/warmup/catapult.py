@@ -164,7 +164,7 @@ class CatapultWarmup(Warmup):
         if value is None:
             return
         if not math.isfinite(value):
-            self._go_linear(f"the loss is {value}")
+            self._fall_back(f"the loss is {value}")
             return
         mean, rising = self._average(value)
         if self.found is None:
@@ -230,7 +230,7 @@ class CatapultWarmup(Warmup):
             self._raise_to(found)
         elif first and found.status is not Status.NOT_A_DESCENT_DIRECTION:  # that may be one batch's
             start = _WITHOUT_CATAPULT if found.status is Status.NO_CATAPULT else self._factor
-            self._go_linear(f"no critical learning rate, {found.status.value}", start=start)
+            self._fall_back(f"no critical learning rate, {found.status.value}", start=start)
 
     def _raise_to(self, found: CriticalLRResult) -> None:
         above = found.status is Status.ABOVE_MAX_LR
@@ -249,25 +249,19 @@ class CatapultWarmup(Warmup):
         if self._factor == 1.0:
             self._end = self._updates + 1
         elif self.found is None:
-            self._go_linear(f"no critical learning rate was found within {self.patience} updates")
+            self._fall_back(f"no critical learning rate was found within {self.patience} updates")
         else:
-            self._go_linear(f"the rate has not risen for {self.patience} updates")
+            self._fall_back(f"the rate has not risen for {self.patience} updates")
 
-    def _go_linear(self, reason: str, *, start: float | None = None) -> None:
+    def _fall_back(self, reason: str, *, start: float | None = None) -> None:
+        super()._fall_back(reason)
         start = self._factor if start is None else start
         self._linear = (self._updates, start)
         self._end = self._updates + steps_to_target(warmup_steps=self.patience, start=start) + 1
-        self._fall_back(reason)
         self._apply()
 
-    def _advance(self) -> bool:
-        advanced = super()._advance()
-        if self._never_observed and self._updates > 0:
-            self._go_linear("observe was not called before the first update")
-        return advanced
-
     @property
-    def _never_observed(self) -> bool:
+    def _unmeasured(self) -> bool:
         return self._weight == 0.0 and self._end is None
 
     @property

@@ -23,8 +23,8 @@ class LinearWarmup(Warmup):
     rate η_c of its own batch, measured by `observe`, and the rate grows from there by η_trgt/T_wrm an update:
     the target is reached after T_wrm(1 − η_c/η_trgt) updates (`steps_to_target`) and held until T_wrm, so that
     a schedule that follows ends where it was planned to. Where η_c is above the target, as for Adam and GI-Adam at
-    initialization with usual rates, training starts at the target: `start` says so. If `observe` is never
-    called, or finds no critical rate (a warning and `fallback` say why), this is plain linear warmup from 0.
+    initialization with usual rates, training starts at the target: `start` says so. If `observe` is not
+    called in time, or finds no critical rate, this is plain linear warmup from 0; a warning and `fallback` say why.
 
     Args:
         optimizer: any; its groups' rates are the targets, and their ratios are kept.
@@ -110,7 +110,7 @@ class LinearWarmup(Warmup):
             ValueError: no parameter has a gradient yet.
             LossError: the closure does not return a finite scalar tensor.
         """
-        if self.lr_init != "critical" or self._updates > 0 or self.start is not None or self.fallback:
+        if not self._unmeasured or self._updates > 0:
             return
         affordable = self._affordable(self.warmup_steps)
         if affordable == 0:
@@ -139,6 +139,10 @@ class LinearWarmup(Warmup):
         if self.start is None or self.start.status not in (Status.FOUND, Status.ABOVE_MAX_LR):
             return None
         return min(1.0, self.start.lr / float(self.base_lrs[0]))
+
+    @property
+    def _unmeasured(self) -> bool:
+        return self.lr_init == "critical" and self.start is None and self.fallback is None
 
     @property
     def _length(self) -> int:

@@ -60,6 +60,11 @@ class Warmup(LRScheduler):
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Look at the loss, between `loss.backward()` and `optimizer.step()`."""
 
+    @property
+    @abstractmethod
+    def _unmeasured(self) -> bool:
+        """Whether it needs a measurement before the first update, and there is none."""
+
     @abstractmethod
     def report(self) -> WarmupReport:
         """Return what has happened so far."""
@@ -179,6 +184,10 @@ class Warmup(LRScheduler):
         self._idle_calls = 0
         self.last_epoch = self._updates
         self._step_count += 1
+        if self._unmeasured:
+            self._fall_back(
+                "nothing was measured before the first update; call observe() between backward() and step()"
+            )
         return True
 
     def _search(
