@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,17 +20,17 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.plots import COLORS
-from edgewise.lab.training import make_schedule, train
+from edgewise.lab.training import train
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SEED = 0
 AVERAGED = 10  # updates, of the language model's losses
-COMPARED = {  # a length and a start, or catapults
+COMPARED: dict[str, dict[str, Any]] = {  # fields of the warmup's config
     "no warmup": {"steps": 1},
     "linear, 64": {"steps": 64},
     "linear, 200": {"steps": 200},
     "from $\\eta_c$, 200": {"steps": 200, "lr_init": "critical"},
-    "catapults": None,
+    "catapults": {"kind": "catapult"},
 }
 STYLES = {  # a color, a line and a marker of its own, also in print
     name: (COLORS[color], line, marker)
@@ -89,9 +90,7 @@ def panels() -> Iterator[Panel]:
 def follow(config: RunConfig, warmup: str) -> Trajectory:
     """Train with one of the warmups that are `COMPARED`."""
     torch.set_num_threads(1)
-    linear = COMPARED[warmup]
-    config = replace(config, warmup=replace(config.warmup, **(linear or {})))
-    done = train(config, schedule=make_schedule if linear else warmups.catapults)
+    done = train(replace(config, warmup=replace(config.warmup, **COMPARED[warmup])))
     final = done.outcome["train_loss" if config.model.name == "fcn" else "test_loss"]
     return Trajectory(
         rates=tuple(row["lr"] / done.outcome["lr_target"] for row in done.rows),

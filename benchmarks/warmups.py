@@ -4,29 +4,25 @@ Run alone, `python benchmarks/warmups.py`, it prints the table; the warmups' def
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from typing import Any
 
 import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import edgewise as ew
-from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.configs import OptimizerConfig, RunConfig
 from edgewise.lab.phase_diagram import Cell, cell_of
 from edgewise.lab.recipes import recipe
 from edgewise.lab.store import Run
-from edgewise.lab.training import make_schedule, train
-from edgewise.warmup.scheduler import Warmup
-from edgewise.warmup.schedules import cosine
+from edgewise.lab.training import train
 
 SEEDS = range(5)
 LONGEST = 200
 LENGTHS = (64, LONGEST)
 Row = tuple[str, ...]
-Schedule = Callable[[WarmupConfig, Optimizer, int], tuple[Warmup, LRScheduler]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,45 +51,27 @@ def language_model(seed: int) -> Iterator[RunConfig]:
             yield replace(base, optimizer=OptimizerConfig(name=name, lr=rate), seed=seed)
 
 
-def catapults(config: WarmupConfig, optimizer: Optimizer, num_steps: int) -> tuple[Warmup, LRScheduler]:
-    """Return catapult warmup, with a decay that ends where the run does."""
-    warmup = ew.CatapultWarmup(optimizer)
-    if config.decay == "none":
-        return warmup, warmup
-
-    def decay(update: int) -> float:
-        return cosine(update, num_steps=num_steps - len(warmup.export()), final=0.1)
-
-    return warmup, warmup.then(LambdaLR(optimizer, decay))
-
-
-def run(config: RunConfig, make: Schedule) -> Result:
-    """Train with a schedule."""
+def run(config: RunConfig) -> Result:
+    """Train as configured."""
     torch.set_num_threads(1)
-    made: list[Warmup] = []
-
-    def schedule(config: WarmupConfig, optimizer: Optimizer, num_steps: int) -> tuple[Warmup, LRScheduler]:
-        warmup, scheduler = make(config, optimizer, num_steps)
-        made.append(warmup)
-        return warmup, scheduler
-
-    done = train(config, schedule=schedule)
+    done = train(config)
     last = [row["train_loss"] for row in done.rows[-config.num_steps // 10 :]]
     return Result(
         trained=cell_of(Run(config=config, columns={}, outcome=done.outcome)) is Cell.TRAINED,
         final_loss=statistics.fmean(last) if config.model.name == "fcn" else done.outcome["test_loss"],
-        report=made[0].report(),
+        report=ew.WarmupReport(**done.outcome["warmup"]),
     )
 
 
-def schedules(config: RunConfig) -> dict[str, tuple[RunConfig, Schedule]]:
-    """Return what is compared: name → config and schedule."""
-    made: dict[str, tuple[RunConfig, Schedule]] = {"catapults": (config, catapults)}
+def compared(config: RunConfig) -> dict[str, RunConfig]:
+    """Return the warmups that are compared, by name."""
+    changes: dict[str, dict[str, Any]] = {"catapults": {"kind": "catapult"}}
     for length in LENGTHS:
-        for name, lr_init in (("linear", 0.0), ("critical", "critical")):
-            warmup = replace(config.warmup, steps=length, lr_init=lr_init)
-            made[f"{name} {length}"] = (replace(config, warmup=warmup), make_schedule)
-    return made
+        changes[f"linear {length}"] = {"steps": length}
+        changes[f"critical {length}"] = {"steps": length, "lr_init": "critical"}
+    return {
+        name: replace(config, warmup=replace(config.warmup, **change)) for name, change in changes.items()
+    }
 
 
 def rows() -> list[Row]:
@@ -102,7 +80,7 @@ def rows() -> list[Row]:
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for seed in SEEDS:
             for config in (*digits(seed), *language_model(seed)):
-                futures = {name: pool.submit(run, *args) for name, args in schedules(config).items()}
+                futures = {name: pool.submit(run, each) for name, each in compared(config).items()}
                 cells.setdefault(_name(config), []).append(futures)
         return [
             _row(name, [{key: future.result() for key, future in seed.items()} for seed in seeds])

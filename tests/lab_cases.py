@@ -169,4 +169,14 @@ def _fig4(config: RunConfig) -> Run:
     return made(config, test_loss=loss, test_accuracy=0.4, num_classes=256, guess_loss=3.3)
 
 
-_STORIES = {"fig1": _fig1, "fig2": _fig2, "fig6": _fig2, "fig4": _fig4}
+CATAPULTS = {"steps_to_target": 6, "num_catapults": 6, "num_forwards": 30, "fallback": None}
+
+
+def _fig7(config: RunConfig) -> Run:
+    if config.warmup.kind == "linear":
+        return _fig1(config)
+    columns = {"lr": 0.08, "sharpness": np.linspace(390, 20, config.num_steps), "train_loss": 0.05}
+    return made(config, columns, lr_target=0.08, warmup=CATAPULTS)
+
+
+_STORIES = {"fig1": _fig1, "fig2": _fig2, "fig6": _fig2, "fig4": _fig4, "fig7": _fig7}

@@ -98,8 +98,8 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("figure", "fig11"), "unknown figure 'fig11'; known: all, fig1, fig2, fig4, fig6. Did you mean 'fig1'?"),
-        (("figure", "al"), "unknown figure 'al'; known: all, fig1, fig2, fig4, fig6. Did you mean 'all'?"),
+        (("figure", "fig11"), "unknown figure 'fig11'; known: all, fig1, fig2, fig4, fig6, fig7. Did you mean 'fig1'?"),
+        (("figure", "al"), "unknown figure 'al'; known: all, fig1, fig2, fig4, fig6, fig7. Did you mean 'all'?"),
         (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, embedded. Did you mean 'demo'?"),
         (("figure", "fig1", "--engine", "loca"), "unknown engine 'loca'; known: local. Did you mean 'local'?"),
         (("figure", "fig1", "--workers", "0"), "workers must be 1 or greater, got 0."),

@@ -39,7 +39,7 @@ def figure(
     """Train, draw and check one figure of the paper, or "all" of them.
 
     Args:
-        name: fig1, fig2, fig4, fig6 or all.
+        name: fig1, fig2, fig4, fig6, fig7 or all.
         scale: "embedded" (minutes on two cores) or "demo" (smaller).
         out: results folder, runs/NAME-SCALE if not given; a second call continues there.
         engine: what runs the training: "local".

@@ -41,7 +41,7 @@ OTHER = {  # part or run → field → a value that BASE does not have
         "betas": (0.8, 0.999),
         "eps": 1e-7,
     },
-    "warmup": {"steps": 2, "lr_init": "critical", "decay": "cosine"},
+    "warmup": {"kind": "catapult", "steps": 2, "lr_init": "critical", "decay": "cosine"},
     "run": {
         "loss": "xent",
         "num_steps": 7,
@@ -206,6 +206,7 @@ BAD = [
     ("model", "parameterization", "simple-up", UnknownNameError, "unknown parameterization .* 'simple-mup'"),
     ("optimizer", "name", "gi-adm", UnknownNameError, "unknown optimizer .* Did you mean 'gi-adam'"),
     ("optimizer", "lr_unit", "sharpness", UnknownNameError, "unknown lr_unit .* Did you mean '1/sharpness'"),
+    ("warmup", "kind", "catapults", UnknownNameError, "unknown warmup 'catapults'; known: catapult, linear. Did you"),
     ("warmup", "decay", "cosin", UnknownNameError, "unknown decay 'cosin'; known: cosine, none. Did you mean 'cosine'"),
     ("run", "loss", "mes", UnknownNameError, "unknown loss 'mes'; known: mse, xent. Did you mean 'mse'"),
     ("run", "measure", ("sharpnes",), UnknownNameError, "unknown measurement 'sharpnes'.* Did you mean 'sharpness'"),

@@ -252,6 +252,20 @@ def test_a_critical_start():
     assert rates[-1] <= 20.0
 
 
+def test_catapults_and_what_their_warmup_reports():
+    config = tiny(optimizer={"lr": 0.3}, warmup={"kind": "catapult", "decay": "cosine"}, num_steps=80)
+    result = train(config)
+    rates, report = column(result, "lr"), result.outcome["warmup"]
+    assert report["warmup"] == "CatapultWarmup"
+    assert 0 < report["num_catapults"] < report["num_forwards"]
+    assert report["finished"]
+    assert rates[0] == pytest.approx(report["lr_start"])
+    assert rates.index(0.3) == report["steps_to_target"]
+    last = max(step for step, rate in enumerate(rates) if rate == 0.3)
+    assert rates[last:] == sorted(rates[last:], reverse=True)
+    assert rates[-1] == pytest.approx(0.03)  # a tenth, at the end of the run whatever the length was
+
+
 @pytest.mark.parametrize("measure", [(), ("sharpness",)])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_divergence_is_an_outcome(name, measure):

@@ -20,6 +20,7 @@ MODEL_DATA = {"fcn": "digits", "lm": "stdlib-text"}
 PARAMETERIZATIONS = ("sp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
 OPTIMIZERS = ("sgd", "adam", "gi-adam", "radam")
+WARMUPS = ("linear", "catapult")
 LR_UNITS = ("absolute", "1/sharpness")
 DECAYS = ("none", "cosine")
 MEASUREMENTS = ("sharpness", "preconditioned_sharpness")
@@ -102,14 +103,17 @@ class OptimizerConfig:
 class WarmupConfig:
     """The schedule of the learning rate."""
 
+    kind: str = "linear"
+    """"linear", or "catapult", which has neither length nor start: see `edgewise.CatapultWarmup`."""
     steps: int = 1
-    """T_wrm; 1 is a constant rate."""
+    """T_wrm of linear warmup; 1 is a constant rate."""
     lr_init: float | Literal["critical"] = 0.0
-    """Where warmup starts, in rates of the first parameter group: see `edgewise.LinearWarmup`."""
+    """Where linear warmup starts, in rates of the first parameter group: see `edgewise.LinearWarmup`."""
     decay: str = "none"
     """After warmup: "none", or "cosine" to a tenth of the target at the last step."""
 
     def __post_init__(self) -> None:
+        known_name("warmup", self.kind, WARMUPS)
         _settle(self, steps=positive_count("warmup_steps", self.steps))
         known_name("decay", self.decay, DECAYS)
         if isinstance(self.lr_init, str):
@@ -166,7 +170,10 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
-        text = json.dumps({"schema": _SCHEMA} | to_dict(self), sort_keys=True)
+        values = to_dict(self)
+        if self.warmup.kind == "linear":
+            del values["warmup"]["kind"]  # as before there was another: stored results keep their ids
+        text = json.dumps({"schema": _SCHEMA} | values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

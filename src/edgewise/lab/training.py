@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -36,17 +35,12 @@ class RunResult:
     outcome: dict[str, Any]  # the end of it: see `_outcome`
 
 
-def train(
-    config: RunConfig,
-    on_step: Callable[[int], None] = lambda step: None,
-    schedule: Callable[[WarmupConfig, Optimizer, int], tuple[Warmup, LRScheduler]] | None = None,
-) -> RunResult:
+def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None) -> RunResult:
     """Train as configured, on the CPU, deterministically for a given number of threads.
 
     Args:
         config: the run.
         on_step: called with the number of finished steps.
-        schedule: makes another warmup and schedule than `make_schedule`, from the same arguments.
     """
     started = time.perf_counter()
     torch.manual_seed(config.seed)
@@ -56,7 +50,7 @@ def train(
     batches = _batches(config, dataset)
     lr_target = _target_rate(config.optimizer, model, loss_fn, dataset)
     optimizer = make_optimizer(config.optimizer, model, lr_target)
-    warmup, scheduler = (schedule or make_schedule)(config.warmup, optimizer, config.num_steps)
+    warmup, scheduler = make_schedule(config.warmup, optimizer, config.num_steps)
     probe = _Probe(config, model, loss_fn, optimizer)
 
     rows: list[dict[str, float]] = []
@@ -64,7 +58,8 @@ def train(
         optimizer.zero_grad()
         loss = loss_fn(model, batch)
         loss.backward()
-        warmup.observe(lambda batch=batch: loss_fn(model, batch), loss=loss)  # type: ignore[misc]
+        if math.isfinite(loss.item()):
+            warmup.observe(lambda batch=batch: loss_fn(model, batch), loss=loss)  # type: ignore[misc]
         row = {"step": step, "lr": float(optimizer.param_groups[0]["lr"]), "train_loss": loss.item()}
         rows.append(row | probe.measure(step, batch, loss.item()))
         if not math.isfinite(rows[-1]["train_loss"]):
@@ -72,7 +67,8 @@ def train(
         optimizer.step()
         scheduler.step()
         on_step(step + 1)
-    outcome = _outcome(config, rows, model, dataset, lr_target) | {"seconds": time.perf_counter() - started}
+    outcome = _outcome(config, rows, model, dataset, lr_target)
+    outcome |= {"warmup": asdict(warmup.report()), "seconds": time.perf_counter() - started}
     return RunResult(rows=rows, outcome=outcome)
 
 
@@ -113,11 +109,18 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Opti
 
 def make_schedule(config: WarmupConfig, optimizer: Optimizer, num_steps: int) -> tuple[Warmup, LRScheduler]:
     """Return the warmup, which observes, and the whole schedule, which steps."""
-    warmup = ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
+    warmup: Warmup = (
+        ew.CatapultWarmup(optimizer)
+        if config.kind == "catapult"
+        else ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
+    )
     if config.decay == "none":
         return warmup, warmup
+
     # CosineAnnealingLR has one eta_min for all groups; μP's groups each go to a tenth of their own rate.
-    decay = partial(cosine, num_steps=num_steps - config.steps, final=0.1)
+    def decay(update: int) -> float:
+        return cosine(update, num_steps=num_steps - warmup.length, final=0.1)
+
     return warmup, warmup.then(LambdaLR(optimizer, decay))
 
 

@@ -282,7 +282,7 @@ class CatapultWarmup(Warmup):
         return max(1, round(1 / (1 - min(max(decays), _MOST_MOMENTUM))))
 
     @property
-    def _length(self) -> int:
+    def length(self) -> int:  # noqa: D102 - as documented
         return self._updates if self._end is None else min(self._updates, self._end)
 
     def _settings(self) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class LinearWarmup(Warmup):
         return self.lr_init == "critical" and self.start is None and self.fallback is None
 
     @property
-    def _length(self) -> int:
+    def length(self) -> int:  # noqa: D102 - as documented
         return min(self._updates, self.warmup_steps)
 
     def _settings(self) -> dict[str, Any]:

@@ -98,11 +98,11 @@ class Warmup(LRScheduler):
 
         Replay it with `LambdaLR(optimizer, lambda update: factors[min(update, len(factors) - 1)])`.
         """
-        return [self.factor_at(update) for update in range(self._length)]
+        return [self.factor_at(update) for update in range(self.length)]
 
     @property
-    def _length(self) -> int:
-        """The updates made that belong to the warmup."""
+    def length(self) -> int:
+        """How many of the updates made belong to the warmup; all of it, once it is `finished`."""
         return self._updates
 
     def then(self, scheduler: LRScheduler) -> "WarmupThen":

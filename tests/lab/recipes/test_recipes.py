@@ -21,7 +21,7 @@ from edgewise.lab.recipes import (
     recipe,
 )
 from edgewise.lab.recipes.recipe import at_edge, number
-from lab_cases import FIG4_ADAM, diverged, made, remade, story, tiny
+from lab_cases import CATAPULTS, FIG4_ADAM, changed, diverged, made, remade, story, tiny
 
 ALL = [(figure, scale) for figure in RECIPES for scale in SCALES]
 
@@ -42,7 +42,8 @@ def test_recipes_are_found_by_their_ids():
     assert all(recipe(name).id == name for name in RECIPES)
     assert set(DEMO) <= set(RECIPES)
     with pytest.raises(
-        UnknownNameError, match=r"unknown figure 'fig44'; known: fig1, fig2, fig4, fig6\. Did you mean 'fig4'"
+        UnknownNameError,
+        match=r"unknown figure 'fig44'; known: fig1, fig2, fig4, fig6, fig7\. Did you mean 'fig4'",
     ):
         recipe("fig44")
 
@@ -68,6 +69,15 @@ def test_fig1_is_gradient_descent_on_a_wide_net_at_its_two_rates():
         assert c.measure == ("sharpness",)
         assert c.measure_every % 2 == 1  # the two sides of the alternation at the edge
         assert c.num_steps >= 250
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_fig7_adds_catapults_to_the_warmups_of_fig1(scale):
+    *linear, catapults = RECIPES["fig7"].configs(scale)
+    shared = [c for c in RECIPES["fig1"].configs(scale) if c in linear]
+    assert [(c.model.parameterization, c.warmup.steps) for c in shared] == [("sp", 64), ("sp", 200)]
+    assert changed(catapults, warmup=linear[0].warmup) == linear[0]
+    assert catapults.warmup.kind == "catapult"
 
 
 @pytest.mark.parametrize("figure", ["fig2", "fig6"])
@@ -187,6 +197,10 @@ def runs_of(parameterization, *, warmup=None, optimizer=None, starts=None):
     )
 
 
+def catapults(config):
+    return config.warmup.kind == "catapult"
+
+
 def gone_after(steps):
     return lambda run: diverged(made(run.config, {"sharpness": 390.0}), after=steps)
 
@@ -243,6 +257,12 @@ FLIPS = [
     ("fig4", [(cell("adam", 0.016), gets(2.1)), (cell("gi-adam", 0.064), gets(2.25))], "T_wrm = 1: best target"),
     ("fig4", [(cell("adam", 0.064), gets(2.53)), (cell("gi-adam", 0.064), gets(2.32))], "T_wrm = 1, η = 0.064"),
     ("fig4", [(cell("adam", 0.004, 128), gets(1.9))], "Adam, T_wrm = 128: warmup lets"),
+    ("fig7", [(catapults, with_(warmup=CATAPULTS | {"steps_to_target": 64}))], "catapults reach the target"),
+    ("fig7", [(catapults, with_(warmup=CATAPULTS | {"steps_to_target": None}))], "catapults reach the target"),
+    ("fig7", [(catapults, with_(warmup=CATAPULTS | {"fallback": "no"}))], "catapults reach the target"),
+    ("fig7", [(catapults, with_({"sharpness": 26.0}))], "the sharpness ends below"),
+    ("fig7", [(catapults, with_(train_loss=0.11))], "final training loss, beside linear warmup of 64, 200"),
+    ("fig7", [(runs_of("sp", warmup=200), with_(train_loss=0.04))], "final training loss"),
 ]  # fmt: skip
 
 

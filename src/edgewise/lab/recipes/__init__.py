@@ -1,7 +1,7 @@
 """The figures of the paper, each a recipe."""
 
 from edgewise.errors import known_name
-from edgewise.lab.recipes import fig1, fig2, fig4
+from edgewise.lab.recipes import fig1, fig2, fig4, fig7
 from edgewise.lab.recipes.recipe import (
     SCALES,
     Claim,
@@ -25,7 +25,7 @@ __all__ = [
     "recipe",
 ]
 
-RECIPES = {r.id: r for r in (fig1.RECIPE, fig2.FIG2, fig4.RECIPE, fig2.FIG6)}
+RECIPES = {r.id: r for r in (fig1.RECIPE, fig2.FIG2, fig4.RECIPE, fig2.FIG6, fig7.RECIPE)}
 DEMO = ("fig1", "fig6", "fig4")  # three parts, in the order of the story
 
 

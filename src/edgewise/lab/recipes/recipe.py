@@ -91,7 +91,9 @@ def optimizer_label(config: RunConfig) -> str:
 
 
 def warmup_label(config: RunConfig) -> str:
-    """Return the warmup length as the figures name it."""
+    """Return the warmup as the figures name it: by its length, if it has one."""
+    if config.warmup.kind == "catapult":
+        return "catapults"
     return f"T_wrm = {config.warmup.steps}"
 
 
