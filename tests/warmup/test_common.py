@@ -452,8 +452,9 @@ def test_gradients_that_are_still_scaled_are_a_reason_to_fall_back(make, scale):
     run = training()
     warmup = make(run.optimizer)
     (scale * run.loss(0)).backward()
-    with pytest.warns(UserWarning, match="gradients are a power of two larger than the loss says"):
+    with pytest.warns(UserWarning, match="gradients are a power of two larger than the loss says") as caught:
         warmup.observe(lambda: run.loss(0))
+    assert caught[0].filename == __file__  # the training loop's line
     assert "unscale them first" in warmup.report().fallback
     assert "fell back to linear warmup" in str(warmup.report())
 

@@ -1,6 +1,7 @@
 """What all warmups share: a position in optimizer steps, `observe`, `then`, the report, a state of plain numbers."""
 
 import math
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
@@ -178,7 +179,7 @@ class Warmup(LRScheduler):
                 warnings.warn(
                     f"step() was called {_IDLE_CALLS} times without a step of the optimizer, so that the warmup does "
                     "not advance: construct it on the optimizer whose step() runs, and leave that method in place.",
-                    stacklevel=3,
+                    stacklevel=_level_of_caller(),
                 )
             return False
         self._idle_calls = 0
@@ -237,7 +238,9 @@ class Warmup(LRScheduler):
     def _fall_back(self, reason: str) -> None:
         """Give up looking: from here on this is plain linear warmup."""
         self.fallback = reason
-        warnings.warn(f"{type(self).__name__} goes on as plain linear warmup: {reason}.", stacklevel=3)
+        warnings.warn(
+            f"{type(self).__name__} goes on as plain linear warmup: {reason}.", stacklevel=_level_of_caller()
+        )
 
     def _apply(self) -> None:
         """Write the current rates to the optimizer, in place where they are tensors."""
@@ -295,6 +298,14 @@ class WarmupThen(LRScheduler):
         self.last_epoch, self.handed_over = state_dict["last_epoch"], state_dict["handed_over"]
         if self.handed_over:
             set_rates(self.optimizer, self.follower.get_last_lr())
+
+
+def _level_of_caller() -> int:
+    """Return the stacklevel at which a warning shows the line of the training loop."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("edgewise."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def as_plain(found: CriticalLRResult | None) -> dict[str, Any] | None:
