@@ -266,6 +266,23 @@ def test_catapults_and_what_their_warmup_reports():
     assert rates[-1] == pytest.approx(0.03)  # a tenth, at the end of the run whatever the length was
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_catapults_train_without_a_length_where_no_warmup_diverges(seed):
+    sharp = {"lr": 32.0, "lr_unit": "1/sharpness"}
+    without, linear, catapults = (
+        train(
+            tiny(model={"depth": 3, "width": 48}, optimizer=sharp, warmup=warmup, num_steps=80, seed=seed)
+        ).outcome
+        for warmup in ({"steps": 1}, {"steps": 60}, {"kind": "catapult", "steps": 1})
+    )
+    assert without["diverged"]
+    assert not linear["diverged"]
+    assert not catapults["diverged"]
+    assert catapults["train_loss"] < 0.2  # the best constant output has 0.45
+    assert catapults["warmup"]["steps_to_target"] < 10
+    assert catapults["warmup"]["fallback"] is None
+
+
 @pytest.mark.parametrize("measure", [(), ("sharpness",)])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_divergence_is_an_outcome(name, measure):
