@@ -185,8 +185,8 @@ FAULTS = [
     Fault(
         name="central difference without the half",
         file="curvature/difference.py",
-        old="return difference.div_(2 * step)",
-        new="return difference.div_(step)",
+        old="self._difference(direction, step).div_(2 * step)",
+        new="self._difference(direction, step).div_(step)",
         test="curvature/test_hessian.py",
     ),
     Fault(
