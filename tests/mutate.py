@@ -191,9 +191,9 @@ FAULTS = [
     ),
     Fault(
         name="hand-over as soon as the target is reached",
-        file="warmup/linear.py",
-        old="return self.last_epoch >= self.warmup_steps",
-        new="return self.last_epoch >= self.steps_to_target",
+        file="warmup/scheduler.py",
+        old="return self._end is not None and self.last_epoch >= self._end",
+        new="return self._end is not None and self.last_epoch >= getattr(self, 'steps_to_target', self._end)",
         test="warmup/test_scheduler.py",
     ),
     Fault(

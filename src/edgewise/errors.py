@@ -97,6 +97,14 @@ def nonnegative_number(name: str, value: object) -> float:
     return number
 
 
+def number_below_one(name: str, value: object) -> float:
+    """Return `value` as a float, or raise: it must be a number from 0 to below 1."""
+    number = nonnegative_number(name, value)
+    if number >= 1:
+        raise ValueError(f"{name} must be from 0 to below 1, got {value!r}.")
+    return number
+
+
 def positive_count(name: str, value: object) -> int:
     """Return `value` as an int, or raise: it must be a whole number, one or greater.
 

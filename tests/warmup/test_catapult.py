@@ -335,7 +335,7 @@ def test_a_loss_that_is_no_number_is_refused(loss):
     [
         ({"tolerance": 0.0}, ValueError, "tolerance must be a finite number greater than 0"),
         ({"tolerance": math.nan}, ValueError, "tolerance must be"),
-        ({"smoothing": 1.0}, ValueError, "smoothing must be below 1, got 1"),
+        ({"smoothing": 1.0}, ValueError, "smoothing must be from 0 to below 1, got 1"),
         ({"smoothing": -0.1}, ValueError, "smoothing must be a finite number, 0 or greater"),
         ({"smoothing": True}, TypeError, "smoothing must be a number, got True"),
         (

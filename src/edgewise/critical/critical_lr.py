@@ -43,9 +43,7 @@ class CriticalLRResult:
     rise: float  # of the loss at the bracket's upper end; NaN if there is none
     slope: float  # dL/dη at η = 0, as the gradient says; negative for a descent direction
     noise_floor: float  # relative resolution of lr that the loss's precision allows
-    exponent: float = (
-        1.0  # q where ΔL(η) = slope·η·(1 − (η/η_c)^q) through the bracket's ends; 1 on a quadratic
-    )
+    exponent: float = 1.0  # q of ΔL(η) = slope·η·(1 − (η/η_c)^q) through the bracket; 1 on a quadratic
     interval: tuple[float, float] | None = None  # 95 % confidence interval of the root, over several batches
 
 

@@ -10,6 +10,7 @@ from edgewise.errors import (
     known_name,
     nonnegative_count,
     nonnegative_number,
+    number_below_one,
     positive_count,
     positive_number,
 )
@@ -87,13 +88,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         known_name("optimizer", self.name, OPTIMIZERS)
         known_name("lr_unit", self.lr_unit, LR_UNITS)
-        betas = tuple(_below_one("betas", beta) for beta in self.betas)
+        betas = tuple(number_below_one("betas", beta) for beta in self.betas)
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers from 0 to below 1, got {self.betas!r}.")
         _settle(
             self,
             lr=positive_number("lr", self.lr),
-            momentum=_below_one("momentum", self.momentum),
+            momentum=number_below_one("momentum", self.momentum),
             betas=betas,
             eps=nonnegative_number("eps", self.eps),
         )
@@ -175,13 +176,6 @@ class RunConfig:
             del values["warmup"]["kind"]  # as before there was another: stored results keep their ids
         text = json.dumps({"schema": _SCHEMA} | values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _below_one(name: str, value: object) -> float:
-    number = nonnegative_number(name, value)
-    if number >= 1:
-        raise ValueError(f"{name} must be from 0 to below 1, got {value!r}.")
-    return number
 
 
 def _settle(config: Any, **checked: Any) -> None:

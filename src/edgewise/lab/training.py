@@ -58,11 +58,12 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
         optimizer.zero_grad()
         loss = loss_fn(model, batch)
         loss.backward()
-        if math.isfinite(loss.item()):
+        value = loss.item()
+        if math.isfinite(value):
             warmup.observe(lambda batch=batch: loss_fn(model, batch), loss=loss)  # type: ignore[misc]
-        row = {"step": step, "lr": float(optimizer.param_groups[0]["lr"]), "train_loss": loss.item()}
-        rows.append(row | probe.measure(step, batch, loss.item()))
-        if not math.isfinite(rows[-1]["train_loss"]):
+        row = {"step": step, "lr": float(optimizer.param_groups[0]["lr"]), "train_loss": value}
+        rows.append(row | probe.measure(step, batch, value))
+        if not math.isfinite(value):
             break
         optimizer.step()
         scheduler.step()

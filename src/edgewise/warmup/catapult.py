@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.critical import CriticalLRResult, check_steps_alone, closure_loss
-from edgewise.errors import Status, nonnegative_number, positive_count, positive_number
+from edgewise.errors import Status, number_below_one, positive_count, positive_number
 from edgewise.losses import checked_loss
 from edgewise.ranks import Ranks
 from edgewise.warmup.report import WarmupReport
@@ -113,7 +113,7 @@ class CatapultWarmup(Warmup):
     ) -> None:
         check_steps_alone(optimizer)
         self.tolerance = positive_number("tolerance", tolerance)
-        self.smoothing = _below_one("smoothing", smoothing)
+        self.smoothing = number_below_one("smoothing", smoothing)
         self.max_growth = _above_one("max_growth", max_growth)
         self.max_rise = positive_number("max_rise", max_rise)
         self.patience = positive_count("patience", patience)
@@ -125,7 +125,6 @@ class CatapultWarmup(Warmup):
         self._previous = math.inf  # the loss observed last
         self._sum = self._weight = 0.0  # of the moving average
         self._highest_since = 0
-        self._end: int | None = None  # number of updates of the whole warmup
         self._num_catapults = 0
         self._num_step_backs = 0
         self._ranks: Ranks | None = None
@@ -137,11 +136,6 @@ class CatapultWarmup(Warmup):
             since, start = self._linear
             return linear_from(update - since, warmup_steps=self.patience, start=start)
         return self._rates[max(0, bisect_right(self._rates, (update, math.inf)) - 1)][1]
-
-    @property
-    def finished(self) -> bool:
-        """Whether the updates so far include the whole warmup."""
-        return self._end is not None and self.last_epoch >= self._end
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Compare the loss to the reference; where it has come down, measure η_c and raise the rate.
@@ -165,6 +159,7 @@ class CatapultWarmup(Warmup):
             return
         if not math.isfinite(value):
             self._fall_back(f"the loss is {value}")
+            self._apply()
             return
         mean, rising = self._average(value)
         if self.found is None:
@@ -258,7 +253,6 @@ class CatapultWarmup(Warmup):
         start = self._factor if start is None else start
         self._linear = (self._updates, start)
         self._end = self._updates + steps_to_target(warmup_steps=self.patience, start=start) + 1
-        self._apply()
 
     @property
     def _unmeasured(self) -> bool:
@@ -281,10 +275,6 @@ class CatapultWarmup(Warmup):
         decays = [_momentum(group) for group in self.optimizer.param_groups]
         return max(1, round(1 / (1 - min(max(decays), _MOST_MOMENTUM))))
 
-    @property
-    def length(self) -> int:  # noqa: D102 - as documented
-        return self._updates if self._end is None else min(self._updates, self._end)
-
     def _settings(self) -> dict[str, Any]:
         names = ("tolerance", "smoothing", "max_growth", "max_rise", "patience")
         return {name: getattr(self, name) for name in names}
@@ -303,13 +293,6 @@ class CatapultWarmup(Warmup):
 def _momentum(group: dict[str, Any]) -> float:
     """Return β of a parameter group, under the names that torch's optimizers use; 0 without."""
     return float(group.get("momentum") or (group.get("betas") or (0.0,))[0])
-
-
-def _below_one(name: str, value: object) -> float:
-    number = nonnegative_number(name, value)
-    if number >= 1:
-        raise ValueError(f"{name} must be below 1, got {number:g}: it is the weight of the losses before.")
-    return number
 
 
 def _above_one(name: str, value: object) -> float:

@@ -65,7 +65,7 @@ class LinearWarmup(Warmup):
         lr_init: float | Literal["critical"] = 0.0,
         max_overhead: float | None = None,
     ) -> None:
-        self.warmup_steps = positive_count("warmup_steps", warmup_steps)
+        self.warmup_steps = self._end = positive_count("warmup_steps", warmup_steps)
         self.lr_init = lr_init
         self.start: CriticalLRResult | None = None
         if lr_init == "critical":
@@ -83,11 +83,6 @@ class LinearWarmup(Warmup):
             return linear_from(update, warmup_steps=self.warmup_steps, start=start)
         init = 0.0 if isinstance(self.lr_init, str) else self.lr_init / float(self.base_lrs[0])
         return linear(update, warmup_steps=self.warmup_steps, init=init)
-
-    @property
-    def finished(self) -> bool:
-        """Whether `warmup_steps` updates are done; the target may have been reached before."""
-        return self.last_epoch >= self.warmup_steps
 
     @property
     def steps_to_target(self) -> int:
@@ -143,10 +138,6 @@ class LinearWarmup(Warmup):
     @property
     def _unmeasured(self) -> bool:
         return self.lr_init == "critical" and self.start is None and self.fallback is None
-
-    @property
-    def length(self) -> int:  # noqa: D102 - as documented
-        return min(self._updates, self.warmup_steps)
 
     def _settings(self) -> dict[str, Any]:
         return {"warmup_steps": self.warmup_steps, "lr_init": self.lr_init}

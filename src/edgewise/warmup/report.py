@@ -14,10 +14,8 @@ class WarmupReport:
     lr: float  # of the coming update, while the warmup lasts
     lr_target: float
     steps_to_target: int | None  # T_reach: number of the first update at the target; None: not known yet
-    steps_saved: (
-        float | None
-    )  # T_save, against linear warmup of the same length; None: nothing to compare with
-    num_catapults: int  # rises of the rate to a critical learning rate
+    steps_saved: float | None  # T_save, of linear warmup of the same length; None: nothing to compare with
+    num_catapults: int  # rises of the rate, each to the critical learning rate or less
     num_step_backs: int  # catapults that were too large
     num_searches: int
     num_forwards: int  # evaluations of the loss by `observe`

@@ -36,6 +36,8 @@ class Warmup(LRScheduler):
             forwards, of which a training step is three.
     """
 
+    _end: int | None = None  # number of updates of the whole warmup, once it is known
+
     def __init__(self, optimizer: Optimizer, *, max_overhead: float | None = None) -> None:
         self.max_overhead = None if max_overhead is None else positive_number("max_overhead", max_overhead)
         self.num_forwards = 0
@@ -51,11 +53,6 @@ class Warmup(LRScheduler):
     @abstractmethod
     def factor_at(self, update: int) -> float:
         """Return the factor on the target rates, in (0, 1], of an update, counted from 0."""
-
-    @property
-    @abstractmethod
-    def finished(self) -> bool:
-        """Whether the updates so far include the whole warmup."""
 
     @abstractmethod
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
@@ -102,9 +99,14 @@ class Warmup(LRScheduler):
         return [self.factor_at(update) for update in range(self.length)]
 
     @property
+    def finished(self) -> bool:
+        """Whether the updates so far include the whole warmup."""
+        return self._end is not None and self.last_epoch >= self._end
+
+    @property
     def length(self) -> int:
         """How many of the updates made belong to the warmup; all of it, once it is `finished`."""
-        return self._updates
+        return self._updates if self._end is None else min(self._updates, self._end)
 
     def then(self, scheduler: LRScheduler) -> "WarmupThen":
         """Return a scheduler that runs this warmup and then `scheduler`, from its step 0 on.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes.recipe import (
     LOSS,
+    SHARPNESS,
     Claim,
     Quantity,
     Recipe,
@@ -116,7 +117,7 @@ RECIPE = Recipe(
     layout=Trajectories(
         quantities=(
             LOSS,
-            Quantity(column="sharpness", label="sharpness λ", threshold=True),
+            SHARPNESS,
             Quantity(column="sharpness", label="η·λ", log=False, times_lr=True, threshold=True),
         ),
         row=parameterization_label,

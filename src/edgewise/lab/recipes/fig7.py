@@ -7,6 +7,7 @@ from edgewise.lab.configs import RunConfig, WarmupConfig
 from edgewise.lab.recipes import fig1
 from edgewise.lab.recipes.recipe import (
     LOSS,
+    SHARPNESS,
     Claim,
     Quantity,
     Recipe,
@@ -81,7 +82,7 @@ RECIPE = Recipe(
     layout=Trajectories(
         quantities=(
             LOSS,
-            Quantity(column="sharpness", label="sharpness λ", threshold=True),
+            SHARPNESS,
             Quantity(column="lr", label="learning rate η"),
         ),
         row=parameterization_label,

@@ -67,6 +67,7 @@ class Recipe:
 
 
 LOSS = Quantity(column="train_loss", label="training loss")
+SHARPNESS = Quantity(column="sharpness", label="sharpness λ", threshold=True)
 
 
 def late_stability_limit(optimizer: OptimizerConfig) -> float:
