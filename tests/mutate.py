@@ -276,8 +276,8 @@ FAULTS = [
     Fault(
         name="μP's multiplier dropped",
         file="lab/parameterization.py",
-        old="self.multiplier = math.sqrt((1 if last else fan_out) / fan_in)",
-        new="pass",
+        old="multiplier=math.sqrt((1 if last else fan_out) / fan_in),",
+        new="multiplier=1.0,",
         test="lab/test_parameterization.py",
     ),
     Fault(

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import typing
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,7 +31,14 @@ from lab_cases import TINY, TINY_LM, changed, tiny
 BASE = changed(TINY, model={"width": 32}, batch_size=4, measure=("sharpness",))
 OTHER = {  # part or run → field → a value that BASE does not have
     "data": {"name": "stdlib-text", "context": 16},
-    "model": {"name": "lm", "depth": 2, "width": 64, "parameterization": "mup"},
+    "model": {
+        "name": "lm",
+        "depth": 2,
+        "width": 64,
+        "parameterization": "mup",
+        "norm": "post",
+        "final_norm": False,
+    },
     "optimizer": {
         "name": "adam",
         "lr": 0.06,
@@ -40,6 +46,7 @@ OTHER = {  # part or run → field → a value that BASE does not have
         "momentum": 0.9,
         "betas": (0.8, 0.999),
         "eps": 1e-7,
+        "weight_decay": 0.1,
     },
     "warmup": {"kind": "catapult", "steps": 2, "lr_init": "critical", "decay": "cosine"},
     "run": {
@@ -62,7 +69,7 @@ FIELDS = [
 @pytest.fixture
 def any_model_with_any_data(monkeypatch):
     """So that the two names can be changed one by one."""
-    monkeypatch.setattr(configs, "MODEL_DATA", dict.fromkeys(configs.MODELS, mock.ANY))
+    monkeypatch.setattr(configs, "MODEL_DATA", dict.fromkeys(configs.MODELS, configs.DATA))
 
 
 def with_other(part, name):
@@ -200,7 +207,11 @@ BAD = [
     ("run", "seed", -1, ValueError, "seed must be 0 or greater, got -1"),
     ("run", "seed", 1.5, TypeError, r"seed must be a whole number, got 1\.5"),
     ("data", "name", "digit", UnknownNameError, "unknown data 'digit'; known: digits, stdlib-text. Did .* 'digits'"),
-    ("model", "name", "fnc", UnknownNameError, "unknown model 'fnc'; known: fcn, lm. Did you mean 'fcn'"),
+    ("model", "name", "fnc", UnknownNameError, "unknown model 'fnc'; known: fcn, lm, wrn. Did you mean 'fcn'"),
+    ("model", "name", "wrn", ValueError, r"depth of a WRN must be 6n \+ 4: 10, 16, 22, …; got 1"),
+    ("model", "norm", "past", UnknownNameError, "unknown norm 'past'; known: post, pre. Did you mean 'post'"),
+    ("model", "final_norm", 1, TypeError, "final_norm must be True or False, got 1"),
+    ("optimizer", "weight_decay", -1, ValueError, "weight_decay must be a finite number, 0 or greater, got -1"),
     ("model", "name", "lm", ValueError, "width of an LM must be a multiple of 32, its head width, got 8"),
     ("data", "name", "stdlib-text", ValueError, "model 'fcn' takes data 'digits', got 'stdlib-text'"),
     ("model", "parameterization", "simple-up", UnknownNameError, "unknown parameterization .* 'simple-mup'"),
@@ -242,10 +253,20 @@ def test_widths_of_whole_heads_are_taken(width):
     assert changed(TINY_LM, model={"width": width}).model.width == width
 
 
+@pytest.mark.parametrize("depth", [10, 16, 28])
+def test_a_wide_residual_network_has_three_stages_of_whole_blocks(depth):
+    assert tiny(model={"name": "wrn", "depth": depth, "width": 1}).model.depth == depth
+
+
+@pytest.mark.parametrize("depth", [4, 11, 12, 15])
+def test_other_depths_of_a_wide_residual_network_are_refused(depth):
+    with pytest.raises(ValueError, match=r"depth of a WRN must be 6n \+ 4"):
+        tiny(model={"name": "wrn", "depth": depth, "width": 1})
+
+
 def test_each_model_goes_with_its_own_data_only():
-    assert configs.MODEL_DATA == {"fcn": "digits", "lm": "stdlib-text"}
     assert configs.MODEL_DATA.keys() == set(configs.MODELS)
-    assert set(configs.MODEL_DATA.values()) == set(configs.DATA)
+    assert set().union(*configs.MODEL_DATA.values()) == set(configs.DATA)
     with pytest.raises(ValueError, match="model 'lm' takes data 'stdlib-text', got 'digits'"):
         changed(TINY_LM, data={"name": "digits"})
     both = tiny(data={"name": "stdlib-text"}, model={"name": "lm", "width": 32})

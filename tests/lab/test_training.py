@@ -12,13 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import SGD, Adam, RAdam
+from torch.optim import SGD, Adam, AdamW, RAdam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 import edgewise as ew
 from edgewise.lab import data, models, training
 from edgewise.lab.configs import DataConfig, OptimizerConfig, WarmupConfig
+from edgewise.lab.ri_adam import RIAdam
 from edgewise.lab.training import evaluate, guess_loss, loss_function, make_optimizer, make_schedule, train
+from edgewise.preconditioner import diagonal
 from lab_cases import TINY, TINY_LM, changed, tiny
 from oracles import dense_hessian, preconditioned, top
 
@@ -105,9 +107,31 @@ def test_gi_adam_is_trained_by_the_library_s_optimizer():
     assert expected != column(train(tiny(optimizer={"name": "adam", "lr": 0.01})), "train_loss")
 
 
+def test_adamw_decays_the_weights():
+    config = tiny(optimizer={"name": "adamw", "lr": 0.01, "weight_decay": 0.3})
+    expected = plain_loop(config, lambda p, lr: AdamW(p, lr=lr, weight_decay=0.3, fused=True))
+    assert column(train(config), "train_loss") == expected
+
+
+def test_ri_adam_starts_as_large_as_the_gradient_and_knows_no_more_of_it():
+    parameters = [nn.Parameter(torch.zeros(200, 300)), nn.Parameter(torch.zeros(50))]
+    optimizer = RIAdam(parameters, lr=0.1, betas=(0.9, 0.999))
+    for p in parameters:
+        p.grad = torch.randn_like(p) + 1
+    entries = [diagonal(optimizer, optimizer.param_groups[0], {}, p, p.grad) for p in parameters]
+    optimizer.step()
+    for p, entry in zip(parameters, entries, strict=True):
+        start = (optimizer.state[p]["exp_avg_sq"] - 0.001 * p.grad**2) / 0.999
+        torch.testing.assert_close(start.sum(), p.grad.square().sum())
+        # P, looked at before the step, is that of the step: −lr·m/P with m = (1 − β₁)g.
+        torch.testing.assert_close(p.data, -0.1 * (0.1 * p.grad) / entry, rtol=1e-4, atol=1e-6)
+    large = optimizer.state[parameters[0]]["exp_avg_sq"]
+    assert abs(np.corrcoef(large.flatten(), parameters[0].grad.square().flatten())[0, 1]) < 0.02
+
+
 def test_the_optimizer_gets_its_options():
     config = OptimizerConfig(name="adam", lr=0.1, betas=(0.8, 0.9), eps=1e-3, momentum=0.5)
-    for name in ("adam", "gi-adam", "radam"):
+    for name in ("adam", "adamw", "gi-adam", "ri-adam", "radam"):
         group = make_optimizer(changed(config, name=name), nn.Linear(2, 2), 0.3).param_groups[0]
         assert (group["lr"], tuple(group["betas"]), group["eps"]) == (0.3, (0.8, 0.9), 1e-3)
     assert (
@@ -140,7 +164,7 @@ def test_the_decay_is_torch_s_cosine_and_ends_at_a_tenth():
 
 
 def test_each_group_of_mup_decays_to_a_tenth_of_its_own_rate():
-    model = models.build(changed(TINY.model, width=64, parameterization="mup"), DIGITS)
+    model = models.build(changed(TINY.model, depth=2, width=64, parameterization="mup"), DIGITS)
     optimizer = make_optimizer(OptimizerConfig(name="adam", lr=0.1), model, 0.1)
     targets = [group["lr"] for group in optimizer.param_groups]
     assert max(targets) == pytest.approx(8 * min(targets))

@@ -16,11 +16,12 @@ from edgewise.errors import (
 )
 
 DATA = ("digits", "stdlib-text")
-MODELS = ("fcn", "lm")
-MODEL_DATA = {"fcn": "digits", "lm": "stdlib-text"}
-PARAMETERIZATIONS = ("sp", "mup", "simple-mup")
+MODELS = ("fcn", "wrn", "lm")
+MODEL_DATA = {"fcn": ("digits",), "wrn": ("digits",), "lm": ("stdlib-text",)}
+NORMS = ("pre", "post")
+PARAMETERIZATIONS = ("sp", "ntp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
-OPTIMIZERS = ("sgd", "adam", "gi-adam", "radam")
+OPTIMIZERS = ("sgd", "adam", "adamw", "gi-adam", "ri-adam", "radam")
 WARMUPS = ("linear", "catapult")
 LR_UNITS = ("absolute", "1/sharpness")
 DECAYS = ("none", "cosine")
@@ -28,6 +29,12 @@ MEASUREMENTS = ("sharpness", "preconditioned_sharpness")
 
 HEAD_WIDTH = 32  # of an LM's attention
 _SCHEMA = 1  # part of every run id: raise it when the same config means another computation
+# Fields that came later, at the values that all runs had before: left out there, stored results keep their ids.
+_LATER_FIELDS: dict[str, dict[str, Any]] = {
+    "model": {"norm": "pre", "final_norm": True},
+    "optimizer": {"weight_decay": 0.0},
+    "warmup": {"kind": "linear"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +53,34 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network: FCN-depth-width or LM-depth-width."""
+    """Which network: FCN-depth-width, WRN-depth-width or LM-depth-width."""
 
     name: str
     """One of `MODELS`."""
     depth: int
-    """Hidden layers of an FCN, blocks of an LM."""
+    """Hidden layers of an FCN, blocks of an LM, 6n + 4 of a WRN with n blocks a stage."""
     width: int
-    """Units of a hidden layer, width of the residual stream."""
+    """Units of a hidden layer, width of an LM's residual stream, widening factor of a WRN."""
     parameterization: str
     """One of `PARAMETERIZATIONS`."""
+    norm: str = "pre"
+    """One of `NORMS`: an LM's LayerNorms before attention and MLP, or after."""
+    final_norm: bool = True
+    """A LayerNorm before an LM's last layer."""
 
     def __post_init__(self) -> None:
         known_name("model", self.name, MODELS)
         known_name("parameterization", self.parameterization, PARAMETERIZATIONS)
+        known_name("norm", self.norm, NORMS)
+        if not isinstance(self.final_norm, bool):
+            raise TypeError(f"final_norm must be True or False, got {self.final_norm!r}.")
         depth, width = positive_count("depth", self.depth), positive_count("width", self.width)
         if self.name == "lm" and width % HEAD_WIDTH:
             raise ValueError(
                 f"width of an LM must be a multiple of {HEAD_WIDTH}, its head width, got {self.width}."
             )
+        if self.name == "wrn" and (depth < 10 or depth % 6 != 4):
+            raise ValueError(f"depth of a WRN must be 6n + 4: 10, 16, 22, …; got {self.depth}.")
         _settle(self, depth=depth, width=width)
 
 
@@ -84,6 +100,8 @@ class OptimizerConfig:
     """Of the Adam family."""
     eps: float = 1e-8
     """Of the Adam family."""
+    weight_decay: float = 0.0
+    """Decoupled decay of "adamw"."""
 
     def __post_init__(self) -> None:
         known_name("optimizer", self.name, OPTIMIZERS)
@@ -97,6 +115,7 @@ class OptimizerConfig:
             momentum=number_below_one("momentum", self.momentum),
             betas=betas,
             eps=nonnegative_number("eps", self.eps),
+            weight_decay=nonnegative_number("weight_decay", self.weight_decay),
         )
 
 
@@ -163,17 +182,16 @@ class RunConfig:
             raise ValueError(
                 f"warmup_steps must be at most num_steps = {self.num_steps}, got {self.warmup.steps}."
             )
-        if self.data.name != MODEL_DATA[self.model.name]:
-            raise ValueError(
-                f"model {self.model.name!r} takes data {MODEL_DATA[self.model.name]!r}, got {self.data.name!r}."
-            )
+        if self.data.name not in MODEL_DATA[self.model.name]:
+            allowed = " or ".join(map(repr, MODEL_DATA[self.model.name]))
+            raise ValueError(f"model {self.model.name!r} takes data {allowed}, got {self.data.name!r}.")
 
     @property
     def run_id(self) -> str:
         """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
         values = to_dict(self)
-        if self.warmup.kind == "linear":
-            del values["warmup"]["kind"]  # as before there was another: stored results keep their ids
+        for part, defaults in _LATER_FIELDS.items():
+            values[part] = {k: v for k, v in values[part].items() if k not in defaults or v != defaults[k]}
         text = json.dumps({"schema": _SCHEMA} | values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

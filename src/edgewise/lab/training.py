@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer, RAdam
+from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import edgewise as ew
@@ -17,6 +17,7 @@ from edgewise.lab import data, models
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.parameterization import parameter_groups
+from edgewise.lab.ri_adam import RIAdam
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import cosine
 
@@ -104,7 +105,10 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Opti
         return SGD(groups, lr=lr, momentum=config.momentum)
     if config.name == "radam":
         return RAdam(groups, lr=lr, betas=config.betas, eps=config.eps)
-    adam = {"adam": Adam, "gi-adam": ew.GIAdam}[config.name]
+    if config.name == "adamw":
+        decay = config.weight_decay
+        return AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True)
+    adam = {"adam": Adam, "gi-adam": ew.GIAdam, "ri-adam": RIAdam}[config.name]
     return adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 

@@ -1,4 +1,4 @@
-"""FCN and LM.
+"""FCN, WRN and LM.
 
 Oracle: the same network written with plain functions; bitwise comparison of logits. Cannot see: how well they learn.
 """
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgewise.lab import data, models
-from edgewise.lab.configs import DataConfig, ModelConfig
-from edgewise.lab.models import FCN, LM
+from edgewise.lab.configs import PARAMETERIZATIONS, DataConfig, ModelConfig
+from edgewise.lab.models import FCN, LM, WRN
 from edgewise.lab.parameterization import ScaledLinear
 
 DIGITS = data.load(DataConfig(name="digits"))
@@ -23,10 +23,24 @@ def fcn(depth=3, width=16, parameterization="sp"):
     )
 
 
-def lm(depth=2, width=64, parameterization="sp"):
+def wrn(depth=10, width=2, parameterization="sp"):
     return models.build(
-        ModelConfig(name="lm", depth=depth, width=width, parameterization=parameterization), TEXT
+        ModelConfig(name="wrn", depth=depth, width=width, parameterization=parameterization), DIGITS
     )
+
+
+def lm(depth=2, width=64, parameterization="sp", **options):
+    return models.build(
+        ModelConfig(name="lm", depth=depth, width=width, parameterization=parameterization, **options), TEXT
+    )
+
+
+def perturbed(model):
+    """With norms and biases that do something."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -59,31 +73,82 @@ def test_lm_d_n_has_d_blocks_of_width_n():
     assert block.mlp_out.weight.shape == (64, 256)
 
 
-def test_lm_is_the_network_it_says():
-    """Pre-LN blocks, GELU, causal attention with heads of 32, a final LayerNorm: written out."""
-    model = lm(2, 64)
-    with torch.no_grad():
-        for p in model.parameters():  # norms and biases that do something
-            p.add_(0.1 * torch.randn_like(p))
+def attention_of(block, x):
+    """Causal attention with heads of 32, written out."""
+    mixed = []
+    for head in range(x.shape[-1] // 32):
+        q, k, v = (
+            layer(x)[..., 32 * head : 32 * (head + 1)] for layer in (block.query, block.key, block.value)
+        )
+        scores = q @ k.transpose(1, 2) / 32**0.5
+        scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf)
+        mixed.append(scores.softmax(-1) @ v)
+    return block.attention_out(torch.cat(mixed, -1))
+
+
+def mlp_of(block, x):
+    return block.mlp_out(F.gelu(block.mlp_in(x)))
+
+
+def layer_norm(norm, x):
+    return F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias)
+
+
+@pytest.mark.parametrize("final_norm", [True, False])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_lm_is_the_network_it_says(norm, final_norm):
+    model = perturbed(lm(2, 64, norm=norm, final_norm=final_norm))
     tokens = TEXT.train_batch(torch.arange(3))[0]
     x = model.embedding.weight[tokens] + model.positions[:8]
     for block in model.blocks:
-        normed = F.layer_norm(x, (64,), block.attention_norm.weight, block.attention_norm.bias)
-        mixed = []
-        for head in range(2):
-            q, k, v = (
-                layer(normed)[..., 32 * head : 32 * (head + 1)]
-                for layer in (block.query, block.key, block.value)
-            )
-            scores = q @ k.transpose(1, 2) / 32**0.5
-            scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf)
-            mixed.append(scores.softmax(-1) @ v)
-        x = x + block.attention_out(torch.cat(mixed, -1))
-        normed = F.layer_norm(x, (64,), block.mlp_norm.weight, block.mlp_norm.bias)
-        x = x + block.mlp_out(F.gelu(block.mlp_in(normed)))
-    x = F.layer_norm(x, (64,), model.norm.weight, model.norm.bias)
+        if norm == "pre":
+            x = x + attention_of(block, layer_norm(block.attention_norm, x))
+            x = x + mlp_of(block, layer_norm(block.mlp_norm, x))
+        else:
+            x = layer_norm(block.attention_norm, x + attention_of(block, x))
+            x = layer_norm(block.mlp_norm, x + mlp_of(block, x))
+    if final_norm:
+        x = layer_norm(model.norm, x)
     expected = x @ model.head.weight.T + model.head.bias
     torch.testing.assert_close(model(tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(10, 1), (16, 2)])
+def test_wrn_d_k_has_three_stages_of_widening_channels(depth, blocks):
+    model = wrn(depth, 4)
+    assert isinstance(model, WRN)
+    assert model.conv.weight.shape == (16, 1, 3, 3)
+    channels = [block.conv2.weight.shape[0] for block in model.blocks]
+    assert channels == [64] * blocks + [128] * blocks + [256] * blocks
+    assert model.head.weight.shape == (10, 256)
+    assert model(DIGITS.train_inputs[:5]).shape == (5, 10)
+
+
+def test_wrn_is_the_network_it_says():
+    """Activations before convolutions, LayerNorm over channels, projections of strides 1, 2, 2, mean over the image."""
+    model = perturbed(wrn(10, 2))
+    images = DIGITS.train_inputs[:5]
+
+    def normed(norm, x):
+        mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, correction=0)
+        scaled = (x - mean) / (variance + 1e-5).sqrt()
+        return F.relu(scaled * norm.weight[:, None, None] + norm.bias[:, None, None])
+
+    x = F.conv2d(images.reshape(5, 1, 8, 8), model.conv.weight, model.conv.bias, padding=1)
+    for block, stride in zip(model.blocks, (1, 2, 2), strict=True):
+        h = normed(block.norm1, x)
+        stream = F.conv2d(h, block.shortcut.weight, block.shortcut.bias, stride=stride)
+        h = F.conv2d(h, block.conv1.weight, block.conv1.bias, stride=stride, padding=1)
+        h = normed(block.norm2, h)
+        x = stream + F.conv2d(h, block.conv2.weight, block.conv2.bias, padding=1)
+    assert x.shape == (5, 128, 2, 2)
+    expected = F.linear(normed(model.norm, x).mean((2, 3)), model.head.weight, model.head.bias)
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_that_keep_the_shape_keep_the_stream():
+    model = wrn(16, 2)
+    assert [block.shortcut is None for block in model.blocks] == [False, True] * 3
 
 
 def test_a_later_token_leaves_earlier_logits_alone():
@@ -105,8 +170,8 @@ def test_positions_tell_equal_tokens_apart():
     assert "positions" not in dict(model.named_parameters())
 
 
-@pytest.mark.parametrize("build", [fcn, lm])
-@pytest.mark.parametrize("parameterization", ["sp", "mup", "simple-mup"])
+@pytest.mark.parametrize("build", [fcn, wrn, lm])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_the_seed_decides_the_weights(build, parameterization):
     def weights(seed):
         torch.manual_seed(seed)

@@ -14,6 +14,7 @@ class Dataset:
     test_inputs: Tensor
     test_targets: Tensor
     num_classes: int
+    image_shape: tuple[int, int, int] | None = None  # channels, height, width, whose product is the features
 
     @property
     def num_features(self) -> int:

@@ -22,4 +22,5 @@ def load_digits() -> Dataset:
         test_inputs=inputs[_NUM_TRAIN:],
         test_targets=targets[_NUM_TRAIN:],
         num_classes=10,
+        image_shape=(1, 8, 8),
     )

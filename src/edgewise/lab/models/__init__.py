@@ -6,8 +6,9 @@ from edgewise.lab.configs import ModelConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.models.fcn import FCN
 from edgewise.lab.models.lm import LM
+from edgewise.lab.models.wrn import WRN
 
-__all__ = ["FCN", "LM", "build"]
+__all__ = ["FCN", "LM", "WRN", "build"]
 
 
 def build(config: ModelConfig, dataset: Dataset) -> nn.Module:
@@ -21,6 +22,15 @@ def build(config: ModelConfig, dataset: Dataset) -> nn.Module:
                 width=config.width,
                 parameterization=config.parameterization,
             )
+        case "wrn":
+            assert dataset.image_shape is not None  # by MODEL_DATA
+            return WRN(
+                image_shape=dataset.image_shape,
+                num_classes=dataset.num_classes,
+                depth=config.depth,
+                width=config.width,
+                parameterization=config.parameterization,
+            )
         case "lm":
             return LM(
                 vocabulary=dataset.num_classes,
@@ -28,6 +38,8 @@ def build(config: ModelConfig, dataset: Dataset) -> nn.Module:
                 depth=config.depth,
                 width=config.width,
                 parameterization=config.parameterization,
+                norm=config.norm,
+                final_norm=config.final_norm,
             )
         case name:
             raise AssertionError(name)

@@ -1,4 +1,4 @@
-"""LM-d-n: a GPT-2-style Pre-LN Transformer with d blocks of width n.
+"""LM-d-n: a GPT-2-style Transformer with d blocks of width n.
 
 Shapes: B batch, T context, N width, V vocabulary.
 """
@@ -16,13 +16,21 @@ class LM(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, *, vocabulary: int, context: int, depth: int, width: int, parameterization: str
+        self,
+        *,
+        vocabulary: int,
+        context: int,
+        depth: int,
+        width: int,
+        parameterization: str,
+        norm: str = "pre",
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.embedding = ScaledEmbedding(vocabulary, width, parameterization=parameterization)
+        self.embedding = ScaledEmbedding(vocabulary, width)
         self.register_buffer("positions", sinusoidal_positions(context, width))
-        self.blocks = nn.Sequential(*(_Block(width, parameterization) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.Sequential(*(_BLOCKS[norm](width, parameterization) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
         self.head = ScaledLinear(width, vocabulary, role="last", parameterization=parameterization)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -31,7 +39,7 @@ class LM(nn.Module):
         return self.head(self.norm(self.blocks(x_BTN)))
 
 
-class _Block(nn.Module):
+class _PreNormBlock(nn.Module):
     """Attention and MLP, each behind its LayerNorm and added to the stream."""
 
     def __init__(self, width: int, parameterization: str) -> None:
@@ -49,13 +57,27 @@ class _Block(nn.Module):
 
     def forward(self, x_BTN: Tensor) -> Tensor:
         x_BTN = x_BTN + self._attention(self.attention_norm(x_BTN))
-        return x_BTN + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x_BTN))))
+        return x_BTN + self._mlp(self.mlp_norm(x_BTN))
 
     def _attention(self, x_BTN: Tensor) -> Tensor:
         query, key, value = (self._heads(layer(x_BTN)) for layer in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
 
+    def _mlp(self, x_BTN: Tensor) -> Tensor:
+        return self.mlp_out(F.gelu(self.mlp_in(x_BTN)))
+
     def _heads(self, x_BTN: Tensor) -> Tensor:
         """(B, T, N) → (B, heads, T, N/heads)."""
         return x_BTN.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class _PostNormBlock(_PreNormBlock):
+    """Attention and MLP, each added to the stream, which then passes a LayerNorm (Vaswani et al. 2017)."""
+
+    def forward(self, x_BTN: Tensor) -> Tensor:
+        x_BTN = self.attention_norm(x_BTN + self._attention(x_BTN))
+        return self.mlp_norm(x_BTN + self._mlp(x_BTN))
+
+
+_BLOCKS = {"pre": _PreNormBlock, "post": _PostNormBlock}

@@ -83,12 +83,19 @@ def late_stability_limit(optimizer: OptimizerConfig) -> float:
 
 def parameterization_label(config: RunConfig) -> str:
     """Return the parameterization as the figures name it."""
-    return {"sp": "SP", "mup": "μP", "simple-mup": "simple μP"}[config.model.parameterization]
+    return {"sp": "SP", "ntp": "NTP", "mup": "μP", "simple-mup": "simple μP"}[config.model.parameterization]
 
 
 def optimizer_label(config: RunConfig) -> str:
     """Return the optimizer as the figures name it."""
-    return {"sgd": "SGD", "adam": "Adam", "gi-adam": "GI-Adam", "radam": "RAdam"}[config.optimizer.name]
+    return {
+        "sgd": "SGD",
+        "adam": "Adam",
+        "adamw": "AdamW",
+        "gi-adam": "GI-Adam",
+        "ri-adam": "RI-Adam",
+        "radam": "RAdam",
+    }[config.optimizer.name]
 
 
 def warmup_label(config: RunConfig) -> str:
