@@ -187,7 +187,7 @@ def test_what_a_command_runs_and_where(edgewise, monkeypatch, arguments, figures
     monkeypatch.setattr(cli, "_finish", lambda store: asked.update(finished=store))
     assert edgewise(*arguments, "--workers", "3")[0] == 0
     assert list(asked["planned"]) == figures
-    assert asked["planned"] == {figure: RECIPES[figure].configs(scale) for figure in figures}
+    assert asked["planned"] == {figure: RECIPES[figure].ladders(scale) for figure in figures}
     assert (asked["scale"], asked["out"], asked["workers"]) == (scale, Path(out), 3)
     assert asked["engine"] == "local"
     assert asked["finished"] == "the store"

@@ -47,8 +47,8 @@ FLOORS = {
 FORBIDDEN = {"warmup": {"curvature"}}  # beyond the floors
 
 # Inside lab, two staircases that meet in `sweep`. The light one, which reads results, needs no torch.
-LIGHT = {"configs": 0, "store": 1, "phase_diagram": 2, "recipes": 3, "plots": 4, "report": 5}
-HEAVY = {"parameterization": 1, "data": 1, "models": 2, "training": 3, "engines": 4}
+LIGHT = {"configs": 0, "store": 1, "phase_diagram": 2, "work": 3, "recipes": 4, "plots": 5, "report": 6}
+HEAVY = {"parameterization": 1, "ri_adam": 1, "data": 1, "models": 2, "training": 3, "engines": 4}
 WITHOUT_TORCH = ["warmup.schedules", *(f"lab.{room}" for room in LIGHT)]
 
 

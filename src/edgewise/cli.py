@@ -11,9 +11,9 @@ try:
     from rich.console import Console
 
     from edgewise.lab import progress, report, sweep
-    from edgewise.lab.configs import RunConfig
     from edgewise.lab.recipes import DEMO, RECIPES
     from edgewise.lab.store import Store
+    from edgewise.lab.work import Ladder
 except ModuleNotFoundError as error:
     sys.exit(f"edgewise's command line needs the laboratory ({error}): pip install 'edgewise[lab]'")
 
@@ -59,9 +59,7 @@ def rebuild_report(directory: Annotated[Path, tyro.conf.Positional]) -> None:
     _finish(Store.open(directory))
 
 
-def _run(
-    planned: dict[str, tuple[RunConfig, ...]], scale: str, out: Path, engine: str, workers: int | None
-) -> None:
+def _run(planned: dict[str, list[Ladder]], scale: str, out: Path, engine: str, workers: int | None) -> None:
     with progress.bars(planned, Console()) as move:
         store = sweep.run(planned, scale, out, engine=engine, workers=workers, on_progress=move)
     _finish(store)

@@ -101,7 +101,7 @@ def test_the_id_is_that_of_the_stored_results_of_older_commits():
 def test_the_id_changes_with_the_schema(monkeypatch):
     before = TINY.run_id
     monkeypatch.setattr(configs, "_SCHEMA", 2)
-    assert TINY.run_id != before
+    assert tiny().run_id != before
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def diagram_of(kinds, losses=None):
     ],
 )
 def test_what_became_of_a_run(outcome, kind):
-    assert cell_of(made(tiny(), **outcome)) is kind
+    assert cell_of(made(tiny(), **outcome).outcome) is kind
 
 
 def test_rows_are_warmups_and_columns_rates_ascending():

@@ -25,7 +25,7 @@ def text_of(renderable, width=160):
 def test_bars_follow_the_steps_of_each_figure():
     a, b, c = (tiny(seed=seed) for seed in range(3))
     recorder = console()
-    with progress.bars({"fig1": (a, b), "fig2": (b, c)}, recorder) as move:
+    with progress.bars({"fig1": [(a, b)], "fig2": [(b,), (c,)]}, recorder) as move:
         move({a.run_id: 0, b.run_id: 0, c.run_id: 0})
         move({a.run_id: 6, b.run_id: 3, c.run_id: 0})
     last = recorder.export_text().rstrip().splitlines()[-2:]
@@ -38,14 +38,14 @@ def test_bars_follow_the_steps_of_each_figure():
 def test_a_continued_figure_starts_where_it_stood():
     a, b = (tiny(seed=seed) for seed in range(2))
     recorder = console()
-    with progress.bars({"fig1": (a, b)}, recorder) as move:
+    with progress.bars({"fig1": [(a, b)]}, recorder) as move:
         move({a.run_id: 6, b.run_id: 0})
     assert " 50%" in recorder.export_text()
 
 
 def test_nothing_is_shown_before_the_first_move():
     recorder = console()
-    with progress.bars({"fig1": (tiny(),)}, recorder):
+    with progress.bars({"fig1": [(tiny(),)]}, recorder):
         pass
     assert "fig1" not in recorder.export_text()
 
@@ -54,7 +54,7 @@ def test_a_bar_fits_into_eighty_columns():
     for figure in RECIPES:
         config = tiny()
         recorder = console(width=80)
-        with progress.bars({figure: (config,)}, recorder) as move:
+        with progress.bars({figure: [(config,)]}, recorder) as move:
             move({config.run_id: 6})
         lines = [line for line in recorder.export_text().splitlines() if figure in line]
         assert lines

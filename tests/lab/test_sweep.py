@@ -24,15 +24,19 @@ from lab_cases import TINY, made, save, stored, tiny
 TESTS = Path(__file__).parents[1]
 
 
-def record_engine(monkeypatch):
+def record_engine(monkeypatch, make=made):
     """Replace the engines by one that stores made-up runs and records what it was asked for."""
     calls = []
 
-    def engine(configs, store, workers, on_progress):
-        calls.append((configs, workers))
-        for config in configs:
-            save(store, made(config))
-        on_progress([config.num_steps for config in configs])
+    def engine(work, store, workers, on_progress):
+        trained, ready = [], work.start()
+        while ready:
+            config = ready.pop(0)
+            save(store, make(config))
+            trained.append(config)
+            ready += work.after(config)
+        calls.append((trained, workers))
+        on_progress({config.run_id: config.num_steps for config in trained})
 
     monkeypatch.setattr(sweep, "engine_of", lambda name: engine)
     return calls
@@ -40,8 +44,8 @@ def record_engine(monkeypatch):
 
 def test_a_plan_is_each_figure_s_runs():
     assert sweep.plan(["fig4", "fig1"], "demo") == {
-        "fig4": RECIPES["fig4"].configs("demo"),
-        "fig1": RECIPES["fig1"].configs("demo"),
+        "fig4": RECIPES["fig4"].ladders("demo"),
+        "fig1": [(config,) for config in RECIPES["fig1"].configs("demo")],
     }
 
 
@@ -69,14 +73,14 @@ def test_a_plan_knows_its_names(figures, scale, message):
 )
 def test_a_bad_option_is_refused_before_anything_is_written(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
-        sweep.run({"fig1": (TINY,)}, "demo", tmp_path / "out", **options)
+        sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_only_what_is_missing_is_trained_and_each_run_once(tmp_path, monkeypatch):
     calls = record_engine(monkeypatch)
     a, b, c = (tiny(seed=seed) for seed in range(3))
-    planned = {"fig1": (a, b), "fig2": (b, c)}  # b is shared
+    planned = {"fig1": [(a,), (b,)], "fig2": [(b,), (c,)]}  # b is shared
     store = stored(tmp_path, {"fig1": [made(a), made(b)], "fig2": [made(b), made(c)]})
     for config in (b, c):
         folder = tmp_path / "runs" / config.run_id
@@ -96,16 +100,16 @@ def test_a_finished_sweep_is_left_as_it_is(tmp_path, monkeypatch):
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
     progress = []
-    store = sweep.run({"fig1": (TINY,)}, "demo", tmp_path, on_progress=progress.append)
-    assert calls == []
-    assert progress == [{TINY.run_id: TINY.num_steps}]
+    store = sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path, on_progress=progress.append)
+    assert calls == [([], os.cpu_count())]
+    assert progress[0] == {TINY.run_id: TINY.num_steps}
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
     assert store.load(TINY.run_id).outcome["seconds"] == 123.0
 
 
 def test_all_cores_work_if_not_told_otherwise(tmp_path, monkeypatch):
     calls = record_engine(monkeypatch)
-    sweep.run({"fig1": (TINY,)}, "demo", tmp_path)
+    sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path)
     assert calls[0][1] == os.cpu_count()
 
 
@@ -113,7 +117,7 @@ def test_other_results_are_refused(tmp_path, monkeypatch):
     calls = record_engine(monkeypatch)
     stored(tmp_path, {"fig1": [made(TINY)]})
     with pytest.raises(StoreError, match="holds other results"):
-        sweep.run({"fig1": (tiny(seed=1),)}, "demo", tmp_path)
+        sweep.run({"fig1": [(tiny(seed=1),)]}, "demo", tmp_path)
     assert calls == []
 
 
@@ -130,7 +134,7 @@ def show(steps):
     workers = [process.pid for process in multiprocessing.active_children()]
     print(json.dumps([[steps[c.run_id] for c in configs], workers]), flush=True)
 
-sweep.run({"fig1": configs}, "demo", Path(sys.argv[1]), workers=2, on_progress=show)
+sweep.run({"fig1": [(config,) for config in configs]}, "demo", Path(sys.argv[1]), workers=2, on_progress=show)
 """
 
 
@@ -169,7 +173,7 @@ def test_a_killed_sweep_leaves_no_orphans_and_is_resumed_bit_for_bit(tmp_path):
     assert [store.has(config.run_id) for config in configs] == [True, False]
     kept = out / "runs" / configs[0].run_id / "outcome.json"
     before = kept.stat().st_mtime_ns
-    store = sweep.run({"fig1": tuple(configs)}, "demo", out, workers=1)
+    store = sweep.run({"fig1": [(config,) for config in configs]}, "demo", out, workers=1)
     assert kept.stat().st_mtime_ns == before
     for config in configs:
         expected = train(config)
@@ -177,3 +181,25 @@ def test_a_killed_sweep_leaves_no_orphans_and_is_resumed_bit_for_bit(tmp_path):
         for name in ("step", "lr", "train_loss"):
             assert columns[name].tolist() == [row[name] for row in expected.rows]
     assert {p.name for p in (out / "runs").iterdir()} == {config.run_id for config in configs}
+
+
+def test_what_lies_beyond_the_failure_boundary_is_left_out_and_stays_out(tmp_path, monkeypatch):
+    ladder = tuple(tiny(optimizer={"lr": lr}) for lr in (0.1, 0.2, 0.4, 0.8))
+    end = lambda c: made(c, test_accuracy=0.1 if c.optimizer.lr >= 0.2 else 0.9)
+    calls = record_engine(monkeypatch, end)
+    progress = []
+    for _ in range(2):
+        store = sweep.run({"fig4": [ladder]}, "demo", tmp_path, on_progress=progress.append)
+        assert store.beyond == {config.run_id for config in ladder[2:]}
+        assert Store.open(tmp_path).beyond == store.beyond
+        assert [run.config for run in store.runs_of(store.figures[0])] == [*ladder[:2]]
+        assert progress[-1] == {config.run_id: config.num_steps for config in ladder}
+    assert [trained for trained, _ in calls] == [[*ladder[:2]], []]
+
+
+def test_a_run_that_is_missing_for_no_reason_is_an_error(tmp_path, monkeypatch):
+    record_engine(monkeypatch)
+    store = sweep.run({"fig4": [(TINY,)]}, "demo", tmp_path)
+    (tmp_path / "runs" / TINY.run_id).rename(tmp_path / "aside")
+    with pytest.raises(StoreError, match="is missing"):
+        store.runs_of(store.figures[0])

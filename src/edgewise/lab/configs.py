@@ -1,6 +1,7 @@
 """What a run is: frozen configurations, their checks, and the run id that follows from them. No torch."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -186,7 +187,7 @@ class RunConfig:
             allowed = " or ".join(map(repr, MODEL_DATA[self.model.name]))
             raise ValueError(f"model {self.model.name!r} takes data {allowed}, got {self.data.name!r}.")
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
         values = to_dict(self)

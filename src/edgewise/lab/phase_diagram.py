@@ -52,13 +52,12 @@ class PhaseDiagram:
         return float(self.test_loss[i, j])
 
 
-def cell_of(run: Run) -> Cell:
-    """Return whether a run trained.
+def cell_of(outcome: dict[str, Any]) -> Cell:
+    """Return whether the run of this outcome trained.
 
     It failed when its accuracy is below 1.5 × a random guess (Kalra & Barkeshli 2024), or its test loss is no
     better than that of the best constant output, the class frequencies.
     """
-    outcome = run.outcome
     if outcome["diverged"]:
         return Cell.DIVERGED
     guessing = outcome["test_accuracy"] < 1.5 / outcome["num_classes"]
@@ -79,7 +78,7 @@ def phase_diagram(runs: Sequence[Run]) -> PhaseDiagram:
             ]
             if seeds:
                 test_loss[i, j] = np.mean([run.outcome["test_loss"] for run in seeds])
-                cells[i, j] = max((cell_of(run) for run in seeds), key=severity.index)
+                cells[i, j] = max((cell_of(run.outcome) for run in seeds), key=severity.index)
     return PhaseDiagram(
         lr_targets=tuple(rates), warmup_steps=tuple(warmups), test_loss=test_loss, cells=cells
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from rich.box import HORIZONTALS
 from rich.console import Console
@@ -18,14 +19,14 @@ from rich.progress import (
 from rich.table import Table
 
 from edgewise.lab import sweep
-from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import Claim, Recipe, recipe
+from edgewise.lab.work import Ladder
 
 _TITLE_WIDTH = 24
 
 
 @contextmanager
-def bars(planned: dict[str, tuple[RunConfig, ...]], console: Console) -> Iterator[sweep.Progress]:
+def bars(planned: dict[str, list[Ladder]], console: Console) -> Iterator[sweep.Progress]:
     """Show a bar a figure, in optimizer steps; yields the callback that moves them, and first shows them."""
     columns = (
         TextColumn("{task.description}"),
@@ -39,7 +40,8 @@ def bars(planned: dict[str, tuple[RunConfig, ...]], console: Console) -> Iterato
         tasks: dict[str, Task] = {}
 
         def move(steps: dict[str, int]) -> None:
-            for figure, configs in planned.items():
+            for figure, ladders in planned.items():
+                configs = list(chain.from_iterable(ladders))
                 if figure not in tasks:
                     total = sum(config.num_steps for config in configs)
                     task_id = progress.add_task(_short_title(figure), total=total, start=False)

@@ -100,8 +100,8 @@ def _claims_table(claims: list[Claim]) -> str:
 
 
 def _provenance(store: Store) -> str:
-    run_ids = {run_id for figure in store.figures for run_id in figure.run_ids}
-    seconds = sum(store.load(run_id).outcome["seconds"] for run_id in run_ids)
+    run_ids = {run_id for figure in store.figures for run_id in figure.run_ids} - store.beyond
+    seconds = sum(store.outcome(run_id)["seconds"] for run_id in run_ids)
     facts = store.provenance | {"runs": str(len(run_ids)), "training time, all processes": f"{seconds:.0f} s"}
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
     return f"<table><tbody>{rows}</tbody></table>"

@@ -1,6 +1,6 @@
 """Results on disk: one folder a sweep, one folder a run, written under a temporary name and then renamed.
 
-    DIR/sweep.json               which figures, at which scale, made of which runs
+    DIR/sweep.json               which figures, at which scale, made of which runs, and which of them need no training
     DIR/runs/<run id>/config.json, rows.parquet, outcome.json
 
 A run folder exists only complete: a killed run leaves a `.partial-…` folder, which is ignored and cleared.
@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -56,10 +56,17 @@ class Run:
 class Store:
     """A results folder."""
 
-    def __init__(self, path: Path, figures: tuple[FigureRuns, ...], provenance: dict[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        figures: tuple[FigureRuns, ...],
+        provenance: dict[str, str],
+        beyond: Collection[str] = (),
+    ) -> None:
         self.path = path
         self.figures = figures
         self.provenance = provenance
+        self.beyond = frozenset(beyond)
 
     @classmethod
     def create(cls, path: Path, figures: Sequence[FigureRuns]) -> "Store":
@@ -71,7 +78,7 @@ class Store:
         figures = tuple(figures)
         if (path / "sweep.json").exists():
             existing = cls.open(path)
-            if existing.figures != figures:
+            if set(map(_content, existing.figures)) != set(map(_content, figures)):
                 raise StoreError(
                     f"{path} holds other results ({_summary(existing.figures)}; wanted {_summary(figures)}): "
                     "choose another folder with --out, or delete this one."
@@ -114,7 +121,7 @@ class Store:
                 "use the version that wrote it, or run again into a new folder."
             )
         figures = tuple(FigureRuns(**f | {"run_ids": tuple(f["run_ids"])}) for f in content["figures"])
-        return cls(path, figures, content["provenance"])
+        return cls(path, figures, content["provenance"], content.get("beyond", ()))
 
     def has(self, run_id: str) -> bool:
         """Whether the run is finished and stored."""
@@ -136,6 +143,11 @@ class Store:
                 raise
             shutil.rmtree(partial)
 
+    def outcome(self, run_id: str) -> dict[str, Any]:
+        """Return how a stored run ended."""
+        outcome: dict[str, Any] = json.loads((self._folder(run_id) / "outcome.json").read_text())
+        return outcome
+
     def load(self, run_id: str) -> Run:
         """Return a stored run.
 
@@ -152,16 +164,31 @@ class Store:
         return Run(
             config=from_dict(json.loads((folder / "config.json").read_text())),
             columns=columns,
-            outcome=json.loads((folder / "outcome.json").read_text()),
+            outcome=self.outcome(run_id),
         )
 
     def runs_of(self, figure: FigureRuns) -> list[Run]:
-        """Return a figure's runs, in the recipe's order."""
-        return [self.load(run_id) for run_id in figure.run_ids]
+        """Return a figure's runs, in the recipe's order, without those beyond the failure boundary.
+
+        Raises:
+            StoreError: another one is missing.
+        """
+        return [self.load(run_id) for run_id in figure.run_ids if run_id not in self.beyond]
+
+    def leave_out(self, beyond: Collection[str]) -> None:
+        """Record that these runs lie beyond the failure boundary of their diagram: the figures do without them."""
+        if set(beyond) != self.beyond:
+            self.beyond = frozenset(beyond)
+            self._write_index()
 
     def _write_index(self) -> None:
         figures = [dataclasses.asdict(figure) for figure in self.figures]
-        content = {"schema": SCHEMA, "figures": figures, "provenance": self.provenance}
+        content = {
+            "schema": SCHEMA,
+            "figures": figures,
+            "beyond": sorted(self.beyond),
+            "provenance": self.provenance,
+        }
         _write(self.path / "sweep.json", json.dumps(content, indent=1))
 
     def _folder(self, run_id: str) -> Path:
@@ -187,6 +214,10 @@ def _provenance() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _content(figure: FigureRuns) -> tuple[str, str, frozenset[str]]:
+    return figure.figure, figure.scale, frozenset(figure.run_ids)
 
 
 def _summary(figures: tuple[FigureRuns, ...]) -> str:

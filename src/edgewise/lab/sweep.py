@@ -5,26 +5,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgewise.errors import known_name, positive_count
-from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import engine as engine_of
 from edgewise.lab.recipes import SCALES, recipe
 from edgewise.lab.store import FigureRuns, Store
+from edgewise.lab.work import Ladder, Work
 
 Progress = Callable[[dict[str, int]], None]  # run id → steps behind it
 
 
-def plan(figures: Sequence[str], scale: str) -> dict[str, tuple[RunConfig, ...]]:
-    """Return figure id → its runs.
+def plan(figures: Sequence[str], scale: str) -> dict[str, list[Ladder]]:
+    """Return figure id → its runs, those of a ladder in their order.
 
     Raises:
         UnknownNameError: an unknown figure or scale.
     """
     known_name("scale", scale, SCALES)
-    return {figure: recipe(figure).configs(scale) for figure in figures}
+    return {figure: recipe(figure).ladders(scale) for figure in figures}
 
 
 def run(
-    planned: dict[str, tuple[RunConfig, ...]],
+    planned: dict[str, list[Ladder]],
     scale: str,
     out: Path,
     *,
@@ -40,7 +40,7 @@ def run(
         out: the results folder; made if absent, continued if it holds the same sweep.
         engine: one of `edgewise.lab.engines.ENGINES`.
         workers: processes; all cores if not given.
-        on_progress: called often, with run id → steps done, for all runs.
+        on_progress: called often, with run id → steps behind it, all of them for a run that need not be trained.
 
     Raises:
         UnknownNameError: an unknown engine.
@@ -49,15 +49,21 @@ def run(
     execute = engine_of(engine)
     workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
     figures = [
-        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in configs))
-        for figure, configs in planned.items()
+        FigureRuns(
+            figure=figure, scale=scale, run_ids=tuple(c.run_id for ladder in its_ladders for c in ladder)
+        )
+        for figure, its_ladders in planned.items()
     ]
     store = Store.create(out, figures)
-    unique = {config.run_id: config for configs in planned.values() for config in configs}
-    missing = [config for run_id, config in unique.items() if not store.has(run_id)]
-    done = {run_id: c.num_steps if store.has(run_id) else 0 for run_id, c in unique.items()}
-    on_progress(done)
-    if missing:
-        ids = [config.run_id for config in missing]
-        execute(missing, store, workers, lambda steps: on_progress(done | dict(zip(ids, steps, strict=True))))
+    work = Work([ladder for its_ladders in planned.values() for ladder in its_ladders], store)
+    behind = {c.run_id: c.num_steps if store.has(c.run_id) else 0 for c in work.configs}
+
+    def report_progress(begun: dict[str, int]) -> None:
+        behind.update(begun)
+        beyond = work.beyond()
+        on_progress(behind | {c.run_id: c.num_steps for c in work.configs if c.run_id in beyond})
+
+    report_progress({})
+    execute(work, store, workers, report_progress)
+    store.leave_out(work.beyond())
     return store

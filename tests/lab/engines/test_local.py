@@ -16,6 +16,7 @@ from edgewise.lab import engines
 from edgewise.lab.engines import local
 from edgewise.lab.store import FigureRuns, Store
 from edgewise.lab.training import train
+from edgewise.lab.work import Work
 from lab_cases import TINY, tiny
 
 DIVERGING = tiny(optimizer={"lr": 1e12}, warmup={"steps": 1}, num_steps=40)
@@ -25,6 +26,10 @@ FAILING = tiny(optimizer={"lr_unit": "1/sharpness"}, warmup={"lr_init": 1e9})  #
 def store_for(path, configs):
     run_ids = tuple(config.run_id for config in configs)
     return Store.create(path, [FigureRuns(figure="fig1", scale="demo", run_ids=run_ids)])
+
+
+def work_of(configs, store):
+    return Work([(config,) for config in configs], store)
 
 
 def without_time(outcome):
@@ -46,23 +51,23 @@ def test_two_processes_give_what_one_gives_bit_for_bit(tmp_path):
     configs = [TINY, adam, tiny(seed=1, measure=("sharpness",), measure_every=2), DIVERGING]
     store = store_for(tmp_path, configs)
     seen = []
-    local.run(configs, store, 2, seen.append)
+    local.run(work_of(configs, store), store, 2, lambda steps: seen.append(dict(steps)))
     for config in configs:
         assert_stored_as_trained(store, config)
     assert store.load(DIVERGING.run_id).outcome["num_steps"] < 40
-    assert seen[-1] == [config.num_steps for config in configs]  # also of the one that ended early
-    assert all(
-        a <= b for before, after in itertools.pairwise(seen) for a, b in zip(before, after, strict=True)
-    )
+    assert seen[-1] == {
+        config.run_id: config.num_steps for config in configs
+    }  # also of the one that ended early
+    assert all(before[i] <= after[i] for before, after in itertools.pairwise(seen) for i in before)
 
 
 def test_an_error_names_its_run_and_leaves_the_others_stored(tmp_path):
     others = [tiny(seed=seed) for seed in (1, 2)]
     store = store_for(tmp_path, [others[0], FAILING, others[1]])
     with pytest.raises(ValueError, match="lr_init must be at most the target") as caught:
-        local.run([others[0], FAILING, others[1]], store, 1, lambda steps: None)
+        local.run(work_of([others[0], FAILING, others[1]], store), store, 1, lambda steps: None)
     assert f"in run {FAILING.run_id}: RunConfig(" in "".join(caught.value.__notes__)
-    assert store.has(others[0].run_id)  # finished before
+    assert all(store.has(config.run_id) for config in others)
     assert not store.has(FAILING.run_id)
     assert {p.name for p in (tmp_path / "runs").iterdir()} <= {config.run_id for config in others}
 
@@ -79,9 +84,9 @@ def test_ctrl_c_is_an_interrupt_also_where_the_workers_notice_it_first(tmp_path)
     store = store_for(tmp_path / "out", configs)
 
     def interrupt_workers(steps):
-        if min(steps) > 0:
+        if min(steps.values()) > 0:
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        local.run(configs, store, 2, interrupt_workers)
+        local.run(work_of(configs, store), store, 2, interrupt_workers)

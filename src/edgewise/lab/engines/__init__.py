@@ -1,15 +1,15 @@
 """Ways to run many configs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from edgewise.errors import known_name
-from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import local
 from edgewise.lab.store import Store
+from edgewise.lab.work import Work
 
 __all__ = ["ENGINES", "Engine", "engine"]
 
-Engine = Callable[[Sequence[RunConfig], Store, int, Callable[[list[int]], None]], None]
+Engine = Callable[[Work, Store, int, Callable[[dict[str, int]], None]], None]
 
 ENGINES: dict[str, Engine] = {"local": local.run}
 

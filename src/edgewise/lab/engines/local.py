@@ -5,7 +5,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -16,6 +16,7 @@ import torch
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.store import Store
 from edgewise.lab.training import train
+from edgewise.lab.work import Work
 
 _POLL_SECONDS = 0.2
 
@@ -23,41 +24,58 @@ _steps_done: Any = None  # in a worker: shared counters, one a config
 
 
 def run(
-    configs: Sequence[RunConfig],
+    work: Work,
     store: Store,
     workers: int,
-    on_progress: Callable[[list[int]], None],
+    on_progress: Callable[[dict[str, int]], None],
 ) -> None:
-    """Train every config and store it; `on_progress` gets the steps that each has behind it.
+    """Train and store what there is to do; `on_progress` gets run id → steps done, of the runs that have begun.
 
     Raises:
-        Exception: the first error of a run, with its run id noted; finished runs stay stored.
+        Exception: the first error of a run, with its run id noted, once the others are finished and stored.
         KeyboardInterrupt: Ctrl-C, which the terminal sends to the workers as well.
     """
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    counters = context.Array("q", max(1, len(configs)), lock=False)
+    index = {config.run_id: i for i, config in enumerate(work.configs)}
+    counters = context.Array("q", max(1, len(index)), lock=False)
+    pending: dict[Future[None], RunConfig] = {}
+    begun: list[str] = []
+    errors: list[BaseException] = []
+    started: set[BaseProcess] = set()
     with ProcessPoolExecutor(
-        min(workers, max(1, len(configs))),
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(counters,),
+        min(workers, max(1, len(index))), mp_context=context, initializer=_start_worker, initargs=(counters,)
     ) as pool:
-        pending = {pool.submit(_train_and_store, i, config, store) for i, config in enumerate(configs)}
-        workers_started = multiprocessing.active_children()
+
+        def submit(configs: list[RunConfig]) -> None:
+            for config in configs:
+                pending[pool.submit(_train_and_store, index[config.run_id], config, store)] = config
+                begun.append(config.run_id)
+            started.update(multiprocessing.active_children())
+
+        submit(work.start())
         try:
             while pending:
-                done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                _raise_first_error(done)
-                on_progress(list(counters[: len(configs)]))
+                done, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    config = pending.pop(future)
+                    if (error := future.exception()) is None:
+                        submit(work.after(config))
+                    elif isinstance(error, BrokenProcessPool):
+                        raise error
+                    else:
+                        errors.append(error)
+                on_progress({run_id: counters[index[run_id]] for run_id in begun})
         except BrokenProcessPool:
-            if _ended_by_ctrl_c(workers_started):  # and noticed before Ctrl-C here
+            if _ended_by_ctrl_c(started):  # and noticed before Ctrl-C here
                 raise KeyboardInterrupt from None
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+    if errors:
+        raise errors[0]
 
 
-def _ended_by_ctrl_c(workers: list[BaseProcess]) -> bool:
+def _ended_by_ctrl_c(workers: set[BaseProcess]) -> bool:
     for worker in workers:
         worker.join(_POLL_SECONDS)
     return any(worker.exitcode == -signal.SIGINT for worker in workers)
@@ -90,8 +108,3 @@ def _train_and_store(index: int, config: RunConfig, store: Store) -> None:
         error.add_note(f"in run {config.run_id}: {config}")
         raise
     _steps_done[index] = config.num_steps  # a diverged run is done early
-
-
-def _raise_first_error(done: set[Future[None]]) -> None:
-    for future in done:
-        future.result()

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig
 from edgewise.lab.store import Run
+from edgewise.lab.work import Ladder, ladders
 
 SCALES = ("demo", "embedded")
 
@@ -64,6 +65,11 @@ class Recipe:
     """Scale → runs."""
     claims: Callable[[Sequence[Run]], list[Claim]]
     layout: Trajectories | PhaseDiagrams
+
+    def ladders(self, scale: str) -> list[Ladder]:
+        """Return the runs as they are to be trained: the rates of a phase diagram upwards, until training fails."""
+        configs = self.configs(scale)
+        return ladders(configs) if isinstance(self.layout, PhaseDiagrams) else [(c,) for c in configs]
 
 
 LOSS = Quantity(column="train_loss", label="training loss")

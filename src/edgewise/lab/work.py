@@ -1,0 +1,76 @@
+"""What is left to train, in an order that depends on results: rates are climbed until training fails."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from edgewise.lab.configs import RunConfig
+from edgewise.lab.phase_diagram import Cell, cell_of
+from edgewise.lab.store import Store
+
+Ladder = tuple[RunConfig, ...]  # to be trained in this order, up to the first that does not train
+
+
+def ladders(configs: Sequence[RunConfig]) -> list[Ladder]:
+    """Return the runs that differ in nothing but the target rate together, the lowest first."""
+    rungs: dict[RunConfig, list[RunConfig]] = {}
+    for config in configs:
+        same = replace(config, optimizer=replace(config.optimizer, lr=1.0))
+        rungs.setdefault(same, []).append(config)
+    return [tuple(sorted(ladder, key=lambda config: config.optimizer.lr)) for ladder in rungs.values()]
+
+
+class Work:
+    """Hands out configs to train, each once, as those they wait for are finished.
+
+    A rate far above the failure boundary costs as much as one below it and says nothing more, so a ladder ends at
+    its first run that diverged or failed; the rungs above are `beyond`.
+    """
+
+    def __init__(self, ladders: Sequence[Ladder], store: Store) -> None:
+        self.configs = tuple({c.run_id: c for c in itertools.chain.from_iterable(ladders)}.values())
+        self._ladders, self._store = ladders, store
+        self._rung = [0] * len(ladders)  # the one that each ladder is at
+        self._ended = [False] * len(ladders)
+        self._begun: set[str] = set()
+        self._ladders_with: dict[str, list[int]] = {}
+        for i, ladder in enumerate(ladders):
+            for config in ladder:
+                self._ladders_with.setdefault(config.run_id, []).append(i)
+
+    def start(self) -> list[RunConfig]:
+        """Return what may be trained now."""
+        return self._ready(range(len(self._ladders)))
+
+    def after(self, finished: RunConfig) -> list[RunConfig]:
+        """Return what may be trained now that this run is stored."""
+        return self._ready(self._ladders_with[finished.run_id])
+
+    def beyond(self) -> set[str]:
+        """Return the ids of runs above the failure boundary, which nothing else needs: they are not trained."""
+        wanted, above = set(), set()
+        for ladder, rung, ended in zip(self._ladders, self._rung, self._ended, strict=True):
+            reached = rung + 1 if ended else len(ladder)
+            wanted |= {config.run_id for config in ladder[:reached]}
+            above |= {config.run_id for config in ladder[reached:]}
+        return above - wanted
+
+    def _ready(self, ladders: Iterable[int]) -> list[RunConfig]:
+        found = []
+        for i in ladders:
+            self._climb(i)
+            config = self._ladders[i][self._rung[i]]
+            if not self._ended[i] and config.run_id not in self._begun:
+                self._begun.add(config.run_id)
+                found.append(config)
+        return found
+
+    def _climb(self, i: int) -> None:
+        """Go past the rungs that trained; end at the top, or where training failed."""
+        ladder = self._ladders[i]
+        while not self._ended[i] and self._store.has(ladder[self._rung[i]].run_id):
+            trained = cell_of(self._store.outcome(ladder[self._rung[i]].run_id)) is Cell.TRAINED
+            if trained and self._rung[i] + 1 < len(ladder):
+                self._rung[i] += 1
+            else:
+                self._ended[i] = True
