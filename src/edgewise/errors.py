@@ -73,6 +73,10 @@ class SideEffectError(EdgewiseError, AssertionError):
     """Something that training depends on is not what it was before."""
 
 
+class DataError(EdgewiseError, RuntimeError):
+    """A data set is not where it should be, or not what it should be."""
+
+
 class StoreError(EdgewiseError, RuntimeError):
     """A results folder cannot be used as asked."""
 

@@ -30,7 +30,7 @@ from lab_cases import TINY, TINY_LM, changed, tiny
 
 BASE = changed(TINY, model={"width": 32}, batch_size=4, measure=("sharpness",))
 OTHER = {  # part or run → field → a value that BASE does not have
-    "data": {"name": "stdlib-text", "context": 16},
+    "data": {"name": "stdlib-text", "context": 16, "num_samples": 100, "augment": True},
     "model": {
         "name": "lm",
         "depth": 2,
@@ -203,17 +203,19 @@ BAD = [
     ("optimizer", "betas", (0.9, 0.9, 0.9), ValueError, "betas must be two numbers from 0 to below 1"),
     ("optimizer", "betas", (0.9, True), TypeError, "betas must be a number, got True"),
     ("optimizer", "betas", (-0.1, 0.9), ValueError, "betas must be a finite number, 0 or greater"),
+    ("data", "num_samples", 0, ValueError, "num_samples must be 1 or greater, got 0"),
+    ("data", "augment", "yes", TypeError, "augment must be True or False, got 'yes'"),
     ("run", "seed", True, TypeError, "seed must be a whole number, got True of type bool"),
     ("run", "seed", -1, ValueError, "seed must be 0 or greater, got -1"),
     ("run", "seed", 1.5, TypeError, r"seed must be a whole number, got 1\.5"),
-    ("data", "name", "digit", UnknownNameError, "unknown data 'digit'; known: digits, stdlib-text. Did .* 'digits'"),
+    ("data", "name", "digit", UnknownNameError, "unknown data 'digit'; known: .* Did .* 'digits'"),
     ("model", "name", "fnc", UnknownNameError, "unknown model 'fnc'; known: fcn, lm, wrn. Did you mean 'fcn'"),
     ("model", "name", "wrn", ValueError, r"depth of a WRN must be 6n \+ 4: 10, 16, 22, …; got 1"),
     ("model", "norm", "past", UnknownNameError, "unknown norm 'past'; known: post, pre. Did you mean 'post'"),
     ("model", "final_norm", 1, TypeError, "final_norm must be True or False, got 1"),
     ("optimizer", "weight_decay", -1, ValueError, "weight_decay must be a finite number, 0 or greater, got -1"),
     ("model", "name", "lm", ValueError, "width of an LM must be a multiple of 32, its head width, got 8"),
-    ("data", "name", "stdlib-text", ValueError, "model 'fcn' takes data 'digits', got 'stdlib-text'"),
+    ("data", "name", "stdlib-text", ValueError, r"model 'fcn' takes data of its kind \(digits.*got 'stdlib-text'"),
     ("model", "parameterization", "simple-up", UnknownNameError, "unknown parameterization .* 'simple-mup'"),
     ("optimizer", "name", "gi-adm", UnknownNameError, "unknown optimizer .* Did you mean 'gi-adam'"),
     ("optimizer", "lr_unit", "sharpness", UnknownNameError, "unknown lr_unit .* Did you mean '1/sharpness'"),
@@ -267,7 +269,9 @@ def test_other_depths_of_a_wide_residual_network_are_refused(depth):
 def test_each_model_goes_with_its_own_data_only():
     assert configs.MODEL_DATA.keys() == set(configs.MODELS)
     assert set().union(*configs.MODEL_DATA.values()) == set(configs.DATA)
-    with pytest.raises(ValueError, match="model 'lm' takes data 'stdlib-text', got 'digits'"):
+    with pytest.raises(
+        ValueError, match=r"model 'lm' takes data of its kind \(stdlib-text, .*\), got 'digits'"
+    ):
         changed(TINY_LM, data={"name": "digits"})
     both = tiny(data={"name": "stdlib-text"}, model={"name": "lm", "width": 32})
     assert (both.data.name, both.model.name) == ("stdlib-text", "lm")

@@ -57,9 +57,9 @@ def test_rows_are_warmups_and_columns_rates_ascending():
     runs = [run_at(lr, steps, T, loss=lr + steps) for lr in reversed(RATES) for steps in reversed(WARMUPS)]
     diagram = phase_diagram(runs)
     assert diagram.lr_targets == RATES
-    assert diagram.warmup_steps == WARMUPS
-    np.testing.assert_allclose(diagram.test_loss, [[lr + steps for lr in RATES] for steps in WARMUPS])
-    assert diagram.loss_at(0.4, 4) == pytest.approx(4.4)
+    assert diagram.warmups == WARMUPS
+    np.testing.assert_allclose(diagram.mean, [[lr + steps for lr in RATES] for steps in WARMUPS])
+    assert diagram.at(0.4, 4) == pytest.approx(4.4)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_a_row_in_which_nothing_trained_has_no_best():
 def test_a_missing_cell_is_not_a_failed_one():
     diagram = diagram_of([[T, M, F, D], [T] * 4])
     assert diagram.cells[0].tolist() == [T, M, F, D]
-    assert np.isnan(diagram.test_loss[0, 1])
-    assert np.isnan(diagram.test_loss[0, 3])
-    assert np.isfinite(diagram.test_loss[0, 2])
+    assert np.isnan(diagram.mean[0, 1])
+    assert np.isnan(diagram.mean[0, 3])
+    assert np.isfinite(diagram.mean[0, 2])
 
 
 def test_seeds_give_their_mean_loss_and_their_worst_kind():
@@ -110,10 +110,10 @@ def test_seeds_give_their_mean_loss_and_their_worst_kind():
     for order in (runs, runs[::-1]):
         diagram = phase_diagram(order)
         assert diagram.cells[0].tolist() == [T, F, D]
-        np.testing.assert_allclose(diagram.test_loss[0, :2], [0.2, 0.25])
+        np.testing.assert_allclose(diagram.mean[0, :2], [0.2, 0.25])
         assert diagram.boundary(1) == 0.1
 
 
 def test_no_runs_are_an_empty_diagram():
     diagram = phase_diagram([])
-    assert diagram.lr_targets == diagram.warmup_steps == ()
+    assert diagram.lr_targets == diagram.warmups == ()

@@ -16,9 +16,11 @@ from edgewise.errors import (
     positive_number,
 )
 
-DATA = ("digits", "stdlib-text")
+IMAGES = ("digits", "digit-pairs", "digit-pairs-2x", "cifar10", "cifar100", "tiny-imagenet")
+TEXTS = ("stdlib-text", "wikitext-2", "wikitext-103")
+DATA = IMAGES + TEXTS
 MODELS = ("fcn", "wrn", "lm")
-MODEL_DATA = {"fcn": ("digits",), "wrn": ("digits",), "lm": ("stdlib-text",)}
+MODEL_DATA = {"fcn": IMAGES, "wrn": IMAGES, "lm": TEXTS}
 NORMS = ("pre", "post")
 PARAMETERIZATIONS = ("sp", "ntp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
@@ -26,12 +28,13 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "gi-adam", "ri-adam", "radam")
 WARMUPS = ("linear", "catapult")
 LR_UNITS = ("absolute", "1/sharpness")
 DECAYS = ("none", "cosine")
-MEASUREMENTS = ("sharpness", "preconditioned_sharpness")
+MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "gradient_norm", "second_moment")
 
 HEAD_WIDTH = 32  # of an LM's attention
 _SCHEMA = 1  # part of every run id: raise it when the same config means another computation
 # Fields that came later, at the values that all runs had before: left out there, stored results keep their ids.
 _LATER_FIELDS: dict[str, dict[str, Any]] = {
+    "data": {"num_samples": None, "augment": False},
     "model": {"norm": "pre", "final_norm": True},
     "optimizer": {"weight_decay": 0.0},
     "warmup": {"kind": "linear"},
@@ -46,10 +49,20 @@ class DataConfig:
     """One of `DATA`."""
     context: int = 32
     """Length of a text sample in tokens; images ignore it."""
+    num_samples: int | None = None
+    """Training samples: the first so many of a fixed permutation; all by default."""
+    augment: bool = False
+    """Random horizontal flips, crops and mixup of each training batch, in this order; images only."""
 
     def __post_init__(self) -> None:
         known_name("data", self.name, DATA)
         _settle(self, context=positive_count("context", self.context))
+        if self.num_samples is not None:
+            _settle(self, num_samples=positive_count("num_samples", self.num_samples))
+        if not isinstance(self.augment, bool):
+            raise TypeError(f"augment must be True or False, got {self.augment!r}.")
+        if self.augment and self.name not in IMAGES:
+            raise ValueError(f"augment is for images, got data {self.name!r}: leave it at False.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +171,7 @@ class RunConfig:
     batch_size: int | None = None
     """Samples a step, drawn with replacement; `None` is the full batch."""
     measure: tuple[str, ...] = ()
-    """Which of `MEASUREMENTS` to follow, on the batch of the step."""
+    """Which of `MEASUREMENTS` to follow, on the batch of the step; "second_moment" is the norm of Adam's v."""
     measure_every: int = 1
     """Steps from one measurement to the next."""
     measure_rtol: float = 1e-2
@@ -184,8 +197,10 @@ class RunConfig:
                 f"warmup_steps must be at most num_steps = {self.num_steps}, got {self.warmup.steps}."
             )
         if self.data.name not in MODEL_DATA[self.model.name]:
-            allowed = " or ".join(map(repr, MODEL_DATA[self.model.name]))
-            raise ValueError(f"model {self.model.name!r} takes data {allowed}, got {self.data.name!r}.")
+            allowed = ", ".join(MODEL_DATA[self.model.name])
+            raise ValueError(
+                f"model {self.model.name!r} takes data of its kind ({allowed}), got {self.data.name!r}."
+            )
 
     @functools.cached_property
     def run_id(self) -> str:

@@ -1,14 +1,17 @@
-"""Runs as a diagram: target learning rate × warmup length, with failure, divergence and absence kept apart."""
+"""Runs as a diagram: target learning rate × warmup, with failure, divergence and absence kept apart."""
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgewise.lab.configs import RunConfig
 from edgewise.lab.store import Run
+
+Row = int | str  # length of the warmup, or "catapults"
 
 
 class Cell(enum.Enum):
@@ -21,17 +24,33 @@ class Cell(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseDiagram:
-    """Rows are warmup lengths, columns target rates, both ascending."""
+class CellValue:
+    """The number that a cell shows."""
 
+    label: str
+    of: Callable[[Run], float]
+    lower_is_better: bool = False
+    digits: int = 2
+
+
+TEST_LOSS = CellValue(label="test loss", of=lambda run: run.outcome["test_loss"], lower_is_better=True)
+TEST_ACCURACY = CellValue(label="test accuracy", of=lambda run: run.outcome["test_accuracy"], digits=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseDiagram:
+    """Rows are warmups, columns target rates, both ascending; rows without a length come last."""
+
+    value: CellValue
     lr_targets: tuple[float, ...]
-    warmup_steps: tuple[int, ...]
-    test_loss: np.ndarray[Any, Any]  # (warmups, rates), mean over seeds, NaN where missing
+    warmups: tuple[Row, ...]
+    mean: np.ndarray[Any, Any]  # (warmups, rates), over seeds, NaN where missing
+    deviation: np.ndarray[Any, Any]  # (warmups, rates), the sample deviation over seeds, NaN for a single one
     cells: np.ndarray[Any, Any]  # (warmups, rates) of Cell; the worst over seeds
 
-    def boundary(self, warmup_steps: int) -> float:
+    def boundary(self, warmup: Row) -> float:
         """Return the largest target rate up to which every cell of a row trained; 0 if none did."""
-        row = self.cells[self.warmup_steps.index(warmup_steps)]
+        row = self.cells[self.warmups.index(warmup)]
         largest = 0.0
         for lr, cell in zip(self.lr_targets, row, strict=True):
             if cell is not Cell.TRAINED:
@@ -39,17 +58,19 @@ class PhaseDiagram:
             largest = lr
         return largest
 
-    def best(self, warmup_steps: int) -> tuple[float, float]:
-        """Return the target rate with the lowest test loss among a row's trained cells, and that loss."""
-        i = self.warmup_steps.index(warmup_steps)
-        losses = np.where([c is Cell.TRAINED for c in self.cells[i]], self.test_loss[i], np.inf)
-        j = int(np.argmin(losses))
-        return self.lr_targets[j], float(losses[j])
+    def best(self, warmup: Row) -> tuple[float, float]:
+        """Return the target rate with the best value among a row's trained cells, and that value."""
+        i = self.warmups.index(warmup)
+        sign = 1.0 if self.value.lower_is_better else -1.0
+        values = np.where([c is Cell.TRAINED for c in self.cells[i]], sign * self.mean[i], np.inf)
+        j = int(np.argmin(values))
+        return self.lr_targets[j], sign * float(values[j])
 
-    def loss_at(self, lr_target: float, warmup_steps: int) -> float:
-        """Return the test loss of one cell."""
-        i, j = self.warmup_steps.index(warmup_steps), self.lr_targets.index(lr_target)
-        return float(self.test_loss[i, j])
+    def at(self, lr_target: float, warmup: Row) -> float:
+        """Return the value of one cell, NaN where it is missing."""
+        if lr_target not in self.lr_targets:
+            return math.nan
+        return float(self.mean[self.warmups.index(warmup), self.lr_targets.index(lr_target)])
 
 
 def cell_of(outcome: dict[str, Any]) -> Cell:
@@ -64,21 +85,33 @@ def cell_of(outcome: dict[str, Any]) -> Cell:
     return Cell.FAILED if guessing or outcome["test_loss"] >= outcome["guess_loss"] else Cell.TRAINED
 
 
-def phase_diagram(runs: Sequence[Run]) -> PhaseDiagram:
-    """Arrange runs that differ in target rate, warmup length and seed."""
-    rates = sorted({run.config.optimizer.lr for run in runs})
-    warmups = sorted({run.config.warmup.steps for run in runs})
-    test_loss = np.full((len(warmups), len(rates)), math.nan)
+def row_of(config: RunConfig) -> Row:
+    """Return the row that a run belongs to."""
+    return "catapults" if config.warmup.kind == "catapult" else config.warmup.steps
+
+
+def phase_diagram(runs: Sequence[Run], value: CellValue = TEST_LOSS) -> PhaseDiagram:
+    """Arrange runs that differ in target rate, warmup and seed."""
+    seeds: dict[tuple[Row, float], list[Run]] = {}
+    for run in runs:
+        seeds.setdefault((row_of(run.config), run.config.optimizer.lr), []).append(run)
+    rates = sorted({rate for _, rate in seeds})
+    warmups = sorted({row for row, _ in seeds}, key=lambda row: (isinstance(row, str), row))
+    mean, deviation = (np.full((len(warmups), len(rates)), math.nan) for _ in range(2))
     cells = np.full((len(warmups), len(rates)), Cell.MISSING, dtype=object)
     severity = list(Cell)
-    for i, steps in enumerate(warmups):
-        for j, rate in enumerate(rates):
-            seeds = [
-                run for run in runs if (run.config.warmup.steps, run.config.optimizer.lr) == (steps, rate)
-            ]
-            if seeds:
-                test_loss[i, j] = np.mean([run.outcome["test_loss"] for run in seeds])
-                cells[i, j] = max((cell_of(run.outcome) for run in seeds), key=severity.index)
+    for (row, rate), its_runs in seeds.items():
+        at = warmups.index(row), rates.index(rate)
+        values = [value.of(run) for run in its_runs]
+        with np.errstate(invalid="ignore"):  # ∞ − ∞, where runs diverged
+            mean[at] = np.mean(values)
+            deviation[at] = np.std(values, ddof=1) if len(values) > 1 else math.nan
+        cells[at] = max((cell_of(run.outcome) for run in its_runs), key=severity.index)
     return PhaseDiagram(
-        lr_targets=tuple(rates), warmup_steps=tuple(warmups), test_loss=test_loss, cells=cells
+        value=value,
+        lr_targets=tuple(rates),
+        warmups=tuple(warmups),
+        mean=mean,
+        deviation=deviation,
+        cells=cells,
     )

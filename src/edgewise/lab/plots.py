@@ -158,7 +158,7 @@ def _finish_axes(ax: Axes, runs: list[Run], quantity: Quantity) -> None:
 
 def color_limits(diagrams: Sequence[PhaseDiagram]) -> tuple[float, float]:
     """Return the smallest and largest test loss over the trained cells."""
-    trained = np.concatenate([d.test_loss[d.cells == Cell.TRAINED] for d in diagrams])
+    trained = np.concatenate([d.mean[d.cells == Cell.TRAINED] for d in diagrams])
     return (float(trained.min()), float(trained.max())) if len(trained) else (0.0, 1.0)
 
 
@@ -174,7 +174,7 @@ def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
     diagrams = panel_diagrams(layout, runs)
     columns, rows = (
         max(len(d.lr_targets) for d in diagrams.values()),
-        max(len(d.warmup_steps) for d in diagrams.values()),
+        max(len(d.warmups) for d in diagrams.values()),
     )
     figure = Figure(figsize=((0.62 * columns + 1) * len(diagrams), 0.55 * rows + 1.9), layout="constrained")
     axes = figure.subplots(1, len(diagrams), squeeze=False, sharey=True)[0]
@@ -197,20 +197,20 @@ def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
 
 def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any) -> None:
     """Draw cell (i, j) over [j, j + 1] × [i, i + 1]."""
-    for i, steps in enumerate(diagram.warmup_steps):
+    for i, steps in enumerate(diagram.warmups):
         for j, cell in enumerate(diagram.cells[i]):
-            _draw_cell(ax, i, j, cell, diagram.test_loss[i, j], norm, cmap)
+            _draw_cell(ax, i, j, cell, diagram.mean[i, j], norm, cmap)
         edge = sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets)
         ax.plot([edge, edge], [i, i + 1], color=BOUNDARY_COLOR, lw=2.5, clip_on=False, zorder=3)
         best_lr, best_loss = diagram.best(steps)
         if math.isfinite(best_loss):
             j = diagram.lr_targets.index(best_lr)
             ax.plot(j + 0.5, i + 0.8, "*", color=_ink(cmap(norm(best_loss))), ms=6)
-    ax.set(xlim=(0, len(diagram.lr_targets)), ylim=(0, len(diagram.warmup_steps)))
+    ax.set(xlim=(0, len(diagram.lr_targets)), ylim=(0, len(diagram.warmups)))
     ax.set_xticks(
         np.arange(len(diagram.lr_targets)) + 0.5, [f"{lr:g}" for lr in diagram.lr_targets], rotation=45
     )
-    ax.set_yticks(np.arange(len(diagram.warmup_steps)) + 0.5, [str(steps) for steps in diagram.warmup_steps])
+    ax.set_yticks(np.arange(len(diagram.warmups)) + 0.5, [str(steps) for steps in diagram.warmups])
     ax.set_xlabel(r"target learning rate $\eta_{trgt}$")
     ax.grid(visible=False)
 

@@ -193,8 +193,8 @@ def _phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
     for col, diagram in enumerate(diagrams.values(), start=1):
         for trace in _heatmaps(diagram, low, high, showscale=col == 1):
             figure.add_trace(trace, row=1, col=col)
-        for steps, edges in zip(diagram.warmup_steps, _boundary_edges(diagram), strict=True):
-            y = diagram.warmup_steps.index(steps)
+        for steps, edges in zip(diagram.warmups, _boundary_edges(diagram), strict=True):
+            y = diagram.warmups.index(steps)
             line = {"color": plots.BOUNDARY_COLOR, "width": 4}
             figure.add_shape(
                 type="line", x0=edges, x1=edges, y0=y - 0.5, y1=y + 0.5, line=line, row=1, col=col
@@ -211,21 +211,20 @@ def _phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
         ),
     ):
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name))
-    return _styled(figure, height=130 + 70 * max(len(d.warmup_steps) for d in diagrams.values()) + 100)
+    return _styled(figure, height=130 + 70 * max(len(d.warmups) for d in diagrams.values()) + 100)
 
 
 def _boundary_edges(diagram: PhaseDiagram) -> list[float]:
     """Return, for each row, the position right of its last trained cell; cell j is at [j − ½, j + ½]."""
     return [
-        sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets) - 0.5
-        for steps in diagram.warmup_steps
+        sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets) - 0.5 for steps in diagram.warmups
     ]
 
 
 def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool) -> list[go.Heatmap]:
     """Return the trained cells coloured by their loss, and the others in the grey of their kind."""
     x = [f"{lr:g}" for lr in diagram.lr_targets]
-    y = [str(steps) for steps in diagram.warmup_steps]
+    y = [str(steps) for steps in diagram.warmups]
     common: dict[str, Any] = {"x": x, "y": y, "xgap": 2, "ygap": 2}
     trained = _where(diagram, Cell.TRAINED)
     maps = [
@@ -250,7 +249,7 @@ def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool
         maps.append(
             go.Heatmap(
                 z=marked,
-                customdata=diagram.test_loss,
+                customdata=diagram.mean,
                 colorscale=[[0, color], [1, color]],
                 showscale=False,
                 text=[["" if value is None else word for value in row] for row in marked],
@@ -269,7 +268,7 @@ def _where(diagram: PhaseDiagram, cell: Cell) -> list[list[float | None]]:
             (float(loss) if math.isfinite(loss) else 0.0) if kind is cell else None
             for kind, loss in zip(kinds, losses, strict=True)
         ]
-        for kinds, losses in zip(diagram.cells, diagram.test_loss, strict=True)
+        for kinds, losses in zip(diagram.cells, diagram.mean, strict=True)
     ]
 
 

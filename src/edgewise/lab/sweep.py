@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgewise.errors import known_name, positive_count
+from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.engines import engine as engine_of
 from edgewise.lab.recipes import SCALES, recipe
 from edgewise.lab.store import FigureRuns, Store
@@ -44,8 +45,11 @@ def run(
 
     Raises:
         UnknownNameError: an unknown engine.
+        DataError: a data set is not prepared.
         StoreError: the folder holds other results.
     """
+    for name in {config.data.name for its in planned.values() for ladder in its for config in ladder}:
+        check_prepared(name)
     execute = engine_of(engine)
     workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
     figures = [

@@ -16,6 +16,7 @@ import edgewise as ew
 from edgewise.lab import data, models
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.data import Dataset
+from edgewise.lab.data.augmentation import augment
 from edgewise.lab.parameterization import parameter_groups
 from edgewise.lab.ri_adam import RIAdam
 from edgewise.warmup.scheduler import Warmup
@@ -86,13 +87,17 @@ def loss_function(name: str) -> LossFunction:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean of −log softmax(outputs)[target]."""
+    """Return the mean of −log softmax(outputs)[target], or of its mean over the shares of the classes."""
+    if targets.is_floating_point():
+        return F.cross_entropy(outputs, targets)
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean of ½‖outputs − one-hot(target)‖²."""
-    return 0.5 * (outputs - F.one_hot(targets, outputs.shape[-1])).square().sum(-1).mean()
+    """Return the mean of ½‖outputs − one-hot(target)‖², or of ½‖outputs − shares of the classes‖²."""
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, outputs.shape[-1])
+    return 0.5 * (outputs - targets).square().sum(-1).mean()
 
 
 _LOSSES = {"xent": cross_entropy, "mse": half_squared_error}
@@ -147,6 +152,9 @@ class _Probe:
             return {}
         columns: dict[str, float] = {}
         for name in self._config.measure:
+            if name in _NORMS:
+                columns[name] = _NORMS[name](self._optimizer)
+                continue
             result = self._call(name, batch)
             self._previous[name] = result
             columns |= {
@@ -167,16 +175,43 @@ class _Probe:
         )
 
 
+def _gradient_norm(optimizer: Optimizer) -> float:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
+
+
+def _second_moment_norm(optimizer: Optimizer) -> float:
+    """Return the norm of v as the last update left it; 0 before the first."""
+    moments = [state["exp_avg_sq"] for state in optimizer.state.values() if "exp_avg_sq" in state]
+    return float(nn.utils.get_total_norm(moments)) if moments else 0.0
+
+
+_NORMS = {"gradient_norm": _gradient_norm, "second_moment": _second_moment_norm}
+
+
 def _batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def prepared(inputs: Tensor, targets: Tensor) -> Batch:
+        if not config.data.augment:
+            return inputs, targets
+        assert dataset.image_shape is not None  # by DataConfig
+        return augment(
+            inputs,
+            targets,
+            image_shape=dataset.image_shape,
+            num_classes=dataset.num_classes,
+            generator=generator,
+        )
+
     if config.batch_size is None:
         full = dataset.train_batch()
         for _ in range(config.num_steps):
-            yield full
+            yield prepared(*full)
         return
-    generator = torch.Generator().manual_seed(config.seed)
     for _ in range(config.num_steps):
         indices = torch.randint(len(dataset.train_inputs), (config.batch_size,), generator=generator)
-        yield dataset.train_batch(indices)
+        yield prepared(*dataset.train_batch(indices))
 
 
 def _target_rate(config: OptimizerConfig, model: nn.Module, loss_fn: LossFunction, dataset: Dataset) -> float:

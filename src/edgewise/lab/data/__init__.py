@@ -4,19 +4,39 @@ import functools
 
 from edgewise.lab.configs import DataConfig
 from edgewise.lab.data.dataset import Dataset
+from edgewise.lab.data.digit_pairs import load_digit_pairs
 from edgewise.lab.data.digits import load_digits
+from edgewise.lab.data.images import load_images
 from edgewise.lab.data.stdlib_text import load_stdlib_text
+from edgewise.lab.data.wikitext import load_wikitext
 
 __all__ = ["Dataset", "load"]
 
 
-@functools.cache
 def load(config: DataConfig) -> Dataset:
-    """Return the data set that the config names; it is shared by the runs of a process, not to be written to."""
-    match config.name:
+    """Return the data set that the config names; it is shared by the runs of a process, not to be written to.
+
+    Raises:
+        DataError: it is not prepared, or has fewer samples than asked for.
+    """
+    dataset = _load(config.name, config.context)
+    return dataset if config.num_samples is None else dataset.first(config.num_samples)
+
+
+@functools.cache
+def _load(name: str, context: int) -> Dataset:
+    match name:
         case "digits":
             return load_digits()
+        case "digit-pairs":
+            return load_digit_pairs()
+        case "digit-pairs-2x":
+            return load_digit_pairs(scale=2)
+        case "cifar10" | "cifar100" | "tiny-imagenet":
+            return load_images(name)
         case "stdlib-text":
-            return load_stdlib_text(context=config.context)
-        case name:
+            return load_stdlib_text(context=context)
+        case "wikitext-2" | "wikitext-103":
+            return load_wikitext(name, context=context)
+        case _:
             raise AssertionError(name)

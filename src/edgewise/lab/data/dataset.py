@@ -1,15 +1,17 @@
 """What every data set looks like to training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+from edgewise.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Samples along the first dimension; a text sample has one class a position."""
 
-    train_inputs: Tensor  # (N, features) float32, or (N, context) uint8
+    train_inputs: Tensor  # (N, features) float32, or (N, context) integers
     train_targets: Tensor  # (N,) or (N, context), integers
     test_inputs: Tensor
     test_targets: Tensor
@@ -20,6 +22,20 @@ class Dataset:
     def num_features(self) -> int:
         """Entries of one input."""
         return self.train_inputs.shape[1]
+
+    def first(self, number: int) -> "Dataset":
+        """Return the data set with the first so many training samples.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if number > len(self.train_inputs):
+            raise DataError(
+                f"num_samples must be at most {len(self.train_inputs)}, the training samples, got {number}."
+            )
+        return replace(
+            self, train_inputs=self.train_inputs[:number], train_targets=self.train_targets[:number]
+        )
 
     def train_batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the given training samples, of all by default."""
@@ -33,5 +49,5 @@ class Dataset:
 
 
 def _usable(inputs: Tensor) -> Tensor:
-    """Return tokens, stored as bytes, as the integers an embedding takes."""
+    """Return tokens, stored as small integers, as those that an embedding takes."""
     return inputs if inputs.is_floating_point() else inputs.long()

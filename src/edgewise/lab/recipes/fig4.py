@@ -42,7 +42,7 @@ def _losses(adam: PhaseDiagram, gi_adam: PhaseDiagram) -> list[Claim]:
     rates = (0.001, 0.004, 0.016, 0.064, 0.256)
     expected = {"Adam": (2.45, 2.20, 2.25, 2.72, 3.03), "GI-Adam": (2.75, 2.41, 2.19, 2.13, 2.67)}
     measured = {
-        name: [diagram.loss_at(rate, 1) for rate in rates]
+        name: [diagram.at(rate, 1) for rate in rates]
         for name, diagram in (("Adam", adam), ("GI-Adam", gi_adam))
     }
     return [
@@ -67,7 +67,7 @@ def _best_rate(adam: PhaseDiagram, gi_adam: PhaseDiagram) -> Claim:
 
 
 def _at_064(adam: PhaseDiagram, gi_adam: PhaseDiagram) -> Claim:
-    gain = adam.loss_at(0.064, 1) - gi_adam.loss_at(0.064, 1)
+    gain = adam.at(0.064, 1) - gi_adam.at(0.064, 1)
     return Claim(
         text="T_wrm = 1, η = 0.064: test loss, Adam − GI-Adam",
         expected="≥ 0.3",

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig
+from edgewise.lab.phase_diagram import TEST_LOSS, CellValue
 from edgewise.lab.store import Run
 from edgewise.lab.work import Ladder, ladders
 
-SCALES = ("demo", "embedded")
+SCALES = ("demo", "embedded", "paper")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,19 @@ class Trajectories:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseDiagrams:
-    """Test loss over target rate × warmup length, a panel for each `panel` label."""
+    """A value over target rate × warmup, a panel for each `panel` label; training climbs the rates."""
 
     panel: Callable[[RunConfig], str]
+    value: CellValue = TEST_LOSS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A value, mean and deviation over seeds, for each `row` label and `column` label."""
+
+    row: Callable[[RunConfig], str]
+    column: Callable[[RunConfig], str]
+    value: CellValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +75,7 @@ class Recipe:
     configs: Callable[[str], tuple[RunConfig, ...]]
     """Scale → runs."""
     claims: Callable[[Sequence[Run]], list[Claim]]
-    layout: Trajectories | PhaseDiagrams
+    layout: Trajectories | PhaseDiagrams | Table
 
     def ladders(self, scale: str) -> list[Ladder]:
         """Return the runs as they are to be trained: the rates of a phase diagram upwards, until training fails."""
@@ -87,6 +98,12 @@ def late_stability_limit(optimizer: OptimizerConfig) -> float:
     return 2 * (1 + beta1) / (1 - beta1)
 
 
+def stability_limits(optimizer: OptimizerConfig) -> tuple[float, ...]:
+    """Return the late limit, and before it the early one where it differs: 2, while momentum has yet to build up."""
+    late = late_stability_limit(optimizer)
+    return (2.0, late) if optimizer.name == "sgd" and late != 2 else (late,)
+
+
 def parameterization_label(config: RunConfig) -> str:
     """Return the parameterization as the figures name it."""
     return {"sp": "SP", "ntp": "NTP", "mup": "μP", "simple-mup": "simple μP"}[config.model.parameterization]
@@ -94,8 +111,10 @@ def parameterization_label(config: RunConfig) -> str:
 
 def optimizer_label(config: RunConfig) -> str:
     """Return the optimizer as the figures name it."""
+    if config.optimizer.name == "sgd":
+        name = "GD" if config.batch_size is None else "SGD"
+        return f"{name} with momentum" if config.optimizer.momentum else name
     return {
-        "sgd": "SGD",
         "adam": "Adam",
         "adamw": "AdamW",
         "gi-adam": "GI-Adam",
@@ -108,7 +127,7 @@ def warmup_label(config: RunConfig) -> str:
     """Return the warmup as the figures name it: by its length, if it has one."""
     if config.warmup.kind == "catapult":
         return "catapults"
-    return f"T_wrm = {config.warmup.steps}"
+    return f"T_wrm = {config.warmup.steps}" + (" from η_c" if config.warmup.lr_init == "critical" else "")
 
 
 def at_edge(run: Run, column: str) -> np.ndarray[Any, Any]:
