@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.recipes import RECIPES
+from edgewise.lab.recipes import RECIPES, late_stability_limit
 from edgewise.lab.store import FigureRuns, Run, Store
 
 TINY = RunConfig(
@@ -142,7 +142,7 @@ def _fig1(config: RunConfig) -> Run:
 
 def _fig2(config: RunConfig) -> Run:
     steps = np.arange(config.num_steps)
-    start = 1e6 if config.optimizer.name == "adam" else 1e6 / math.sqrt(1000)
+    start = 1e6 if config.optimizer.name == "adam" else 1e6 / math.sqrt(1000)  # and RI-Adam's, as GI-Adam's
     if config.optimizer.name == "gi-adam" and config.optimizer.eps == 1e-8:
         start *= 2  # ε keeps the ratio below 31.6
     values = np.maximum(start * np.exp(-steps / 5), 1e3)
@@ -179,4 +179,105 @@ def _fig7(config: RunConfig) -> Run:
     return made(config, columns, lr_target=0.08, warmup=CATAPULTS)
 
 
-_STORIES = {"fig1": _fig1, "fig2": _fig2, "fig6": _fig2, "fig4": _fig4, "fig7": _fig7}
+def _mechanism(config: RunConfig) -> Run:
+    """Flat starts sharpen up to the edge, sharp ones fall; the loss spikes the less the longer the warmup."""
+    measured = np.arange(config.num_steps) % config.measure_every == 0
+    ramp = np.minimum(1, (1 + np.arange(config.num_steps)) / config.warmup.steps)
+    progress = np.linspace(0, 1, config.num_steps)
+    flat = config.model.parameterization == "mup" or (config.model.name == "lm" and config.model.final_norm)
+    loss = np.linspace(1.0, 0.1, config.num_steps)
+    if flat:
+        lr = 0.5 * ramp
+        sharpness = np.where(
+            progress < 0.5, 1.9 + 4.2 * progress, late_stability_limit(config.optimizer) / lr
+        )
+    else:
+        lr = 0.08 * ramp
+        sharpness = np.where(progress < 0.1, 390.0, 39.0)
+        loss[1] = 1 + 3 / config.warmup.steps
+    run = made(
+        config,
+        {"lr": lr, "sharpness": np.where(measured, sharpness, np.nan), "train_loss": loss},
+        lr_target=lr[-1],
+    )
+    diverges = not flat and config.model.name == "fcn" and config.loss == "mse" and config.warmup.steps == 1
+    return diverged(run, after=7) if diverges else run
+
+
+def _fig18(config: RunConfig) -> Run:
+    run = _fig2(config)
+    return remade(
+        run,
+        {
+            "train_loss": np.linspace(1.0, 0.1, config.num_steps),
+            "preconditioned_sharpness": np.where(
+                np.arange(config.num_steps) % config.measure_every == 0,
+                np.maximum(1e6 * np.exp(-np.arange(config.num_steps) / 3), 1e2),
+                np.nan,
+            ),
+        },
+    )
+
+
+def _sgd_accuracy(config: RunConfig) -> Run:
+    """Boundaries at 8/λ₀ without warmup and at 32/λ₀ with it, an eighth of that with momentum."""
+    x, long = math.log2(config.optimizer.lr), config.warmup.steps > 1
+    boundary = (5 if long else 3) - (3 if config.optimizer.momentum else 0)
+    run = made(config, num_steps=3, test_loss=0.2, guess_loss=4.0, num_classes=100)
+    if x > boundary:
+        return diverged(run, after=2)
+    decay = 0.0 if config.warmup.decay == "none" else (-0.01 if x < 1 else 0.01)
+    return remade(run, test_accuracy=0.9 - 0.01 * abs(x - 2) + 0.02 * long + decay)
+
+
+def _fig20(config: RunConfig) -> Run:
+    boundary = 8 if config.model.final_norm else 16 if config.warmup.steps > 1 else 2
+    run = made(config, num_steps=3, test_loss=2.0, guess_loss=3.3, num_classes=256)
+    return run if config.optimizer.lr <= boundary else diverged(run, after=2)
+
+
+def _fig23(config: RunConfig) -> Run:
+    """GI-Adam's best rate is twice Adam's, and its boundary, too."""
+    lowest = 1e-3 if config.data.name in ("digit-pairs", "digit-pairs-2x") else 1e-5
+    x = round(math.log2(config.optimizer.lr / lowest)) - (config.optimizer.name == "gi-adam")
+    run = made(config, num_steps=3, test_loss=0.2, guess_loss=4.6, num_classes=100)
+    return remade(run, test_accuracy=0.9 - 0.01 * abs(x - 2) if x <= 4 else 0.01)
+
+
+CRITICAL = 2.0  # times the lowest target rate of the diagrams of T_save
+
+
+def _fig5(config: RunConfig) -> Run:
+    lowest = 4.0 if config.optimizer.name == "sgd" else 1e-3
+    target, steps = config.optimizer.lr, config.warmup.steps
+    start = min(1.0, CRITICAL * lowest / target)
+    reached = math.ceil(steps * (1 - start))
+    rates = np.minimum(1.0, start + np.arange(config.num_steps) / steps) * target
+    saved = {"lr_target": target, "steps_saved": steps * start - 4.5, "num_forwards": 9, "fallback": None}
+    return made(config, {"lr": rates}, warmup=saved | {"steps_to_target": reached}, lr_target=target)
+
+
+def _fig26(config: RunConfig) -> Run:
+    scale = 1.0 if config.optimizer.lr < 0.1 else 5.0
+    return made(config, {"train_loss": scale, "gradient_norm": scale, "second_moment": scale})
+
+
+def _table1(config: RunConfig) -> Run:
+    plain_adam = config.optimizer.name == "adam" and config.warmup.steps == 1
+    return made(config, num_steps=3, test_accuracy=(0.7 if plain_adam else 0.9) + 0.01 * config.seed)
+
+
+_STORIES = {
+    "fig1": _fig1,
+    **dict.fromkeys(("fig2", "fig6", "fig13", "fig14", "fig30", "fig31"), _fig2),
+    **dict.fromkeys(("fig3", "fig19", "fig21", "fig22"), _sgd_accuracy),
+    **dict.fromkeys(("fig4", "fig25"), _fig4),
+    **dict.fromkeys(("fig5", "fig27", "fig28", "fig29"), _fig5),
+    "fig7": _fig7,
+    **{f"fig{n}": _mechanism for n in (8, 9, 10, 11, 12, 15, 16, 17)},
+    "fig18": _fig18,
+    "fig20": _fig20,
+    **dict.fromkeys(("fig23", "fig24"), _fig23),
+    "fig26": _fig26,
+    "table1": _table1,
+}

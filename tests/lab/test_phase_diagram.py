@@ -70,11 +70,14 @@ def test_rows_are_warmups_and_columns_rates_ascending():
         ([T, T, D, D], 0.2),
         ([T, T, M, T], 0.2),
         ([T, F, T, T], 0.1),  # an island beyond does not count
-        ([F, T, T, T], 0.0),
+        ([F, T, T, F], 0.4),  # too small a rate to learn anything is no boundary
+        ([F, F, T, D], 0.4),
+        ([F, D, T, T], 0.0),
+        ([F, F, F, F], 0.0),
         ([D, D, D, D], 0.0),
     ],
 )
-def test_the_boundary_is_the_last_rate_before_the_first_that_did_not_train(row, boundary):
+def test_the_boundary_is_the_last_rate_before_training_fails(row, boundary):
     diagram = diagram_of([row, [T] * 4])
     assert diagram.boundary(1) == boundary
     assert diagram.boundary(4) == 0.8

@@ -146,7 +146,7 @@ def test_failed_diverged_and_missing_cells_are_drawn_apart():
     drawn = {text.get_text() for text in ax.texts}
     assert {"2.45", "2.72", "5.00"} <= drawn
     hatches = [handle.get_hatch() for handle in ax.figure.legends[0].get_patches()]
-    assert hatches == ["//", "xx"]
+    assert hatches == ["//", "xx", None]  # failed, diverged, not trained
 
 
 def test_the_boundary_stands_right_of_the_last_trained_cell():

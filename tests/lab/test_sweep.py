@@ -52,8 +52,8 @@ def test_a_plan_is_each_figure_s_runs():
 @pytest.mark.parametrize(
     ("figures", "scale", "message"),
     [
-        (["fig5"], "demo", "unknown figure 'fig5'; known: fig1, fig2, fig4, fig6"),
-        (["fig1"], "demos", "unknown scale 'demos'; known: demo, embedded. Did you mean 'demo'"),
+        (["fig44"], "demo", "unknown figure 'fig44'; known: fig1, fig10"),
+        (["fig1"], "demos", "unknown scale 'demos'; known: demo, embedded, paper. Did you mean 'demo'"),
     ],
 )
 def test_a_plan_knows_its_names(figures, scale, message):

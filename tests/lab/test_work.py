@@ -57,6 +57,15 @@ def test_a_ladder_ends_where_training_fails(store, end):
     assert work.beyond() == {HIGH.run_id}
 
 
+def test_rates_too_small_to_learn_anything_do_not_end_a_ladder(store):
+    work = Work([(LOW, MIDDLE, HIGH)], store)
+    work.start()
+    save(store, failed(LOW))
+    assert work.after(LOW) == [MIDDLE]
+    save(store, made(MIDDLE))
+    assert work.after(MIDDLE) == [HIGH]
+
+
 def test_a_ladder_goes_on_where_it_was_left(store):
     save(store, made(LOW))
     assert Work([(LOW, MIDDLE, HIGH)], store).start() == [MIDDLE]
@@ -70,7 +79,7 @@ def test_what_another_figure_needs_is_trained_beyond_the_boundary_too(store):
     work = Work([(LOW, MIDDLE, HIGH), (HIGH,)], store)
     assert work.configs == (LOW, MIDDLE, HIGH)
     assert work.start() == [LOW, HIGH]
-    save(store, failed(LOW))
+    save(store, diverged(made(LOW)))
     assert work.after(LOW) == []
     assert work.beyond() == {MIDDLE.run_id}
 

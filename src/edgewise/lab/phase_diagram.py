@@ -31,6 +31,8 @@ class CellValue:
     of: Callable[[Run], float]
     lower_is_better: bool = False
     digits: int = 2
+    of_training: bool = True
+    """Whether it is worth something only where training succeeded."""
 
 
 TEST_LOSS = CellValue(label="test loss", of=lambda run: run.outcome["test_loss"], lower_is_better=True)
@@ -49,13 +51,18 @@ class PhaseDiagram:
     cells: np.ndarray[Any, Any]  # (warmups, rates) of Cell; the worst over seeds
 
     def boundary(self, warmup: Row) -> float:
-        """Return the largest target rate up to which every cell of a row trained; 0 if none did."""
+        """Return the last rate of a row before training fails; 0 if nothing trained.
+
+        Cells that failed below the first that trained do not count: their rates are too small to learn anything in
+        the steps there are.
+        """
         row = self.cells[self.warmups.index(warmup)]
         largest = 0.0
         for lr, cell in zip(self.lr_targets, row, strict=True):
-            if cell is not Cell.TRAINED:
+            if cell is Cell.TRAINED:
+                largest = lr
+            elif largest or cell is not Cell.FAILED:
                 break
-            largest = lr
         return largest
 
     def best(self, warmup: Row) -> tuple[float, float]:
@@ -106,7 +113,8 @@ def phase_diagram(runs: Sequence[Run], value: CellValue = TEST_LOSS) -> PhaseDia
         with np.errstate(invalid="ignore"):  # ∞ − ∞, where runs diverged
             mean[at] = np.mean(values)
             deviation[at] = np.std(values, ddof=1) if len(values) > 1 else math.nan
-        cells[at] = max((cell_of(run.outcome) for run in its_runs), key=severity.index)
+        kinds = [cell_of(run.outcome) if value.of_training else Cell.TRAINED for run in its_runs]
+        cells[at] = max(kinds, key=severity.index)
     return PhaseDiagram(
         value=value,
         lr_targets=tuple(rates),

@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from edgewise.lab.phase_diagram import Cell, PhaseDiagram, phase_diagram
+from edgewise.lab.phase_diagram import Cell, CellValue, PhaseDiagram, phase_diagram
 from edgewise.lab.recipes import (
     PhaseDiagrams,
     Quantity,
     Recipe,
+    Table,
     Trajectories,
-    late_stability_limit,
+    stability_limits,
 )
 from edgewise.lab.store import Run, Store
 
@@ -32,6 +33,7 @@ COLORS = (
     "#E69F00",
 )  # Okabe & Ito: apart for every eye
 _LEGEND_INCHES = 1.8  # of one entry
+_PANEL_COLUMNS = 3  # more panels stand in two rows
 FAILED_COLOR, DIVERGED_COLOR, BOUNDARY_COLOR = "#d9d9d9", "#6f6f6f", "#D55E00"
 
 _STYLE: Any = {
@@ -53,6 +55,8 @@ def draw(recipe: Recipe, runs: Sequence[Run]) -> Figure:
                 figure = _draw_trajectories(recipe.layout, runs)
             case PhaseDiagrams():
                 figure = _draw_phase_diagrams(recipe.layout, runs)
+            case Table():
+                figure = _draw_table(recipe.layout, runs)
         figure.suptitle(f"{recipe.title} ({recipe.id})", fontsize=11)
         return figure
 
@@ -85,9 +89,10 @@ def curve(run: Run, quantity: Quantity) -> tuple[Array, Array]:
     return steps[kept], values[kept]
 
 
-def threshold(run: Run) -> tuple[Array, Array]:
-    """Return steps and limit/η_t: the curvature at which the run's rate becomes unstable."""
-    return run.columns["step"], late_stability_limit(run.config.optimizer) / run.columns["lr"]
+def thresholds(run: Run) -> list[tuple[Array, Array]]:
+    """Return steps and limit/η_t, the curvature at which the run's rate becomes unstable, for each of its limits."""
+    limits = stability_limits(run.config.optimizer)
+    return [(run.columns["step"], limit / run.columns["lr"]) for limit in limits]
 
 
 def value_range(runs: Sequence[Run], quantity: Quantity) -> tuple[float, float] | None:
@@ -141,7 +146,8 @@ def _draw_curve(ax: Axes, run: Run, quantity: Quantity, color: str) -> None:
     if run.outcome["diverged"] and len(steps):
         ax.plot(steps[-1], min(values[-1], ax.get_ylim()[1]), "x", color=color, clip_on=False)
     if quantity.threshold and not quantity.times_lr:
-        ax.plot(*threshold(run), "--", color=color, lw=0.9, alpha=0.8)
+        for curve_of_limit in thresholds(run):
+            ax.plot(*curve_of_limit, "--", color=color, lw=0.9, alpha=0.8)
 
 
 def _finish_axes(ax: Axes, runs: list[Run], quantity: Quantity) -> None:
@@ -151,47 +157,108 @@ def _finish_axes(ax: Axes, runs: list[Run], quantity: Quantity) -> None:
     if limits := value_range(runs, quantity):
         ax.set_ylim(*limits)
     if quantity.threshold and quantity.times_lr:
-        for limit in {late_stability_limit(run.config.optimizer) for run in runs}:
+        for limit in {limit for run in runs for limit in stability_limits(run.config.optimizer)}:
             ax.axhline(limit, ls="--", color="0.3", lw=0.9)
             ax.annotate(f"{limit:g}", (1.0, limit), xycoords=("axes fraction", "data"), fontsize=8)
 
 
 def color_limits(diagrams: Sequence[PhaseDiagram]) -> tuple[float, float]:
-    """Return the smallest and largest test loss over the trained cells."""
+    """Return the smallest and largest value over the trained cells."""
     trained = np.concatenate([d.mean[d.cells == Cell.TRAINED] for d in diagrams])
+    trained = trained[np.isfinite(trained)]
     return (float(trained.min()), float(trained.max())) if len(trained) else (0.0, 1.0)
 
 
 def panel_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> dict[str, PhaseDiagram]:
     """Return panel label → diagram."""
     return {
-        panel: phase_diagram([run for run in runs if layout.panel(run.config) == panel])
+        panel: phase_diagram([run for run in runs if layout.panel(run.config) == panel], layout.value)
         for panel in labels(runs, layout.panel)
     }
 
 
+def color_map(value: CellValue) -> str:
+    """Return the name of the colours, which matplotlib and plotly share: bright is good."""
+    return "viridis_r" if value.lower_is_better else "viridis"
+
+
+def rate_axis(runs: Sequence[Run]) -> str:
+    """Return what the columns of the diagrams count."""
+    in_sharpness = any(run.config.optimizer.lr_unit == "1/sharpness" for run in runs)
+    return "target learning rate × λ₀" if in_sharpness else "target learning rate"
+
+
+def panel_columns(number: int) -> int:
+    """Return in how many columns so many panels stand."""
+    return number if number <= _PANEL_COLUMNS else -(-number // 2)
+
+
 def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
     diagrams = panel_diagrams(layout, runs)
+    across = panel_columns(len(diagrams))
+    down = -(-len(diagrams) // across)
     columns, rows = (
         max(len(d.lr_targets) for d in diagrams.values()),
         max(len(d.warmups) for d in diagrams.values()),
     )
-    figure = Figure(figsize=((0.62 * columns + 1) * len(diagrams), 0.55 * rows + 1.9), layout="constrained")
-    axes = figure.subplots(1, len(diagrams), squeeze=False, sharey=True)[0]
+    size = ((0.62 * columns + 1) * across, (0.55 * rows + 1.3) * down + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharey=True)
     low, high = color_limits(list(diagrams.values()))
-    norm, cmap = mpl.colors.Normalize(low, high), mpl.colormaps["viridis_r"]
-    for ax, (panel, diagram) in zip(axes, diagrams.items(), strict=True):
+    norm, cmap = mpl.colors.Normalize(low, high), mpl.colormaps[color_map(layout.value)]
+    for ax, (panel, diagram) in zip(axes.flat, diagrams.items(), strict=False):
         _draw_cells(ax, diagram, norm, cmap)
         ax.set_title(panel, loc="left", fontsize=9)
-    axes[0].set_ylabel("warmup length $T_{wrm}$ (steps)")
-    figure.colorbar(mpl.cm.ScalarMappable(norm, cmap), ax=list(axes), label="test loss (nats)", pad=0.01)
-    handles: list[Any] = [
-        Patch(facecolor=FAILED_COLOR, hatch="//", edgecolor="0.4", label="failed (learned nothing)"),
-        Patch(facecolor=DIVERGED_COLOR, hatch="xx", edgecolor="0.9", label="diverged"),
-        mpl.lines.Line2D([], [], color=BOUNDARY_COLOR, lw=2, label="failure boundary"),
-        mpl.lines.Line2D([], [], color="0.2", ls="", marker="*", label="best of its row"),
-    ]
+    for ax in axes.flat[len(diagrams) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("warmup length $T_{wrm}$ (steps)")
+    for ax in axes[-1]:
+        ax.set_xlabel(rate_axis(runs))
+    figure.colorbar(mpl.cm.ScalarMappable(norm, cmap), ax=list(axes.flat), label=layout.value.label, pad=0.01)
+    handles: list[Any] = [mpl.lines.Line2D([], [], color="0.2", ls="", marker="*", label="best of its row")]
+    if layout.value.of_training:
+        handles += [
+            Patch(facecolor=FAILED_COLOR, hatch="//", edgecolor="0.4", label="failed (learned nothing)"),
+            Patch(facecolor=DIVERGED_COLOR, hatch="xx", edgecolor="0.9", label="diverged"),
+            Patch(facecolor="white", edgecolor="0.8", label="not trained: beyond"),
+            mpl.lines.Line2D([], [], color=BOUNDARY_COLOR, lw=2, label="failure boundary"),
+        ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    return figure
+
+
+def table_cells(layout: Table, runs: Sequence[Run]) -> tuple[list[str], list[str], list[list[str]]]:
+    """Return row labels, column labels, and the texts between: mean ± sample deviation, and over how many seeds."""
+    rows, columns = labels(runs, layout.row), labels(runs, layout.column)
+    texts: list[list[str]] = []
+    for row in rows:
+        texts.append([])
+        for column in columns:
+            values = [
+                layout.value.of(run)
+                for run in runs
+                if (layout.row(run.config), layout.column(run.config)) == (row, column)
+            ]
+            texts[-1].append(_mean_and_deviation(values, layout.value.digits))
+    return rows, columns, texts
+
+
+def _mean_and_deviation(values: list[float], digits: int) -> str:
+    if not values:
+        return "–"
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f} ({len(values)})" if len(values) > 1 else mean
+
+
+def _draw_table(layout: Table, runs: Sequence[Run]) -> Figure:
+    rows, columns, texts = table_cells(layout, runs)
+    figure = Figure(figsize=(1.9 * (len(columns) + 1), 0.32 * (len(rows) + 1) + 0.7), layout="constrained")
+    ax = figure.subplots()
+    ax.axis("off")
+    table = ax.table(cellText=texts, rowLabels=rows, colLabels=columns, loc="center", cellLoc="center")
+    table.scale(1, 1.4)
+    ax.set_title(f"{layout.value.label}: mean ± deviation (seeds)", fontsize=9)
     return figure
 
 
@@ -199,9 +266,11 @@ def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any) -> None:
     """Draw cell (i, j) over [j, j + 1] × [i, i + 1]."""
     for i, steps in enumerate(diagram.warmups):
         for j, cell in enumerate(diagram.cells[i]):
-            _draw_cell(ax, i, j, cell, diagram.mean[i, j], norm, cmap)
+            text = f"{diagram.mean[i, j]:.{diagram.value.digits}f}"
+            _draw_cell(ax, i, j, cell, text, cmap(norm(diagram.mean[i, j])))
         edge = sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets)
-        ax.plot([edge, edge], [i, i + 1], color=BOUNDARY_COLOR, lw=2.5, clip_on=False, zorder=3)
+        if diagram.value.of_training:
+            ax.plot([edge, edge], [i, i + 1], color=BOUNDARY_COLOR, lw=2.5, clip_on=False, zorder=3)
         best_lr, best_loss = diagram.best(steps)
         if math.isfinite(best_loss):
             j = diagram.lr_targets.index(best_lr)
@@ -211,22 +280,20 @@ def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any) -> None:
         np.arange(len(diagram.lr_targets)) + 0.5, [f"{lr:g}" for lr in diagram.lr_targets], rotation=45
     )
     ax.set_yticks(np.arange(len(diagram.warmups)) + 0.5, [str(steps) for steps in diagram.warmups])
-    ax.set_xlabel(r"target learning rate $\eta_{trgt}$")
     ax.grid(visible=False)
 
 
-def _draw_cell(ax: Axes, i: int, j: int, cell: Cell, loss: float, norm: Any, cmap: Any) -> None:
+def _draw_cell(ax: Axes, i: int, j: int, cell: Cell, text: str, face: Any) -> None:
     match cell:
         case Cell.TRAINED:
-            face: Any = cmap(norm(loss))
             ax.add_patch(Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white"))
-            ax.text(j + 0.5, i + 0.42, f"{loss:.2f}", ha="center", va="center", fontsize=7, color=_ink(face))
+            ax.text(j + 0.5, i + 0.42, text, ha="center", va="center", fontsize=7, color=_ink(face))
         case Cell.FAILED:
             ax.add_patch(
                 Rectangle((j, i), 1, 1, facecolor=FAILED_COLOR, edgecolor="0.45", hatch="//", lw=0.5)
             )
             box = {"facecolor": FAILED_COLOR, "edgecolor": "none", "pad": 0.8}
-            ax.text(j + 0.5, i + 0.42, f"{loss:.2f}", ha="center", va="center", fontsize=7, bbox=box)
+            ax.text(j + 0.5, i + 0.42, text, ha="center", va="center", fontsize=7, bbox=box)
         case Cell.DIVERGED:
             ax.add_patch(
                 Rectangle((j, i), 1, 1, facecolor=DIVERGED_COLOR, edgecolor="0.9", hatch="xx", lw=0.5)

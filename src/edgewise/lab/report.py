@@ -1,30 +1,34 @@
 """The report: one self-contained HTML page, from stored runs alone, readable offline."""
 
 import html
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from edgewise.lab import plots
-from edgewise.lab.phase_diagram import Cell, PhaseDiagram
+from edgewise.lab.phase_diagram import Cell, PhaseDiagram, row_of
 from edgewise.lab.recipes import (
     Claim,
     PhaseDiagrams,
     Quantity,
     Recipe,
+    Table,
     Trajectories,
-    late_stability_limit,
     recipe,
+    stability_limits,
 )
 from edgewise.lab.store import Run, Store
 
 _TEMPLATE = Path(__file__).with_name("report.html")
+_CURVE_POINTS = 80  # of each run behind a cell
 _DASHED = {"dash": "dash", "width": 1.2}
 
 
@@ -68,23 +72,72 @@ def _verdict(claims: list[Claim]) -> str:
 def _section(its_recipe: Recipe, scale: str, runs: Sequence[Run], claims: list[Claim]) -> str:
     match its_recipe.layout:
         case Trajectories():
-            figure = _trajectories(its_recipe.layout, runs)
+            body = _plot(its_recipe, _trajectories(its_recipe.layout, runs))
         case PhaseDiagrams():
-            figure = _phase_diagrams(its_recipe.layout, runs)
+            body = _plot(its_recipe, _phase_diagrams(its_recipe.layout, runs)) + _cells(its_recipe, runs)
+        case Table():
+            body = _table(its_recipe.layout, runs)
+    return (
+        f'<section id="{its_recipe.id}"><h2>{html.escape(its_recipe.title)} '
+        f"<small>{its_recipe.id} at scale {scale}</small></h2>"
+        f"<p>{html.escape(its_recipe.finding)}</p>"
+        f"{body}{_claims_table(claims)}"
+        f'<p class="files">As in the paper: <a href="figures/{its_recipe.id}.png">PNG</a>, '
+        f'<a href="figures/{its_recipe.id}.pdf">PDF</a>.</p></section>'
+    )
+
+
+def _plot(its_recipe: Recipe, figure: go.Figure) -> str:
     plot = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=f"plot-{its_recipe.id}",  # not a random one: equal results, equal page
         config={"displaylogo": False, "responsive": True},
     )
+    return f'<div class="plot" role="img" aria-label="{html.escape(its_recipe.title)}">{plot}</div>'
+
+
+def _cells(its_recipe: Recipe, runs: Sequence[Run]) -> str:
+    """Return the curves behind the cells: chosen from a list, with the keyboard, or by pointing at a cell."""
+    layout = its_recipe.layout
+    assert isinstance(layout, PhaseDiagrams)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        name = f"{layout.panel(run.config)} · η {run.config.optimizer.lr:g} · warmup {row_of(run.config)}"
+        curves.setdefault(name, []).append(_thinned(run))
+    options = "".join(f"<option>{html.escape(name)}</option>" for name in curves)
+    content = json.dumps(curves, separators=(",", ":")).replace("<", "\\u003c")
     return (
-        f'<section id="{its_recipe.id}"><h2>{html.escape(its_recipe.title)} '
-        f"<small>{its_recipe.id} at scale {scale}</small></h2>"
-        f"<p>{html.escape(its_recipe.finding)}</p>"
-        f'<div class="plot" role="img" aria-label="{html.escape(its_recipe.title)}">{plot}</div>'
-        f"{_claims_table(claims)}"
-        f'<p class="files">As in the paper: <a href="figures/{its_recipe.id}.png">PNG</a>, '
-        f'<a href="figures/{its_recipe.id}.pdf">PDF</a>.</p></section>'
+        f'<div class="cell"><label for="cell-{its_recipe.id}">Training behind a cell (point at it, or choose): </label>'
+        f'<select id="cell-{its_recipe.id}" data-figure="{its_recipe.id}">{options}</select>'
+        f'<div class="curves" id="curves-{its_recipe.id}" role="img" aria-label="training loss of the cell"></div>'
+        f'<script type="application/json" id="data-{its_recipe.id}">{content}</script></div>'
+    )
+
+
+def _thinned(run: Run) -> dict[str, Any]:
+    """Return few enough points of a run's loss and rate for a small plot."""
+    steps = run.columns["step"]
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(_CURVE_POINTS, len(steps))).astype(int))
+    loss, lr = run.columns["train_loss"][kept], run.columns["lr"][kept]
+    return {
+        "seed": run.config.seed,
+        "step": steps[kept].astype(int).tolist(),
+        "loss": [float(f"{x:.4g}") if math.isfinite(x) else None for x in loss],
+        "lr": [float(f"{x:.4g}") for x in lr],
+    }
+
+
+def _table(layout: Table, runs: Sequence[Run]) -> str:
+    rows, columns, texts = plots.table_cells(layout, runs)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
+    body = "".join(
+        f"<tr><th>{html.escape(row)}</th>{''.join(f'<td>{html.escape(t)}</td>' for t in its)}</tr>"
+        for row, its in zip(rows, texts, strict=True)
+    )
+    return (
+        f'<div class="scroll"><table><caption>{html.escape(layout.value.label)}: mean ± deviation (seeds)</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -157,8 +210,7 @@ def _curves(run: Run, quantity: Quantity, name: str, color: str) -> list[go.Scat
         )
     ]
     if quantity.threshold and not quantity.times_lr:
-        limit_steps, limits = plots.threshold(run)
-        curves.append(
+        curves += [
             go.Scatter(
                 x=limit_steps,
                 y=limits,
@@ -168,7 +220,8 @@ def _curves(run: Run, quantity: Quantity, name: str, color: str) -> list[go.Scat
                 line=_DASHED | {"color": color},
                 hovertemplate=f"{name}<br>step %{{x}}<br>threshold %{{y:.3g}}<extra></extra>",
             )
-        )
+            for limit_steps, limits in plots.thresholds(run)
+        ]
     return curves
 
 
@@ -180,38 +233,54 @@ def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int
     else:
         figure.update_yaxes(range=limits, row=row, col=col)
     if quantity.threshold and quantity.times_lr:
-        for limit in {late_stability_limit(run.config.optimizer) for run in runs}:
+        for limit in {limit for run in runs for limit in stability_limits(run.config.optimizer)}:
             figure.add_hline(y=limit, line=_DASHED | {"color": "gray"}, row=row, col=col)
 
 
 def _phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
     diagrams = plots.panel_diagrams(layout, runs)
+    across = plots.panel_columns(len(diagrams))
+    down = -(-len(diagrams) // across)
+    rows = max(len(d.warmups) for d in diagrams.values())
+    height = (130 + 70 * rows) * down + 100
     figure = make_subplots(
-        rows=1, cols=len(diagrams), subplot_titles=list(diagrams), shared_yaxes=True, horizontal_spacing=0.05
+        rows=down,
+        cols=across,
+        subplot_titles=list(diagrams),
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        vertical_spacing=110 / height,
     )
     low, high = plots.color_limits(list(diagrams.values()))
-    for col, diagram in enumerate(diagrams.values(), start=1):
-        for trace in _heatmaps(diagram, low, high, showscale=col == 1):
-            figure.add_trace(trace, row=1, col=col)
-        for steps, edges in zip(diagram.warmups, _boundary_edges(diagram), strict=True):
-            y = diagram.warmups.index(steps)
+    for i, (panel, diagram) in enumerate(diagrams.items()):
+        at = {"row": i // across + 1, "col": i % across + 1}
+        for trace in _heatmaps(diagram, low, high, showscale=i == 0):
+            trace.meta = panel
+            figure.add_trace(trace, **at)
+        if not layout.value.of_training:
+            continue
+        for y, edge in enumerate(_boundary_edges(diagram)):
             line = {"color": plots.BOUNDARY_COLOR, "width": 4}
-            figure.add_shape(
-                type="line", x0=edges, x1=edges, y0=y - 0.5, y1=y + 0.5, line=line, row=1, col=col
-            )
-    figure.update_xaxes(title_text="target learning rate", type="category")
+            figure.add_shape(type="line", x0=edge, x1=edge, y0=y - 0.5, y1=y + 0.5, line=line, **at)
+    figure.update_xaxes(type="category")
+    figure.update_xaxes(title_text=plots.rate_axis(runs), row=down)
     figure.update_yaxes(type="category", showgrid=False)
     figure.update_yaxes(title_text="warmup length (steps)", col=1)
+    if layout.value.of_training:
+        _add_legend(figure)
+    return _styled(figure, height=height)
+
+
+def _add_legend(figure: go.Figure) -> None:
     for name, marker in (
         ("failed: learned nothing", {"color": plots.FAILED_COLOR, "symbol": "square", "size": 12}),
         ("diverged", {"color": plots.DIVERGED_COLOR, "symbol": "square", "size": 12}),
         (
-            "failure boundary",
+            "failure boundary (blank beyond: not trained)",
             {"color": plots.BOUNDARY_COLOR, "symbol": "line-ns-open", "size": 12, "line": {"width": 4}},
         ),
     ):
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name))
-    return _styled(figure, height=130 + 70 * max(len(d.warmups) for d in diagrams.values()) + 100)
 
 
 def _boundary_edges(diagram: PhaseDiagram) -> list[float]:
@@ -232,12 +301,16 @@ def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool
             z=trained,
             zmin=low,
             zmax=high,
-            colorscale="Viridis_r",
+            colorscale=plots.color_map(diagram.value),
             showscale=showscale,
-            colorbar={"title": "test loss", "thickness": 14},
-            text=[["" if value is None else f"{value:.2f}" for value in row] for row in trained],
+            colorbar={"title": diagram.value.label, "thickness": 14},
+            text=[
+                ["" if value is None else f"{value:.{diagram.value.digits}f}" for value in row]
+                for row in trained
+            ],
             texttemplate="%{text}",
-            hovertemplate="η %{x}, warmup %{y}<br>test loss %{z:.3f}<extra></extra>",
+            customdata=[[_seed_deviation(x) for x in row] for row in diagram.deviation],
+            hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{diagram.value.label} %{{z:.3f}}%{{customdata}}<extra></extra>",
             **common,
         )
     ]
@@ -254,15 +327,20 @@ def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool
                 showscale=False,
                 text=[["" if value is None else word for value in row] for row in marked],
                 texttemplate="%{text}",
-                hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{word}, test loss %{{customdata:.2f}}<extra></extra>",
+                hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{word}, {diagram.value.label} %{{customdata:.2f}}"
+                "<extra></extra>",
                 **common,
             )
         )
     return maps
 
 
+def _seed_deviation(deviation: float) -> str:
+    return f" ± {deviation:.3f}" if math.isfinite(deviation) else ""
+
+
 def _where(diagram: PhaseDiagram, cell: Cell) -> list[list[float | None]]:
-    """Return the test loss of the cells of one kind; 0 where it is not finite, nothing elsewhere."""
+    """Return the value of the cells of one kind; 0 where it is not finite, nothing elsewhere."""
     return [
         [
             (float(loss) if math.isfinite(loss) else 0.0) if kind is cell else None

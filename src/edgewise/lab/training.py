@@ -1,5 +1,6 @@
 """Train one config and record what happened; divergence is an outcome, not an exception."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import edgewise as ew
 from edgewise.lab import data, models
-from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.data.augmentation import augment
 from edgewise.lab.parameterization import parameter_groups
@@ -27,6 +28,7 @@ LossFunction = Callable[[nn.Module, Batch], Tensor]
 
 _MEASURE_BELOW = 1e6  # times the initial loss: beyond, the run is diverging and curvature means nothing
 _EVALUATION_SIZE = 512
+_SHARPNESS_TARGETS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
     model = models.build(config.model, dataset)
     loss_fn = loss_function(config.loss)
     batches = _batches(config, dataset)
-    lr_target = _target_rate(config.optimizer, model, loss_fn, dataset)
+    lr_target = _target_rate(config)
     optimizer = make_optimizer(config.optimizer, model, lr_target)
     warmup, scheduler = make_schedule(config.warmup, optimizer, config.num_steps)
     probe = _Probe(config, model, loss_fn, optimizer)
@@ -214,15 +216,31 @@ def _batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:
         yield prepared(*dataset.train_batch(indices))
 
 
-def _target_rate(config: OptimizerConfig, model: nn.Module, loss_fn: LossFunction, dataset: Dataset) -> float:
-    if config.lr_unit == "absolute":
-        return config.lr
-    initial = ew.sharpness(model, loss_fn, [dataset.train_batch()])
+def _target_rate(config: RunConfig) -> float:
+    if config.optimizer.lr_unit == "absolute":
+        return config.optimizer.lr
+    return config.optimizer.lr / initial_sharpness(config.data, config.model, config.loss, config.seed)
+
+
+@functools.cache  # the cells of a phase diagram share it, and it costs as much as a hundred steps
+def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: str, seed: int) -> float:
+    """Return λ₀ on training samples of up to 2,048 targets, of the network that a run with this seed starts from.
+
+    Raises:
+        RuntimeError: the measurement did not converge.
+    """
+    dataset = data.load(data_config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = models.build(model_config, dataset)
+    targets_each = dataset.train_targets[0].numel()
+    batch = dataset.train_batch(slice(max(1, _SHARPNESS_TARGETS // targets_each)))
+    initial = ew.sharpness(model, loss_function(loss), [batch])
     if not initial.converged:
         raise RuntimeError(
             f"the initial sharpness that sets the learning rate is not known: {initial.status.value}."
         )
-    return config.lr / initial.value
+    return initial.value
 
 
 def _outcome(

@@ -24,14 +24,14 @@ class Work:
     """Hands out configs to train, each once, as those they wait for are finished.
 
     A rate far above the failure boundary costs as much as one below it and says nothing more, so a ladder ends at
-    its first run that diverged or failed; the rungs above are `beyond`.
+    its first run that diverged, or that failed where a smaller rate trained; the rungs above are `beyond`.
     """
 
     def __init__(self, ladders: Sequence[Ladder], store: Store) -> None:
         self.configs = tuple({c.run_id: c for c in itertools.chain.from_iterable(ladders)}.values())
         self._ladders, self._store = ladders, store
         self._rung = [0] * len(ladders)  # the one that each ladder is at
-        self._ended = [False] * len(ladders)
+        self._trained, self._ended = ([False] * len(ladders) for _ in range(2))
         self._begun: set[str] = set()
         self._ladders_with: dict[str, list[int]] = {}
         for i, ladder in enumerate(ladders):
@@ -66,11 +66,13 @@ class Work:
         return found
 
     def _climb(self, i: int) -> None:
-        """Go past the rungs that trained; end at the top, or where training failed."""
+        """Go past the rungs that trained, or that failed before any did; end at the top, or where training fails."""
         ladder = self._ladders[i]
         while not self._ended[i] and self._store.has(ladder[self._rung[i]].run_id):
-            trained = cell_of(self._store.outcome(ladder[self._rung[i]].run_id)) is Cell.TRAINED
-            if trained and self._rung[i] + 1 < len(ladder):
+            cell = cell_of(self._store.outcome(ladder[self._rung[i]].run_id))
+            self._trained[i] |= cell is Cell.TRAINED
+            too_small = cell is Cell.FAILED and not self._trained[i]
+            if (cell is Cell.TRAINED or too_small) and self._rung[i] + 1 < len(ladder):
                 self._rung[i] += 1
             else:
                 self._ended[i] = True

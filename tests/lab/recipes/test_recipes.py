@@ -11,14 +11,17 @@ import pytest
 
 from edgewise.errors import UnknownNameError
 from edgewise.lab.configs import OptimizerConfig
+from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.recipes import (
     DEMO,
     RECIPES,
     SCALES,
     PhaseDiagrams,
+    Table,
     Trajectories,
     late_stability_limit,
     recipe,
+    stability_limits,
 )
 from edgewise.lab.recipes.recipe import at_edge, number
 from lab_cases import CATAPULTS, FIG4_ADAM, changed, diverged, made, remade, story, tiny
@@ -43,7 +46,7 @@ def test_recipes_are_found_by_their_ids():
     assert set(DEMO) <= set(RECIPES)
     with pytest.raises(
         UnknownNameError,
-        match=r"unknown figure 'fig44'; known: fig1, fig2, fig4, fig6, fig7\. Did you mean 'fig4'",
+        match=r"unknown figure 'fig44'; known: fig1, fig10, .*\. Did you mean 'fig4'",
     ):
         recipe("fig44")
 
@@ -53,7 +56,7 @@ def test_a_recipe_says_what_to_see(figure):
     its = RECIPES[figure]
     assert 5 < len(its.title) < 80
     assert len(its.finding.split(".")) >= 3
-    assert isinstance(its.layout, Trajectories | PhaseDiagrams)
+    assert isinstance(its.layout, Trajectories | PhaseDiagrams | Table)
 
 
 def test_fig1_is_gradient_descent_on_a_wide_net_at_its_two_rates():
@@ -75,7 +78,8 @@ def test_fig1_is_gradient_descent_on_a_wide_net_at_its_two_rates():
 def test_fig7_adds_catapults_to_the_warmups_of_fig1(scale):
     *linear, catapults = RECIPES["fig7"].configs(scale)
     shared = [c for c in RECIPES["fig1"].configs(scale) if c in linear]
-    assert [(c.model.parameterization, c.warmup.steps) for c in shared] == [("sp", 64), ("sp", 200)]
+    lengths = {"demo": (64, 200), "embedded": (64, 200), "paper": (64, 256, 1024)}[scale]
+    assert [(c.model.parameterization, c.warmup.steps) for c in shared] == [("sp", n) for n in lengths]
     assert changed(catapults, warmup=linear[0].warmup) == linear[0]
     assert catapults.warmup.kind == "catapult"
 
@@ -85,12 +89,13 @@ def test_fig7_adds_catapults_to_the_warmups_of_fig1(scale):
 def test_fig2_and_fig6_are_full_batch_adam_and_gi_adam(figure, scale):
     configs = RECIPES[figure].configs(scale)
     for c in configs:
-        assert (c.data.name, c.model.name, c.model.depth, c.model.width) == ("digits", "fcn", 4, 256)
+        network = ("cifar10", "fcn", 4, 512) if scale == "paper" else ("digits", "fcn", 4, 256)
+        assert (c.data.name, c.model.name, c.model.depth, c.model.width) == network
         assert (c.loss, c.batch_size) == ("mse", None)
         assert c.optimizer.lr == {"simple-mup": 0.003, "sp": 0.001}[c.model.parameterization]
         assert c.optimizer.betas == (0.9, 0.999)
         assert "preconditioned_sharpness" in c.measure
-    lengths = {1} if scale == "demo" else {1, 64, 256}
+    lengths = {"demo": {1}, "embedded": {1, 64, 256}, "paper": {1, 64, 256, 1024}}[scale]
     long = [c for c in configs if c.num_steps > 1]
     assert {c.optimizer.name for c in long} == ({"adam"} if figure == "fig2" else {"adam", "gi-adam"})
     for name in ("simple-mup", "sp"):
@@ -118,6 +123,56 @@ def test_fig4_is_the_grid_of_the_issue():
         assert (c.data.name, c.data.context, c.batch_size, c.num_steps) == ("stdlib-text", 32, 16, 400)
         assert (c.model.name, c.model.depth, c.model.width, c.model.parameterization) == ("lm", 2, 64, "sp")
         assert (c.warmup.decay, c.loss, c.measure, c.optimizer.lr_unit) == ("cosine", "xent", (), "absolute")
+
+
+PAPER = {  # figure → networks and steps of the paper
+    "fig1": {("cifar10", "fcn", 4, 512, 2000)},
+    "fig3": {("cifar10", "wrn", 16, 4, 100_000)},
+    "fig4": {("wikitext-103", "lm", 4, 128, 10_000)},
+    "fig5": {("cifar10", "wrn", 16, 4, 10_000)},
+    "fig19": {("cifar100", "wrn", 16, 4, 100_000), ("tiny-imagenet", "wrn", 16, 4, 100_000)},
+    "fig20": {("wikitext-103", "lm", 4, 128, 10_000)},
+    "fig23": {("cifar100", "wrn", 16, 4, 100_000)},
+    "fig24": {("tiny-imagenet", "wrn", 16, 4, 100_000)},
+    "fig25": {("wikitext-2", "lm", 4, 128, 10_000)},
+    "table1": {("cifar10", "wrn", 16, 4, 100_000)},
+}
+
+
+@pytest.mark.parametrize("figure", PAPER)
+def test_the_paper_s_scale_is_the_paper_s(figure):
+    configs = RECIPES[figure].configs("paper")
+    assert {(c.data.name, c.model.name, c.model.depth, c.model.width, c.num_steps) for c in configs} == PAPER[
+        figure
+    ]
+    for c in configs:
+        assert c.data.augment == (c.model.name == "wrn")
+        assert c.batch_size == {"fcn": None, "wrn": 128, "lm": 64}[c.model.name]
+        assert c.data.num_samples == (5000 if c.model.name == "fcn" else None)
+        if c.model.name == "lm":
+            assert c.data.context == 64
+
+
+@pytest.mark.parametrize("figure", RECIPES)
+def test_other_scales_need_no_prepared_data(figure):
+    for scale in ("demo", "embedded"):
+        for config in RECIPES[figure].configs(scale):
+            check_prepared(config.data.name)
+
+
+@pytest.mark.parametrize(
+    ("figure", "climbs"), [("fig3", True), ("fig4", True), ("fig5", False), ("fig1", False)]
+)
+def test_phase_diagrams_climb_and_others_do_not(figure, climbs):
+    its = RECIPES[figure]
+    assert {c for ladder in its.ladders("demo") for c in ladder} == set(its.configs("demo"))
+    assert (max(map(len, its.ladders("demo"))) > 1) is climbs
+
+
+def test_momentum_has_an_early_and_a_late_limit():
+    assert stability_limits(OptimizerConfig(name="sgd", lr=1.0, momentum=0.9)) == pytest.approx((2.0, 3.8))
+    assert stability_limits(OptimizerConfig(name="sgd", lr=1.0)) == (2.0,)
+    assert stability_limits(OptimizerConfig(name="adam", lr=1.0)) == pytest.approx((38.0,))
 
 
 @pytest.mark.parametrize(
@@ -263,6 +318,276 @@ FLIPS = [
     ("fig7", [(catapults, with_({"sharpness": 26.0}))], "the sharpness ends below"),
     ("fig7", [(catapults, with_(train_loss=0.11))], "final training loss, beside linear warmup of 64, 200"),
     ("fig7", [(runs_of("sp", warmup=200), with_(train_loss=0.04))], "final training loss"),
+]  # fmt: skip
+
+
+def at(**wanted):
+    """Which configs: by a field of any of their parts."""
+
+    def is_it(config):
+        values = {
+            name: value
+            for part in (config, config.model, config.optimizer, config.data, config.warmup)
+            for name, value in vars(part).items()
+            if name != "name"
+        }
+        values |= {"optimizer": config.optimizer.name, "data": config.data.name}
+        return all(values[name] == value for name, value in wanted.items())
+
+    return is_it
+
+
+def either(*which):
+    return lambda config: any(its(config) for its in which)
+
+
+def column(**columns):
+    """The columns, kept to the steps at which they were measured."""
+
+    def edit(run):
+        kept = {}
+        for name, value in columns.items():
+            missing = np.isnan(run.columns[name])
+            kept[name] = np.where(missing, np.nan, value(run) if callable(value) else value)
+        return remade(run, kept)
+
+    return edit
+
+
+def spiking(run):
+    return np.where(run.columns["step"] == 1, 9.0, run.columns["train_loss"])
+
+
+def level(value):
+    """The same value of η·λ all along, at the same sharpness."""
+    return lambda run: remade(
+        run, {"lr": value / 1.9, "sharpness": np.where(np.isnan(run.columns["sharpness"]), np.nan, 1.9)}
+    )
+
+
+def dies(run):
+    return diverged(run, after=2)
+
+
+def mechanism_flips(figure, flat, sharp, *, flat_name, sharp_name, long, limit=2.0, claims):
+    """A flip of each of the shared claims that the figure makes."""
+    first, last = (
+        (lambda c: sharp(c) and c.warmup.steps == 1),
+        (lambda c: sharp(c) and c.warmup.steps == long),
+    )
+    known = {
+        "rises": ([(flat, level(limit))], f"{flat_name}: sharpness first rises"),
+        "hovers": ([(flat, with_({"lr": 50.0}))], f"{flat_name}: η·λ in the last third"),
+        "flat trains": ([(flat, column(train_loss=1.0))], f"{flat_name}, T_wrm = "),
+        "diverges": ([(first, with_(diverged=False))], f"{sharp_name}, T_wrm = 1: diverges"),
+        "trains": (
+            [(last, column(train_loss=lambda run: np.maximum(run.columns["train_loss"], 0.9)))],
+            f"{sharp_name}, T_wrm = ",
+        ),
+        "falls": ([(last, column(sharpness=390.0))], f"{sharp_name}, T_wrm = "),
+        "spikes": ([(last, column(train_loss=spiking))], f"{sharp_name}: the longer the warmup"),
+    }
+    return [(figure, *known[claim]) for claim in claims]
+
+
+MUP, SP = at(parameterization="mup"), at(parameterization="sp")
+SQUARED = ("rises", "hovers", "diverges", "trains", "falls")
+BOUNDED = ("rises", "spikes", "trains", "falls")
+
+
+def phase_flips(figure, panels, last):
+    """Flips of figure 3's claims, a pair for each panel: (name, which configs)."""
+    return [
+        flip
+        for name, which in panels
+        for flip in [
+            (
+                figure,
+                [(lambda c, w=which: w(c) and c.warmup.steps > 1 and c.optimizer.lr == 16.0, dies)],
+                f"{name}: warmup moves",
+            ),
+            (
+                figure,
+                [
+                    (
+                        lambda c, w=which: w(c) and c.warmup.steps == 1 and c.optimizer.lr == 4.0,
+                        with_(test_accuracy=0.99),
+                    )
+                ],
+                f"{name}: the best accuracy",
+            ),
+        ]
+    ] + [
+        (
+            figure,
+            [
+                (lambda c: c.optimizer.lr > 32.0, with_(diverged=False, test_accuracy=0.0)),
+                (
+                    lambda c: c.optimizer.lr == 16.0 and c.warmup.steps == 1,
+                    with_(diverged=False, test_accuracy=0.0),
+                ),
+            ],
+            last,
+        )
+    ]
+
+
+def no_warmup(name, *, lr=None, above=None):
+    return lambda c: (
+        c.optimizer.name == name
+        and c.warmup.steps == 1
+        and (lr is None or math.isclose(c.optimizer.lr, lr))
+        and (above is None or c.optimizer.lr > above)
+    )
+
+
+def gi_adam_flips(figure):
+    return [
+        (
+            figure,
+            [(no_warmup("gi-adam", above=0.01), with_(test_accuracy=0.0))],
+            "T_wrm = 1: the failure boundary",
+        ),
+        (
+            figure,
+            [(no_warmup("gi-adam", lr=0.004), with_(test_accuracy=0.95))],
+            "T_wrm = 1: the best target rate",
+        ),
+        (
+            figure,
+            [(no_warmup("adam", lr=0.004), with_(test_accuracy=0.95))],
+            "T_wrm = 1: the best test accuracy",
+        ),
+    ]
+
+
+def saved_flips(figure):
+    """Flips of the claims on T_save; targets at demo scale are 1, 2 and 4 times the lowest."""
+
+    def shifted(run):
+        return remade(
+            run, {"lr": run.columns["lr"] * np.where(np.arange(len(run.columns["lr"])) == 0, 0.5, 1.0)}
+        )
+
+    def short(run):
+        """A consistent run that saves nothing."""
+        done = run.outcome["warmup"]
+        steps, target = run.config.warmup.steps, done["lr_target"]
+        rates = np.minimum(1.0, np.arange(len(run.columns["lr"])) / steps) * target
+        return remade(run, {"lr": rates}, warmup=done | {"steps_saved": -done["num_forwards"] / 2})
+
+    def long(run):
+        """A consistent run that saves all."""
+        done = run.outcome["warmup"]
+        saved = run.config.warmup.steps - done["num_forwards"] / 2
+        return remade(run, {"lr": done["lr_target"]}, warmup=done | {"steps_saved": saved})
+
+    largest = {"fig5": 16.0, "fig27": 16.0, "fig28": 4e-3, "fig29": 4e-3}[figure]
+    return [
+        (figure, [(at(steps=16), shifted)], "T_save = T_wrm·η_c/η_trgt"),
+        (
+            figure,
+            [
+                (lambda c: c.warmup.steps == 64 and c.optimizer.lr < largest, short),
+                (
+                    lambda c: c.warmup.steps == 64 and c.optimizer.lr == largest,
+                    lambda run: remade(
+                        short(run), warmup=short(run).outcome["warmup"] | {"steps_saved": -5.0}
+                    ),
+                ),
+            ],
+            "the longer the warmup, the more steps",
+        ),
+        (
+            figure,
+            [(lambda c: c.warmup.steps == 64 and c.optimizer.lr == largest, long)],
+            "the larger the target rate",
+        ),
+    ]
+
+
+FLIPS += [
+    *mechanism_flips("fig8", MUP, SP, flat_name="μP", sharp_name="SP", long=200, claims=SQUARED),
+    *mechanism_flips("fig9", MUP, SP, flat_name="μP", sharp_name="SP", long=200, limit=3.8, claims=SQUARED),
+    *mechanism_flips("fig10", MUP, SP, flat_name="μP", sharp_name="SP", long=200, limit=3.8, claims=SQUARED),
+    *mechanism_flips("fig11", MUP, SP, flat_name="μP, SGD", sharp_name="SP, SGD", long=200, claims=BOUNDED),
+    *(
+        flip
+        for momentum, name in ((0.0, "GD"), (0.9, "GD with momentum"))
+        for flip in mechanism_flips(
+            "fig12",
+            at(parameterization="mup", momentum=momentum),
+            at(parameterization="sp", momentum=momentum),
+            flat_name=f"μP, {name}",
+            sharp_name=f"SP, {name}",
+            long=200,
+            claims=BOUNDED,
+        )
+    ),
+    ("fig13", [(runs_of("sp"), scaled(1e-3, lambda s: s < 50))], f"SP, {START}"),
+    ("fig13", [(runs_of("simple-mup"), scaled(50.0, lambda s: s > 90))], "on batches η·λ settles below"),
+    ("fig13", [(runs_of("simple-mup"), scaled(1e-3, lambda s: s < 50))], f"simple μP, {START}"),
+    ("fig14", [(runs_of("sp"), scaled(1e-3, lambda s: s < 50))], f"SP, {START}"),
+    ("fig14", [(runs_of("simple-mup"), scaled(100.0))], f"simple μP, {START}"),
+    *(
+        flip
+        for figure in ("fig15", "fig16")
+        for flip in mechanism_flips(
+            figure, MUP, SP, flat_name="μP", sharp_name="SP", long=30,
+            claims=("rises", "flat trains", "spikes", "trains", "falls"),
+        )
+    ),
+    *mechanism_flips(
+        "fig17", at(final_norm=True), at(final_norm=False), flat_name="final LayerNorm",
+        sharp_name="no final LayerNorm", long=20, claims=("rises", "spikes", "falls"),
+    ),
+    ("fig17", [(at(final_norm=False), column(sharpness=lambda run: run.columns["sharpness"] / 21))],
+     "initial sharpness, without"),
+    ("fig18", [(at(steps=1), scaled(1e-3, lambda s: s < 50))], f"SP, {START}"),
+    ("fig18", [(at(steps=20), column(train_loss=1.0))], "Adam, T_wrm = 20: trains"),
+    *phase_flips("fig3", [(f"{name}, {loss_name}", at(parameterization=p, loss=loss))
+                          for p, name in (("mup", "μP"), ("sp", "SP"))
+                          for loss, loss_name in (("mse", "MSE"), ("xent", "cross-entropy"))],
+                 "beyond the boundary SGD diverges"),
+    *phase_flips("fig19", [("digit pairs", at(data="digit-pairs")),
+                           ("digit pairs, enlarged", at(data="digit-pairs-2x"))],
+                 "beyond the boundary SGD diverges"),
+    *(
+        flip
+        for figure in ("fig21", "fig22")
+        for flip in [
+            (figure, [(at(momentum=0.0, decay="none", steps=1, lr=2.0), dies)], "momentum moves"),
+            (figure, [(at(decay="cosine", lr=1.0), with_(test_accuracy=0.95))], "cosine decay hurts"),
+            (figure, [(at(decay="cosine", lr=32.0), with_(test_accuracy=0.2))], "cosine decay helps"),
+        ]
+    ),
+    ("fig20", [(lambda c: c.model.final_norm and c.warmup.steps > 1 and c.optimizer.lr == 8.0, dies)],
+     "final LayerNorm: warmup does not lower"),
+    ("fig20", [(lambda c: not c.model.final_norm and c.warmup.steps > 1 and c.optimizer.lr == 4.0, dies)],
+     "the sharp start gains more"),
+    *gi_adam_flips("fig23"),
+    *gi_adam_flips("fig24"),
+    ("fig25", [(no_warmup("gi-adam", above=0.2), with_(test_accuracy=0.0))], "T_wrm = 1: the failure boundary"),
+    ("fig25", [(no_warmup("gi-adam", lr=0.004), gets(1.9))], "T_wrm = 1: the best target rate"),
+    ("fig25", [(no_warmup("adam", lr=0.004), gets(1.9))], "T_wrm = 1: the best test loss"),
+    ("fig26", [(at(lr=4.0), with_(diverged=True))], "far beyond the failure boundary"),
+    *(("fig26", [(at(lr=4.0), column(**{name: 1.5}))], f"the {words} spikes")
+      for name, words in (("train_loss", "loss"), ("gradient_norm", "gradient norm"), ("second_moment", "norm of v"))),
+    *(flip for figure in ("fig5", "fig27", "fig28", "fig29") for flip in saved_flips(figure)),
+    *(("fig30", [(runs_of(p, optimizer="gi-adam", starts=False), scaled(100.0))], f"{name}, T_wrm = 1: measurements")
+      for p, name in (("sp", "SP"), ("simple-mup", "simple μP"))),
+    *(
+        flip
+        for p, name in (("sp", "SP"), ("simple-mup", "simple μP"))
+        for flip in [
+            ("fig31", [(runs_of(p, optimizer="ri-adam"), scaled(10.0, first))], f"{name}: initial"),
+            ("fig31", [(runs_of(p, optimizer="ri-adam"), with_({"train_loss": 0.3}))], f"{name}: last training loss"),
+        ]
+    ),
+    *(("table1", [(lambda c, o=o, n=n, i=i: (c.optimizer.name, c.warmup.steps, c.warmup.lr_init) == (o, n, i),
+                   with_(test_accuracy=0.5))], f"test accuracy: {words}")
+      for o, n, i, words in (("adam", 20, 0.0, "Adam, T_wrm = 20"), ("gi-adam", 1, 0.0, "GI-Adam, T_wrm = 1"),
+                             ("radam", 1, 0.0, "RAdam, T_wrm = 1"), ("adam", 20, "critical", "Adam from η_c"))),
 ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ class Dataset:
             self, train_inputs=self.train_inputs[:number], train_targets=self.train_targets[:number]
         )
 
-    def train_batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def train_batch(self, indices: Tensor | slice | None = None) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the given training samples, of all by default."""
         if indices is None:
             return _usable(self.train_inputs), self.train_targets.long()

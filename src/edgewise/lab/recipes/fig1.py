@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.recipe import (
     LOSS,
     SHARPNESS,
+    SHARPNESS_TIMES_RATE,
     Claim,
-    Quantity,
     Recipe,
     Trajectories,
     at_edge,
@@ -19,13 +20,16 @@ from edgewise.lab.store import Run
 
 
 def configs(scale: str) -> tuple[RunConfig, ...]:
-    """Return μP at η = 1/λ₀ and SP at 32/λ₀, each with three warmup lengths."""
+    """Return μP at η = 1/λ₀ and SP at 32/λ₀, over the warmup lengths."""
     # Every odd number of steps: at the edge the loss alternates, and an even stride would see one side only.
-    num_steps, measure_every = {"demo": (250, 5), "embedded": (500, 1)}[scale]
+    num_steps, measure_every, lengths = {
+        "demo": (250, 5, (1, 64, 200)),
+        "embedded": (500, 1, (1, 64, 200)),
+        "paper": (2000, 1, (1, 64, 256, 1024)),
+    }[scale]
     return tuple(
         RunConfig(
-            data=DataConfig(name="digits"),
-            model=ModelConfig(name="fcn", depth=4, width=256, parameterization=parameterization),
+            **settings.fcn(scale, parameterization),
             optimizer=OptimizerConfig(name="sgd", lr=multiple, lr_unit="1/sharpness"),
             warmup=WarmupConfig(steps=warmup_steps),
             loss="mse",
@@ -34,7 +38,7 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
             measure_every=measure_every,
         )
         for parameterization, multiple in (("mup", 1.0), ("sp", 32.0))
-        for warmup_steps in (1, 64, 200)
+        for warmup_steps in lengths
     )
 
 
@@ -118,7 +122,7 @@ RECIPE = Recipe(
         quantities=(
             LOSS,
             SHARPNESS,
-            Quantity(column="sharpness", label="η·λ", log=False, times_lr=True, threshold=True),
+            SHARPNESS_TIMES_RATE,
         ),
         row=parameterization_label,
         line=warmup_label,

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.recipes import mechanisms, settings
 from edgewise.lab.recipes.recipe import (
     LOSS,
+    PRECONDITIONED_SHARPNESS,
+    SHARPNESS_ALONE,
     Claim,
-    Quantity,
     Recipe,
     Trajectories,
-    late_stability_limit,
     number,
     optimizer_label,
     parameterization_label,
@@ -20,27 +21,23 @@ from edgewise.lab.store import Run
 
 _NEGLIGIBLE_EPS = 1e-20
 _RATES = {"simple-mup": 0.003, "sp": 0.001}
-_PRECONDITIONED = Quantity(
-    column="preconditioned_sharpness", label="preconditioned sharpness", threshold=True
-)
 
 
 def _config(scale: str, parameterization: str, optimizer: str, warmup_steps: int) -> RunConfig:
     demo = scale == "demo"
     return RunConfig(
-        data=DataConfig(name="digits"),
-        model=ModelConfig(name="fcn", depth=4, width=256, parameterization=parameterization),
+        **settings.fcn(scale, parameterization),
         optimizer=OptimizerConfig(name=optimizer, lr=_RATES[parameterization]),
         warmup=WarmupConfig(steps=warmup_steps),
         loss="mse",
-        num_steps=100 if demo else 400,
+        num_steps={"demo": 100, "embedded": 400, "paper": 2000}[scale],
         measure=("preconditioned_sharpness",) if demo else ("preconditioned_sharpness", "sharpness"),
         measure_every=3,
     )
 
 
 def _lengths(scale: str) -> tuple[int, ...]:
-    return (1,) if scale == "demo" else (1, 64, 256)
+    return {"demo": (1,), "embedded": (1, 64, 256), "paper": (1, 64, 256, 1024)}[scale]
 
 
 def adam_configs(scale: str) -> tuple[RunConfig, ...]:
@@ -63,7 +60,7 @@ def gi_adam_configs(scale: str) -> tuple[RunConfig, ...]:
 
 def adam_claims(runs: Sequence[Run]) -> list[Claim]:
     """Return that Adam starts far above its threshold, whatever the initialization."""
-    return [_starts_high(run) for run in runs if run.config.warmup.steps == 1]
+    return [mechanisms.starts_high(run) for run in runs if run.config.warmup.steps == 1]
 
 
 def gi_adam_claims(runs: Sequence[Run]) -> list[Claim]:
@@ -71,22 +68,9 @@ def gi_adam_claims(runs: Sequence[Run]) -> list[Claim]:
     constant = [run for run in runs if run.config.warmup.steps == 1]
     adam = [run for run in constant if run.config.optimizer.name == "adam"]
     gi_adam = [run for run in constant if run.config.optimizer.name == "gi-adam"]
-    return [_starts_high(run) for run in adam if run.config.num_steps > 1] + [
+    return [mechanisms.starts_high(run) for run in adam if run.config.num_steps > 1] + [
         _ratio(a, b) for a, b in zip(adam, gi_adam, strict=True)
     ]
-
-
-def _starts_high(run: Run) -> Claim:
-    steps, values = run.measured("preconditioned_sharpness")
-    limit = late_stability_limit(run.config.optimizer)
-    products = run.columns["lr"][steps.astype(int)] * values
-    return Claim(
-        text=f"{parameterization_label(run.config)}, Adam: preconditioned sharpness starts above the "
-        "threshold and falls early",
-        expected=f"η·λ from above {limit:.0f} to below within 100 steps",
-        measured=f"{number(products[0])} → {number(products[steps <= 100].min())}",
-        holds=bool(products[0] > limit > products[steps <= 100].min()),
-    )
 
 
 def _ratio(adam: Run, gi_adam: Run) -> Claim:
@@ -115,7 +99,7 @@ FIG2 = Recipe(
     configs=adam_configs,
     claims=adam_claims,
     layout=Trajectories(
-        quantities=(LOSS, _PRECONDITIONED, Quantity(column="sharpness", label="sharpness λ")),
+        quantities=(LOSS, PRECONDITIONED_SHARPNESS, SHARPNESS_ALONE),
         row=parameterization_label,
         line=warmup_label,
     ),
@@ -129,7 +113,7 @@ FIG6 = Recipe(
     configs=gi_adam_configs,
     claims=gi_adam_claims,
     layout=Trajectories(
-        quantities=(LOSS, _PRECONDITIONED),
+        quantities=(LOSS, PRECONDITIONED_SHARPNESS),
         row=parameterization_label,
         line=lambda config: (
             optimizer_label(config)

@@ -80,11 +80,17 @@ class Recipe:
     def ladders(self, scale: str) -> list[Ladder]:
         """Return the runs as they are to be trained: the rates of a phase diagram upwards, until training fails."""
         configs = self.configs(scale)
-        return ladders(configs) if isinstance(self.layout, PhaseDiagrams) else [(c,) for c in configs]
+        climbs = isinstance(self.layout, PhaseDiagrams) and self.layout.value.of_training
+        return ladders(configs) if climbs else [(config,) for config in configs]
 
 
 LOSS = Quantity(column="train_loss", label="training loss")
 SHARPNESS = Quantity(column="sharpness", label="sharpness λ", threshold=True)
+SHARPNESS_ALONE = Quantity(column="sharpness", label="sharpness λ")  # of Adam: no threshold of its own
+SHARPNESS_TIMES_RATE = Quantity(column="sharpness", label="η·λ", log=False, times_lr=True, threshold=True)
+PRECONDITIONED_SHARPNESS = Quantity(
+    column="preconditioned_sharpness", label="preconditioned sharpness", threshold=True
+)
 
 
 def late_stability_limit(optimizer: OptimizerConfig) -> float:

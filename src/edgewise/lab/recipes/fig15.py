@@ -1,0 +1,186 @@
+"""Figures 15 to 18: the mechanisms in residual networks and in Transformers."""
+
+from collections.abc import Sequence
+
+from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.recipes import mechanisms, settings
+from edgewise.lab.recipes.recipe import (
+    LOSS,
+    PRECONDITIONED_SHARPNESS,
+    SHARPNESS,
+    SHARPNESS_ALONE,
+    SHARPNESS_TIMES_RATE,
+    Claim,
+    Recipe,
+    Trajectories,
+    number,
+    optimizer_label,
+    parameterization_label,
+    warmup_label,
+)
+from edgewise.lab.store import Run
+
+
+def _wrn_configs(scale: str, loss: str) -> tuple[RunConfig, ...]:
+    num_steps, batch_size, lengths, every = {
+        "demo": (60, 64, (1, 30), 10),
+        "embedded": (300, 128, (1, 64, 128), 10),
+        "paper": (2000, 512, (1, 256, 1024), 5),
+    }[scale]
+    return tuple(
+        RunConfig(
+            **settings.wrn(scale, parameterization),
+            optimizer=OptimizerConfig(name="sgd", lr=multiple, lr_unit="1/sharpness"),
+            warmup=WarmupConfig(steps=warmup_steps),
+            loss=loss,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            measure=("sharpness",),
+            measure_every=every,
+        )
+        for parameterization, multiple in (("mup", 1.0), ("sp", 32.0))
+        for warmup_steps in lengths
+    )
+
+
+def squared_error_configs(scale: str) -> tuple[RunConfig, ...]:
+    """Return the residual network with the squared error, in μP at 1/λ₀ and in SP at 32/λ₀."""
+    return _wrn_configs(scale, "mse")
+
+
+def cross_entropy_configs(scale: str) -> tuple[RunConfig, ...]:
+    """Return the residual network with cross-entropy, in μP at 1/λ₀ and in SP at 32/λ₀."""
+    return _wrn_configs(scale, "xent")
+
+
+def wrn_claims(runs: Sequence[Run]) -> list[Claim]:
+    """Return that μP starts flat and sharpens, and SP starts sharp and is brought down."""
+    flat = [run for run in runs if run.config.model.parameterization == "mup"]
+    sharp = [run for run in runs if run.config.model.parameterization == "sp"]
+    return [
+        mechanisms.rises("μP", flat),
+        mechanisms.trains("μP", flat),
+        mechanisms.smaller_spikes("SP", sharp),
+        mechanisms.trains("SP", sharp),
+        mechanisms.falls("SP", sharp, 2),
+    ]
+
+
+def lm_sgd_configs(scale: str) -> tuple[RunConfig, ...]:
+    """Return the language model with SGD, with and without the final LayerNorm."""
+    num_steps, lengths, every = _LM_SETTINGS[scale]
+    return tuple(
+        RunConfig(
+            **settings.lm(scale, final_norm=final_norm),
+            optimizer=OptimizerConfig(name="sgd", lr=multiple, lr_unit="1/sharpness"),
+            warmup=WarmupConfig(steps=warmup_steps),
+            num_steps=num_steps,
+            batch_size=64 if scale == "paper" else 16,
+            measure=("sharpness",),
+            measure_every=every,
+        )
+        for final_norm, multiple in ((True, 2.0), (False, 16.0))
+        for warmup_steps in lengths
+    )
+
+
+def lm_adam_configs(scale: str) -> tuple[RunConfig, ...]:
+    """Return the language model with Adam over the warmup lengths."""
+    num_steps, lengths, every = _LM_SETTINGS[scale]
+    return tuple(
+        RunConfig(
+            **settings.lm(scale),
+            optimizer=OptimizerConfig(name="adam", lr=0.003),
+            warmup=WarmupConfig(steps=warmup_steps),
+            num_steps=num_steps,
+            batch_size=64 if scale == "paper" else 16,
+            measure=("sharpness", "preconditioned_sharpness"),
+            measure_every=every,
+        )
+        for warmup_steps in lengths
+    )
+
+
+_LM_SETTINGS = {  # steps, warmup lengths, steps from one measurement to the next
+    "demo": (40, (1, 20), 10),
+    "embedded": (300, (1, 32, 128), 10),
+    "paper": (2000, (1, 256, 1024), 5),
+}
+
+
+def lm_sgd_claims(runs: Sequence[Run]) -> list[Claim]:
+    """Return what the final LayerNorm decides."""
+    normed = [run for run in runs if run.config.model.final_norm]
+    free = [run for run in runs if not run.config.model.final_norm]
+    return [
+        _sharper_without(normed, free),
+        mechanisms.rises("final LayerNorm", normed),
+        mechanisms.smaller_spikes("no final LayerNorm", free),
+        mechanisms.falls("no final LayerNorm", free, 2),
+    ]
+
+
+def _sharper_without(normed: list[Run], free: list[Run]) -> Claim:
+    values = [float(runs[0].measured("sharpness")[1][0]) for runs in (free, normed)]
+    return Claim(
+        text="initial sharpness, without the final LayerNorm ÷ with it",
+        expected="10 at least (paper: about 100)",
+        measured=f"{number(values[0] / values[1])} ({number(values[0])} ÷ {number(values[1])})",
+        holds=values[0] >= 10 * values[1],
+    )
+
+
+def lm_adam_claims(runs: Sequence[Run]) -> list[Claim]:
+    """Return that Adam starts high in Transformers as well, and trains."""
+    (constant,) = mechanisms.unwarmed(runs)
+    return [mechanisms.starts_high(constant), mechanisms.trains("Adam", runs)]
+
+
+def norm_label(config: RunConfig) -> str:
+    """Return whether there is a final LayerNorm."""
+    return "final LayerNorm" if config.model.final_norm else "no final LayerNorm"
+
+
+_QUANTITIES = (LOSS, SHARPNESS, SHARPNESS_TIMES_RATE)
+
+FIG15 = Recipe(
+    id="fig15",
+    title="A residual network, squared error",
+    finding="A wide residual network with SGD. In μP sharpness rises on its own. In SP, at 32/λ₀, warmup "
+    "brings it down, and the loss rises the less the longer the warmup.",
+    configs=squared_error_configs,
+    claims=wrn_claims,
+    layout=Trajectories(quantities=_QUANTITIES, row=parameterization_label, line=warmup_label),
+)
+
+FIG16 = Recipe(
+    id="fig16",
+    title="A residual network, cross-entropy",
+    finding="Figure 15 with cross-entropy. In μP sharpness rises on its own. In SP, at 32/λ₀, warmup brings it "
+    "down, and the loss rises the less the longer the warmup.",
+    configs=cross_entropy_configs,
+    claims=wrn_claims,
+    layout=Trajectories(quantities=_QUANTITIES, row=parameterization_label, line=warmup_label),
+)
+
+FIG17 = Recipe(
+    id="fig17",
+    title="A Transformer with SGD: what the final LayerNorm decides",
+    finding="A Pre-LN language model with SGD. With its final LayerNorm it starts flat, and sharpness rises. "
+    "Without it the start is far sharper, and sharpness falls: the two classes of figure 1 in one architecture.",
+    configs=lm_sgd_configs,
+    claims=lm_sgd_claims,
+    layout=Trajectories(quantities=_QUANTITIES, row=norm_label, line=warmup_label),
+)
+
+FIG18 = Recipe(
+    id="fig18",
+    title="A Transformer with Adam",
+    finding="A Pre-LN language model with Adam. The preconditioned sharpness starts far above 38/η and falls "
+    "early. The sharpness itself says nothing of this.",
+    configs=lm_adam_configs,
+    claims=lm_adam_claims,
+    layout=Trajectories(
+        quantities=(LOSS, PRECONDITIONED_SHARPNESS, SHARPNESS_ALONE), row=optimizer_label, line=warmup_label
+    ),
+)

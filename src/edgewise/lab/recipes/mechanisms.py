@@ -1,0 +1,118 @@
+"""Claims that many figures share: how sharpness and warmup meet on a trajectory."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgewise.lab.recipes.recipe import Claim, at_edge, late_stability_limit, number, parameterization_label
+from edgewise.lab.store import Run
+
+
+def lengths(runs: Sequence[Run]) -> str:
+    """Return the warmup lengths of the runs."""
+    return ", ".join(str(run.config.warmup.steps) for run in runs)
+
+
+def warmed(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with warmup."""
+    return [run for run in runs if run.config.warmup.steps > 1]
+
+
+def unwarmed(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs at a constant rate."""
+    return [run for run in runs if run.config.warmup.steps == 1]
+
+
+def rises(name: str, runs: Sequence[Run]) -> Claim:
+    """Return that the sharpness rises on its own (progressive sharpening)."""
+    first = [run.measured("sharpness")[1][0] for run in runs]
+    largest = [run.measured("sharpness")[1].max() for run in runs]
+    ratios = [high / low for low, high in zip(first, largest, strict=True)]
+    return Claim(
+        text=f"{name}: sharpness first rises",
+        expected="by half at least",
+        measured=f"{number(first[0])} → {', '.join(map(number, largest))} at T_wrm {lengths(runs)}",
+        holds=bool(min(ratios) > 1.5),
+    )
+
+
+def hovers(name: str, runs: Sequence[Run], low: float, high: float) -> Claim:
+    """Return where the median of η·λ ends, between two multiples of the late stability limit."""
+    limit = late_stability_limit(runs[0].config.optimizer)
+    medians = [float(np.median(at_edge(run, "sharpness"))) for run in runs]
+    return Claim(
+        text=f"{name}: η·λ in the last third, beside its late limit {number(limit)}",
+        expected=f"median {number(low * limit)}–{number(high * limit)}",
+        measured=", ".join(map(number, medians)) + f" at T_wrm {lengths(runs)}",
+        holds=all(low * limit <= median <= high * limit for median in medians),
+    )
+
+
+def diverges(name: str, runs: Sequence[Run]) -> Claim:
+    """Return that without warmup training diverges at once."""
+    (run,) = unwarmed(runs)
+    return Claim(
+        text=f"{name}, T_wrm = 1: diverges",
+        expected="within twenty steps",
+        measured=f"{'diverged' if run.outcome['diverged'] else 'trained'} after {run.outcome['num_steps']} updates",
+        holds=run.outcome["diverged"] and run.outcome["num_steps"] <= 20,
+    )
+
+
+def trains(name: str, runs: Sequence[Run]) -> Claim:
+    """Return that with warmup the loss falls to half at least."""
+    runs = warmed(runs)
+    ends = [float(run.columns["train_loss"][-10:].mean()) for run in runs]
+    starts = [float(run.columns["train_loss"][0]) for run in runs]
+    return Claim(
+        text=f"{name}, T_wrm = {lengths(runs)}: trains",
+        expected="training loss (mean of the last ten steps) below half of the first",
+        measured=", ".join(f"{number(a)} → {number(b)}" for a, b in zip(starts, ends, strict=True)),
+        holds=all(end < start / 2 for start, end in zip(starts, ends, strict=True)),
+    )
+
+
+def falls(name: str, runs: Sequence[Run], factor: float) -> Claim:
+    """Return that with warmup the sharpness falls far below its start."""
+    runs = warmed(runs)
+    curves = [run.measured("sharpness")[1] for run in runs]
+    ratios = [float(curve[0] / curve.min()) for curve in curves]
+    return Claim(
+        text=f"{name}, T_wrm = {lengths(runs)}: the sharpness falls",
+        expected=f"{factor:g}× at least",
+        measured=", ".join(f"{number(ratio)}×" for ratio in ratios),
+        holds=all(ratio >= factor for ratio in ratios),
+    )
+
+
+def smaller_spikes(name: str, runs: Sequence[Run]) -> Claim:
+    """Return that a longer warmup makes the early rise of the loss smaller."""
+    runs = sorted(runs, key=lambda run: run.config.warmup.steps)
+    spikes = [spike(run) for run in runs]
+    return Claim(
+        text=f"{name}: the longer the warmup, the smaller the rise of the loss above its start",
+        expected=f"falling over T_wrm = {lengths(runs)}",
+        measured=", ".join(f"{number(s)}×" if math.isfinite(s) else "diverges" for s in spikes),
+        holds=spikes == sorted(spikes, reverse=True) and spikes[0] > spikes[-1],
+    )
+
+
+def spike(run: Run) -> float:
+    """Return the largest training loss over the first one; infinite if the run diverged."""
+    losses = run.columns["train_loss"]
+    return math.inf if run.outcome["diverged"] else float(losses.max() / losses[0])
+
+
+def starts_high(run: Run, name: str | None = None) -> Claim:
+    """Return that Adam starts far above its threshold, and comes down early."""
+    steps, values = run.measured("preconditioned_sharpness")
+    limit = late_stability_limit(run.config.optimizer)
+    products = run.columns["lr"][steps.astype(int)] * values
+    return Claim(
+        text=f"{name or parameterization_label(run.config)}, Adam: preconditioned sharpness starts above the "
+        "threshold and falls early",
+        expected=f"η·λ from above {limit:.0f} to below within 100 steps",
+        measured=f"{number(products[0])} → {number(products[steps <= 100].min())}",
+        holds=bool(products[0] > limit > products[steps <= 100].min()),
+    )

@@ -1,0 +1,44 @@
+"""What the paper trains, at each scale: "paper" as published, "embedded" and "demo" small and without a download."""
+
+from typing import Any
+
+from edgewise.lab.configs import DataConfig, ModelConfig
+
+
+def fcn(scale: str, parameterization: str) -> dict[str, Any]:
+    """Return data and model of the mechanisms: FCN-4-512 on 5,000 images of CIFAR-10; FCN-4-256 on digits."""
+    if scale == "paper":
+        data, width = DataConfig(name="cifar10", num_samples=5000), 512
+    else:
+        data, width = DataConfig(name="digits"), 256
+    return {
+        "data": data,
+        "model": ModelConfig(name="fcn", depth=4, width=width, parameterization=parameterization),
+    }
+
+
+def wrn(scale: str, parameterization: str, images: str = "cifar10") -> dict[str, Any]:
+    """Return data and model of the image classifiers: WRN-16-4, augmented; WRN-10-1 on a stand-in for `images`."""
+    if scale == "paper":
+        data, depth, width = DataConfig(name=images, augment=True), 16, 4
+    else:
+        stand_ins = {"cifar10": "digits", "cifar100": "digit-pairs", "tiny-imagenet": "digit-pairs-2x"}
+        data, depth, width = DataConfig(name=stand_ins[images]), 10, 1
+    return {
+        "data": data,
+        "model": ModelConfig(name="wrn", depth=depth, width=width, parameterization=parameterization),
+    }
+
+
+def lm(scale: str, *, text: str = "wikitext-103", final_norm: bool = True) -> dict[str, Any]:
+    """Return data and model of the language models: Pre-LN LM-4-128; LM-2-64 on bytes, one text for each WikiText."""
+    if scale == "paper":
+        data, depth, width = DataConfig(name=text, context=64), 4, 128
+    else:
+        data, depth, width = DataConfig(name="stdlib-text", context=32), 2, 64
+    return {
+        "data": data,
+        "model": ModelConfig(
+            name="lm", depth=depth, width=width, parameterization="sp", final_norm=final_norm
+        ),
+    }
