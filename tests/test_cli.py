@@ -17,7 +17,8 @@ import pytest
 
 from edgewise import cli
 from edgewise.lab import training
-from edgewise.lab.recipes import RECIPES, PhaseDiagrams, Quantity, Trajectories
+from edgewise.lab.data import sources
+from edgewise.lab.recipes import RECIPES, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
 from edgewise.lab.store import Store
 from lab_cases import TINY, stored, story, tiny
@@ -51,7 +52,10 @@ SNAPSHOT = {
     (): {"--help"},
     ("demo",): {"--help", "--out", "--workers"},
     ("figure",): {"--help", "--scale", "--out", "--engine", "--workers"},
+    ("sweep",): {"--help", "--out", "--engine", "--workers"},
+    ("status",): {"--help"},
     ("report",): {"--help"},
+    ("prepare",): {"--help", "--source"},
 }
 
 
@@ -69,10 +73,13 @@ def test_commands_are_those_written_down(edgewise):
     assert listed.group(1).split(",") == [command[0] for command in SNAPSHOT if command]
 
 
-def test_the_help_names_every_figure(edgewise):
+def test_the_help_names_the_figures_and_the_data_sets(edgewise):
     words = " ".join(edgewise("figure", "--help")[1].split())
-    for name in RECIPES:
-        assert name in words
+    assert "fig1 to fig31, table1, or all" in words
+    assert next(iter(RECIPES)) == "fig1"
+    assert list(RECIPES)[-2:] == ["fig31", "table1"]
+    words = " ".join(edgewise("prepare", "--help")[1].split())
+    assert all(name in words for name in sources.SOURCES)
 
 
 def test_report_rebuilds_and_prints_the_findings(edgewise, tmp_path, monkeypatch):
@@ -98,9 +105,15 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("figure", "fig11"), "unknown figure 'fig11'; known: all, fig1, fig2, fig4, fig6, fig7. Did you mean 'fig1'?"),
-        (("figure", "al"), "unknown figure 'al'; known: all, fig1, fig2, fig4, fig6, fig7. Did you mean 'all'?"),
-        (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, embedded. Did you mean 'demo'?"),
+        (("figure", "fig44"), "unknown figure 'fig44'; known: all, fig1, "),
+        (("figure", "al"), "table1. Did you mean 'all'?"),
+        (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, embedded, paper. Did you mean "),
+        (("figure", "fig4", "--scale", "paper"), "data set 'wikitext-103' is not in data/wikitext-103: get it with "
+         "`edgewise prepare wikitext-103` (about 350 MB there, from huggingface.co), or from files"),
+        (("sweep", "nowhere.py"), "nowhere.py is no Python file: give the path of a recipe, such as recipe.py."),
+        (("status", "nowhere"), f"nowhere {NONE}"),
+        (("prepare", "cifar"), "unknown data set 'cifar'; known: cifar10, cifar100, tiny-imagenet, wikitext-103"),
+        (("prepare", "cifar10", "--source", "foreign"), "foreign holds no data set: expected train*.parquet"),
         (("figure", "fig1", "--engine", "loca"), "unknown engine 'loca'; known: local. Did you mean 'local'?"),
         (("figure", "fig1", "--workers", "0"), "workers must be 1 or greater, got 0."),
         (("demo", "--workers", "-2"), "workers must be 1 or greater, got -2."),
@@ -269,4 +282,61 @@ def test_ctrl_c_ends_soon_keeps_what_is_finished_and_says_so(tmp_path):
 
 
 def test_layouts_are_those_the_report_knows():
-    assert all(isinstance(its.layout, Trajectories | PhaseDiagrams) for its in RECIPES.values())
+    assert all(isinstance(its.layout, Trajectories | PhaseDiagrams | Table) for its in RECIPES.values())
+
+
+RECIPE = """
+from edgewise.lab.configs import *
+
+def configs():
+    return [
+        RunConfig(
+            data=DataConfig(name="digits"),
+            model=ModelConfig(name="fcn", depth=2, width=16, parameterization="sp"),
+            optimizer=OptimizerConfig(name="sgd", lr=lr),
+            num_steps=5,
+        )
+        for lr in (0.1, 0.2, 0.4)
+    ]
+"""
+
+
+def test_an_own_recipe_from_end_to_end_and_its_report_again(edgewise, tmp_path):
+    (tmp_path / "mine.py").write_text(RECIPE)
+    status, out, _ = edgewise("sweep", "mine.py", "--workers", 1)
+    assert status == 0
+    assert "report: runs/mine/report.html" in out
+    page = (tmp_path / "runs/mine/report.html").read_text()
+    assert '<section id="mine">' in page
+    assert edgewise("report", "runs/mine")[0] == 0
+    assert " 3 " in edgewise("status", "runs/mine")[1]
+    (tmp_path / "mine.py").rename(tmp_path / "yours.py")
+    status, _, err = edgewise("report", "runs/mine")
+    assert status == 1
+    assert "mine.py is no Python file" in err
+
+
+def test_a_recipe_whose_network_raises_keeps_the_other_runs(edgewise, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        RECIPE
+        + """
+from edgewise.lab.plugins import register_model
+
+@register_model("none")
+def none(config, dataset):
+    raise ArithmeticError("no network")
+
+def configs(whole=configs):
+    from dataclasses import replace
+    first, second, third = whole()
+    return [replace(first, model=replace(first.model, name="none")), second, third]
+"""
+    )
+    with pytest.raises(ArithmeticError, match="no network"):
+        edgewise("sweep", "mine.py", "--workers", 1)
+    line = next(
+        line for line in edgewise("status", "runs/mine")[1].splitlines() if "mine " in line and "own" in line
+    )
+    assert line.split() == ["mine", "own", "3", "2", "0", "1", "0", "0"]
+    (failure,) = (tmp_path / "runs/mine/failures").iterdir()
+    assert "ArithmeticError: no network" in failure.read_text()

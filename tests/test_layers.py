@@ -20,6 +20,7 @@ FLOORS = {
     "errors": 0,
     "warmup.schedules": 0,
     "lab.configs": 0,
+    "lab.plugins": 0,
     "overhead": 0,
     "ranks": 1,
     "batches": 1,
@@ -47,7 +48,16 @@ FLOORS = {
 FORBIDDEN = {"warmup": {"curvature"}}  # beyond the floors
 
 # Inside lab, two staircases that meet in `sweep`. The light one, which reads results, needs no torch.
-LIGHT = {"configs": 0, "store": 1, "phase_diagram": 2, "work": 3, "recipes": 4, "plots": 5, "report": 6}
+LIGHT = {
+    "plugins": 0,
+    "configs": 1,
+    "store": 2,
+    "phase_diagram": 3,
+    "work": 4,
+    "recipes": 5,
+    "plots": 6,
+    "report": 7,
+}
 HEAVY = {"parameterization": 1, "ri_adam": 1, "data": 1, "models": 2, "training": 3, "engines": 4}
 WITHOUT_TORCH = ["warmup.schedules", *(f"lab.{room}" for room in LIGHT)]
 

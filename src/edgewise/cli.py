@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,9 @@ try:
     from rich.console import Console
 
     from edgewise.lab import progress, report, sweep
-    from edgewise.lab.recipes import DEMO, RECIPES
+    from edgewise.lab.data import sources
+    from edgewise.lab.recipes import DEMO, RECIPES, recipe
+    from edgewise.lab.recipes.own import SCALE as OWN
     from edgewise.lab.store import Store
     from edgewise.lab.work import Ladder
 except ModuleNotFoundError as error:
@@ -39,8 +42,8 @@ def figure(
     """Train, draw and check one figure of the paper, or "all" of them.
 
     Args:
-        name: fig1, fig2, fig4, fig6, fig7 or all.
-        scale: "embedded" (minutes on two cores) or "demo" (smaller).
+        name: fig1 to fig31, table1, or all.
+        scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
         out: results folder, runs/NAME-SCALE if not given; a second call continues there.
         engine: what runs the training: "local".
         workers: processes; all cores if not given.
@@ -50,18 +53,66 @@ def figure(
     _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers)
 
 
+def sweep_own(
+    file: Annotated[Path, tyro.conf.Positional],
+    *,
+    out: Path | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+) -> None:
+    """Train, draw and check the runs of your own recipe.
+
+    Args:
+        file: a Python file with a function configs() that returns a list of RunConfig.
+        out: results folder, runs/NAME if not given; a second call continues there.
+        engine: what runs the training: "local".
+        workers: processes; all cores if not given.
+    """
+    file = file.resolve()
+    own = recipe(file.stem, file)
+    _run({own.id: own.ladders(OWN)}, OWN, out or Path("runs") / own.id, engine, workers, file)
+
+
+def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Show what is done, running, failed and waiting in a results folder.
+
+    Args:
+        directory: a folder made by edgewise demo, figure or sweep; its sweep may be running.
+    """
+    Console().print(progress.status(Store.open(directory), time.time()))
+
+
 def rebuild_report(directory: Annotated[Path, tyro.conf.Positional]) -> None:
     """Rebuild the report and the figures of a results folder, without training.
 
     Args:
-        directory: a folder made by edgewise demo or edgewise figure.
+        directory: a folder made by edgewise demo, figure or sweep.
     """
     _finish(Store.open(directory))
 
 
-def _run(planned: dict[str, list[Ladder]], scale: str, out: Path, engine: str, workers: int | None) -> None:
+def prepare(name: Annotated[str, tyro.conf.Positional], *, source: Path | None = None) -> None:
+    """Get a data set for figures at paper scale.
+
+    Args:
+        name: cifar10, cifar100, tiny-imagenet, wikitext-2 or wikitext-103.
+        source: a folder with its Parquet, image or text files; downloaded from huggingface.co if not given.
+    """
+    print(sources.prepare(name, source))
+
+
+def _run(
+    planned: dict[str, list[Ladder]],
+    scale: str,
+    out: Path,
+    engine: str,
+    workers: int | None,
+    recipe_file: Path | None = None,
+) -> None:
     with progress.bars(planned, Console()) as move:
-        store = sweep.run(planned, scale, out, engine=engine, workers=workers, on_progress=move)
+        store = sweep.run(
+            planned, scale, out, engine=engine, workers=workers, recipe_file=recipe_file, on_progress=move
+        )
     _finish(store)
 
 
@@ -76,7 +127,14 @@ def main() -> None:
     """Run the command line."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "figure": figure, "report": rebuild_report},
+            {
+                "demo": demo,
+                "figure": figure,
+                "sweep": sweep_own,
+                "status": status,
+                "report": rebuild_report,
+                "prepare": prepare,
+            },
             prog="edgewise",
             description="Learning-rate warmup that knows the edge of stability.",
         )

@@ -77,6 +77,10 @@ class DataError(EdgewiseError, RuntimeError):
     """A data set is not where it should be, or not what it should be."""
 
 
+class RecipeError(EdgewiseError, ValueError):
+    """A recipe file does not say what to run."""
+
+
 class StoreError(EdgewiseError, RuntimeError):
     """A results folder cannot be used as asked."""
 

@@ -9,7 +9,17 @@ from rich.console import Console
 
 from edgewise.lab import progress
 from edgewise.lab.recipes import RECIPES, Claim
-from lab_cases import story, tiny
+from edgewise.lab.store import FigureRuns, Store
+from edgewise.lab.sweep import State
+from lab_cases import made, save, story, tiny
+
+
+def state(steps, *, finished=(), failed=(), beyond=()):
+    """How far a sweep is, from config → steps and lists of configs."""
+    parts = [frozenset(c.run_id for c in part) for part in (finished, failed, beyond)]
+    return State(
+        steps={c.run_id: n for c, n in steps.items()}, finished=parts[0], failed=parts[1], beyond=parts[2]
+    )
 
 
 def console(width=160):
@@ -26,20 +36,22 @@ def test_bars_follow_the_steps_of_each_figure():
     a, b, c = (tiny(seed=seed) for seed in range(3))
     recorder = console()
     with progress.bars({"fig1": [(a, b)], "fig2": [(b,), (c,)]}, recorder) as move:
-        move({a.run_id: 0, b.run_id: 0, c.run_id: 0})
-        move({a.run_id: 6, b.run_id: 3, c.run_id: 0})
+        move(state({a: 0, b: 0, c: 0}))
+        move(state({a: 6, b: 3, c: 0}, finished=[a]))
     last = recorder.export_text().rstrip().splitlines()[-2:]
     assert "fig1" in last[0]
     assert " 75%" in last[0]
+    assert " 1/2 1 running" in last[0]
     assert "fig2" in last[1]
     assert " 25%" in last[1]
+    assert " 0/2 1 running" in last[1]
 
 
 def test_a_continued_figure_starts_where_it_stood():
     a, b = (tiny(seed=seed) for seed in range(2))
     recorder = console()
     with progress.bars({"fig1": [(a, b)]}, recorder) as move:
-        move({a.run_id: 6, b.run_id: 0})
+        move(state({a: 6, b: 0}, finished=[a]))
     assert " 50%" in recorder.export_text()
 
 
@@ -55,7 +67,7 @@ def test_a_bar_fits_into_eighty_columns():
         config = tiny()
         recorder = console(width=80)
         with progress.bars({figure: [(config,)]}, recorder) as move:
-            move({config.run_id: 6})
+            move(state({config: 6}, finished=[config]))
         lines = [line for line in recorder.export_text().splitlines() if figure in line]
         assert lines
         assert all("100%" in line for line in lines)
@@ -82,3 +94,52 @@ def test_brackets_in_a_claim_are_shown_and_no_markup():
 
 def test_the_table_of_no_results_is_a_table():
     assert "Findings of the paper" in text_of(progress.findings([]))
+
+
+def test_runs_that_failed_or_lie_beyond_are_counted_apart():
+    a, b, c, d = (tiny(seed=seed) for seed in range(4))
+    recorder = console()
+    with progress.bars({"fig1": [(a, b, c, d)]}, recorder) as move:
+        move(state({a: 6, b: 2, c: 6, d: 6}, finished=[a, c], failed=[b], beyond=[d]))
+    assert " 2/3 1 failed" in recorder.export_text()
+
+
+def row_of(text, figure):
+    return next(line.split() for line in text.splitlines() if line.split()[:1] == [figure])
+
+
+def test_status_counts_what_is_done_running_failed_beyond_and_waiting(tmp_path):
+    configs = [tiny(seed=seed) for seed in range(7)]
+    done, running, failed, beyond, *_ = configs
+    store = Store.create(
+        tmp_path / "out",
+        [FigureRuns(figure="fig4", scale="demo", run_ids=tuple(c.run_id for c in configs))],
+    )
+    save(store, made(done))
+    store.fail(failed.run_id, "Traceback: ...")
+    store.note_progress({running.run_id: 3})
+    store.leave_out([beyond.run_id])
+    now = store.progress()[0]
+    store = Store.open(tmp_path / "out")
+    assert row_of(text_of(progress.status(store, now + 1)), "fig4") == [
+        "fig4",
+        "demo",
+        "7",
+        "1",
+        "1",
+        "1",
+        "1",
+        "3",
+    ]
+    # a sweep that was killed does not run on
+    assert row_of(text_of(progress.status(store, now + 60)), "fig4") == [
+        "fig4",
+        "demo",
+        "7",
+        "1",
+        "0",
+        "1",
+        "1",
+        "4",
+    ]
+    assert "failures" in text_of(progress.status(store, now))

@@ -88,8 +88,12 @@ def test_only_what_is_missing_is_trained_and_each_run_once(tmp_path, monkeypatch
     progress = []
     done = sweep.run(planned, "demo", tmp_path, workers=3, on_progress=progress.append)
     assert calls == [([b, c], 3)]
-    assert progress[0] == {a.run_id: 6, b.run_id: 0, c.run_id: 0}
-    assert progress[-1] == {a.run_id: 6, b.run_id: 6, c.run_id: 6}
+    assert progress[0].steps == {a.run_id: 6, b.run_id: 0, c.run_id: 0}
+    assert progress[-1].steps == {a.run_id: 6, b.run_id: 6, c.run_id: 6}
+    assert [state.finished for state in (progress[0], progress[-1])] == [
+        {a.run_id},
+        {a.run_id, b.run_id, c.run_id},
+    ]
     assert done.figures == store.figures
     assert [run.config for run in done.runs_of(done.figures[1])] == [b, c]
 
@@ -102,7 +106,7 @@ def test_a_finished_sweep_is_left_as_it_is(tmp_path, monkeypatch):
     progress = []
     store = sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path, on_progress=progress.append)
     assert calls == [([], os.cpu_count())]
-    assert progress[0] == {TINY.run_id: TINY.num_steps}
+    assert progress[0].steps == {TINY.run_id: TINY.num_steps}
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
     assert store.load(TINY.run_id).outcome["seconds"] == 123.0
 
@@ -130,9 +134,9 @@ from lab_cases import tiny
 
 configs = tuple(tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 2000)))
 
-def show(steps):
+def show(state):
     workers = [process.pid for process in multiprocessing.active_children()]
-    print(json.dumps([[steps[c.run_id] for c in configs], workers]), flush=True)
+    print(json.dumps([[state.steps[c.run_id] for c in configs], workers]), flush=True)
 
 sweep.run({"fig1": [(config,) for config in configs]}, "demo", Path(sys.argv[1]), workers=2, on_progress=show)
 """
@@ -193,7 +197,8 @@ def test_what_lies_beyond_the_failure_boundary_is_left_out_and_stays_out(tmp_pat
         assert store.beyond == {config.run_id for config in ladder[2:]}
         assert Store.open(tmp_path).beyond == store.beyond
         assert [run.config for run in store.runs_of(store.figures[0])] == [*ladder[:2]]
-        assert progress[-1] == {config.run_id: config.num_steps for config in ladder}
+        assert progress[-1].steps == {config.run_id: config.num_steps for config in ladder}
+        assert progress[-1].beyond == store.beyond
     assert [trained for trained, _ in calls] == [[*ladder[:2]], []]
 
 

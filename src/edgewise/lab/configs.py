@@ -15,6 +15,7 @@ from edgewise.errors import (
     positive_count,
     positive_number,
 )
+from edgewise.lab import plugins
 
 IMAGES = ("digits", "digit-pairs", "digit-pairs-2x", "cifar10", "cifar100", "tiny-imagenet")
 TEXTS = ("stdlib-text", "wikitext-2", "wikitext-103")
@@ -46,7 +47,7 @@ class DataConfig:
     """Which samples."""
 
     name: str
-    """One of `DATA`."""
+    """One of `DATA`, or of `edgewise.lab.plugins`."""
     context: int = 32
     """Length of a text sample in tokens; images ignore it."""
     num_samples: int | None = None
@@ -55,13 +56,13 @@ class DataConfig:
     """Random horizontal flips, crops and mixup of each training batch, in this order; images only."""
 
     def __post_init__(self) -> None:
-        known_name("data", self.name, DATA)
+        known_name("data", self.name, [*DATA, *plugins.DATA])
         _settle(self, context=positive_count("context", self.context))
         if self.num_samples is not None:
             _settle(self, num_samples=positive_count("num_samples", self.num_samples))
         if not isinstance(self.augment, bool):
             raise TypeError(f"augment must be True or False, got {self.augment!r}.")
-        if self.augment and self.name not in IMAGES:
+        if self.augment and self.name in TEXTS:
             raise ValueError(f"augment is for images, got data {self.name!r}: leave it at False.")
 
 
@@ -70,7 +71,7 @@ class ModelConfig:
     """Which network: FCN-depth-width, WRN-depth-width or LM-depth-width."""
 
     name: str
-    """One of `MODELS`."""
+    """One of `MODELS`, or of `edgewise.lab.plugins`."""
     depth: int
     """Hidden layers of an FCN, blocks of an LM, 6n + 4 of a WRN with n blocks a stage."""
     width: int
@@ -83,7 +84,7 @@ class ModelConfig:
     """A LayerNorm before an LM's last layer."""
 
     def __post_init__(self) -> None:
-        known_name("model", self.name, MODELS)
+        known_name("model", self.name, [*MODELS, *plugins.MODELS])
         known_name("parameterization", self.parameterization, PARAMETERIZATIONS)
         known_name("norm", self.norm, NORMS)
         if not isinstance(self.final_norm, bool):
@@ -196,7 +197,8 @@ class RunConfig:
             raise ValueError(
                 f"warmup_steps must be at most num_steps = {self.num_steps}, got {self.warmup.steps}."
             )
-        if self.data.name not in MODEL_DATA[self.model.name]:
+        own = self.model.name in plugins.MODELS or self.data.name in plugins.DATA
+        if not own and self.data.name not in MODEL_DATA[self.model.name]:
             allowed = ", ".join(MODEL_DATA[self.model.name])
             raise ValueError(
                 f"model {self.model.name!r} takes data of its kind ({allowed}), got {self.data.name!r}."

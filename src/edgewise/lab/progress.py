@@ -19,19 +19,23 @@ from rich.progress import (
 from rich.table import Table
 
 from edgewise.lab import sweep
-from edgewise.lab.recipes import Claim, Recipe, recipe
+from edgewise.lab.configs import RunConfig
+from edgewise.lab.recipes import RECIPES, Claim, Recipe
+from edgewise.lab.store import Store
 from edgewise.lab.work import Ladder
 
-_TITLE_WIDTH = 24
+_TITLE_WIDTH = 18
+_STALE_SECONDS = 20  # a sweep that has not noted its progress for so long is gone
 
 
 @contextmanager
 def bars(planned: dict[str, list[Ladder]], console: Console) -> Iterator[sweep.Progress]:
-    """Show a bar a figure, in optimizer steps; yields the callback that moves them, and first shows them."""
+    """Show a line a figure: a bar in optimizer steps, counts of runs, time left; yields what moves them."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         TaskProgressColumn(),
+        TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
@@ -39,19 +43,54 @@ def bars(planned: dict[str, list[Ladder]], console: Console) -> Iterator[sweep.P
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, Task] = {}
 
-        def move(steps: dict[str, int]) -> None:
+        def move(state: sweep.State) -> None:
             for figure, ladders in planned.items():
                 configs = list(chain.from_iterable(ladders))
                 if figure not in tasks:
                     total = sum(config.num_steps for config in configs)
-                    task_id = progress.add_task(_short_title(figure), total=total, start=False)
+                    task_id = progress.add_task(_short_title(figure), total=total, start=False, counts="")
                     tasks[figure] = next(task for task in progress.tasks if task.id == task_id)
-                completed = sum(steps[config.run_id] for config in configs)
+                completed = sum(state.steps[config.run_id] for config in configs)
                 if completed and not tasks[figure].started:
                     progress.start_task(tasks[figure].id)
-                progress.update(tasks[figure].id, completed=completed)
+                counts = _counts(configs, state)
+                progress.update(tasks[figure].id, completed=completed, counts=counts)
 
         yield move
+
+
+def _counts(configs: list[RunConfig], state: sweep.State) -> str:
+    """Return how many runs are done, of how many that are to be trained; how many are running, and failed."""
+    ids = [config.run_id for config in configs]
+    done = sum(run_id in state.finished for run_id in ids)
+    beyond = sum(run_id in state.beyond and run_id not in state.finished for run_id in ids)
+    failed = sum(run_id in state.failed for run_id in ids)
+    running = sum(0 < state.steps[c.run_id] < c.num_steps and c.run_id not in state.failed for c in configs)
+    parts = [f"{done}/{len(ids) - beyond}"]
+    parts += [f"{running} running"] if running else []
+    parts += [f"[bold red]{failed} failed[/bold red]"] if failed else []
+    return " ".join(parts)
+
+
+def status(store: Store, now: float) -> Table:
+    """Return the table of what is done, running, failed, beyond the boundary and waiting, figure by figure."""
+    finished, failed = store.finished(), store.failed()
+    noted, steps = store.progress()
+    running = set(steps) - finished if now - noted < _STALE_SECONDS else set()
+    table = Table(title=f"{store.path}", box=HORIZONTALS, expand=True)
+    columns = ("figure", "scale", "runs", "done", "running", "failed", "beyond", "waiting")
+    for name in columns:
+        table.add_column(name, justify="left" if name in columns[:2] else "right")
+    for figure in store.figures:
+        ids = set(figure.run_ids)
+        beyond = (ids & store.beyond) - finished
+        counts = (ids & finished, ids & running, ids & failed - finished, beyond)
+        waiting = ids.difference(*counts)
+        numbers = [len(part) for part in (ids, *counts, waiting)]
+        table.add_row(figure.figure, figure.scale, *map(str, numbers))
+    if failed - finished:
+        table.caption = f"tracebacks of failed runs: {store.path / 'failures'}"
+    return table
 
 
 def findings(results: list[tuple[Recipe, list[Claim]]]) -> Table:
@@ -71,5 +110,7 @@ def findings(results: list[tuple[Recipe, list[Claim]]]) -> Table:
 
 def _short_title(figure: str) -> str:
     """Return the id and as much of the title as leaves room for the bar in 80 columns."""
-    title = recipe(figure).title
+    title = RECIPES[figure].title if figure in RECIPES else ""
+    if not title:
+        return figure
     return f"{figure} {title if len(title) <= _TITLE_WIDTH else title[: _TITLE_WIDTH - 1] + '…'}"

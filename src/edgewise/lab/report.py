@@ -60,7 +60,7 @@ def write_report(store: Store) -> Path:
 
 def all_claims(store: Store) -> list[tuple[Recipe, list[Claim]]]:
     """Return each figure's recipe with its claims, held against the stored runs."""
-    pairs = [(recipe(figure.figure), store.runs_of(figure)) for figure in store.figures]
+    pairs = [(recipe(figure.figure, store.recipe_file), store.runs_of(figure)) for figure in store.figures]
     return [(its_recipe, its_recipe.claims(runs)) for its_recipe, runs in pairs]
 
 

@@ -2,15 +2,19 @@
 
     DIR/sweep.json               which figures, at which scale, made of which runs, and which of them need no training
     DIR/runs/<run id>/config.json, rows.parquet, outcome.json
+    DIR/failures/<run id>.txt    the traceback of a run that raised
+    DIR/progress.json            how far the running ones were a moment ago
 
 A run folder exists only complete: a killed run leaves a `.partial-…` folder, which is ignored and cleared.
 """
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -62,15 +66,22 @@ class Store:
         figures: tuple[FigureRuns, ...],
         provenance: dict[str, str],
         beyond: Collection[str] = (),
+        recipe_file: Path | None = None,
     ) -> None:
         self.path = path
         self.figures = figures
         self.provenance = provenance
         self.beyond = frozenset(beyond)
+        self.recipe_file = recipe_file
 
     @classmethod
-    def create(cls, path: Path, figures: Sequence[FigureRuns]) -> "Store":
+    def create(cls, path: Path, figures: Sequence[FigureRuns], recipe_file: Path | None = None) -> "Store":
         """Make the folder, or continue in it if it was made for the same runs.
+
+        Args:
+            path: the folder.
+            figures: what it is to hold.
+            recipe_file: where the figure's recipe is, if it is none of the paper's.
 
         Raises:
             StoreError: the folder holds something else, or cannot be written to.
@@ -83,13 +94,14 @@ class Store:
                     f"{path} holds other results ({_summary(existing.figures)}; wanted {_summary(figures)}): "
                     "choose another folder with --out, or delete this one."
                 )
-            existing._clear_partial()
+            existing._clear_leftovers()
+            existing.recipe_file = recipe_file
             return existing
         if path.exists() and (not path.is_dir() or any(not p.name.startswith(".") for p in path.iterdir())):
             raise StoreError(
                 f"{path} exists and holds no edgewise results: choose another folder with --out."
             )
-        store = cls(path, figures, _provenance())
+        store = cls(path, figures, _provenance(), recipe_file=recipe_file)
         try:
             path.mkdir(parents=True, exist_ok=True)
             store._write_index()  # before anything else, so that a folder killed here is empty or ours
@@ -121,7 +133,14 @@ class Store:
                 "use the version that wrote it, or run again into a new folder."
             )
         figures = tuple(FigureRuns(**f | {"run_ids": tuple(f["run_ids"])}) for f in content["figures"])
-        return cls(path, figures, content["provenance"], content.get("beyond", ()))
+        recipe_file = content.get("recipe_file")
+        return cls(
+            path,
+            figures,
+            content["provenance"],
+            content.get("beyond", ()),
+            Path(recipe_file) if recipe_file else None,
+        )
 
     def has(self, run_id: str) -> bool:
         """Whether the run is finished and stored."""
@@ -142,6 +161,31 @@ class Store:
             if not self.has(config.run_id):
                 raise
             shutil.rmtree(partial)
+
+    def fail(self, run_id: str, traceback: str) -> None:
+        """Record that a run raised."""
+        (self.path / "failures").mkdir(exist_ok=True)
+        _write(self.path / "failures" / f"{run_id}.txt", traceback)
+
+    def failed(self) -> set[str]:
+        """Return the ids of the runs that raised when last tried."""
+        return {file.stem for file in (self.path / "failures").glob("*.txt")}
+
+    def finished(self) -> set[str]:
+        """Return the ids of all finished runs."""
+        return {folder.name for folder in (self.path / "runs").glob("[!.]*")}
+
+    def note_progress(self, steps: dict[str, int]) -> None:
+        """Record how many steps the runs under way have behind them."""
+        _write(self.path / "progress.json", json.dumps({"time": time.time(), "steps": steps}))
+
+    def progress(self) -> tuple[float, dict[str, int]]:
+        """Return when progress was last recorded (seconds since 1970, −∞ if never), and what it was."""
+        try:
+            content = json.loads((self.path / "progress.json").read_text())
+        except FileNotFoundError:
+            return -math.inf, {}
+        return content["time"], content["steps"]
 
     def outcome(self, run_id: str) -> dict[str, Any]:
         """Return how a stored run ended."""
@@ -187,6 +231,7 @@ class Store:
             "schema": SCHEMA,
             "figures": figures,
             "beyond": sorted(self.beyond),
+            "recipe_file": str(self.recipe_file) if self.recipe_file else None,
             "provenance": self.provenance,
         }
         _write(self.path / "sweep.json", json.dumps(content, indent=1))
@@ -194,9 +239,12 @@ class Store:
     def _folder(self, run_id: str) -> Path:
         return self.path / "runs" / run_id
 
-    def _clear_partial(self) -> None:
+    def _clear_leftovers(self) -> None:
+        """Remove what killed writers left, and the failures, which are to be tried again."""
         for partial in (self.path / "runs").glob(".partial-*"):
             shutil.rmtree(partial, ignore_errors=True)
+        for failure in (self.path / "failures").glob("*.txt"):
+            failure.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,9 @@
-"""From figure names to stored results: what is asked for, what is missing, and running it."""
+"""From recipes to stored results: what is asked for, what is missing, and running it."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.errors import known_name, positive_count
@@ -11,7 +13,20 @@ from edgewise.lab.recipes import SCALES, recipe
 from edgewise.lab.store import FigureRuns, Store
 from edgewise.lab.work import Ladder, Work
 
-Progress = Callable[[dict[str, int]], None]  # run id → steps behind it
+_NOTE_SECONDS = 2.0  # between two records of the progress in the folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """How far a sweep is."""
+
+    steps: dict[str, int]  # run id → steps behind it; all of them, where it is finished or beyond
+    finished: frozenset[str]
+    failed: frozenset[str]
+    beyond: frozenset[str]
+
+
+Progress = Callable[[State], None]
 
 
 def plan(figures: Sequence[str], scale: str) -> dict[str, list[Ladder]]:
@@ -31,7 +46,8 @@ def run(
     *,
     engine: str = "local",
     workers: int | None = None,
-    on_progress: Progress = lambda steps: None,
+    recipe_file: Path | None = None,
+    on_progress: Progress = lambda state: None,
 ) -> Store:
     """Train what is missing from the folder and return the complete store.
 
@@ -41,12 +57,14 @@ def run(
         out: the results folder; made if absent, continued if it holds the same sweep.
         engine: one of `edgewise.lab.engines.ENGINES`.
         workers: processes; all cores if not given.
-        on_progress: called often, with run id → steps behind it, all of them for a run that need not be trained.
+        recipe_file: where the recipe is, if it is none of the paper's.
+        on_progress: called often.
 
     Raises:
         UnknownNameError: an unknown engine.
         DataError: a data set is not prepared.
         StoreError: the folder holds other results.
+        Exception: the first error that a run raised, once the others are finished.
     """
     for name in {config.data.name for its in planned.values() for ladder in its for config in ladder}:
         check_prepared(name)
@@ -58,16 +76,55 @@ def run(
         )
         for figure, its_ladders in planned.items()
     ]
-    store = Store.create(out, figures)
+    store = Store.create(out, figures, recipe_file)
     work = Work([ladder for its_ladders in planned.values() for ladder in its_ladders], store)
-    behind = {c.run_id: c.num_steps if store.has(c.run_id) else 0 for c in work.configs}
-
-    def report_progress(begun: dict[str, int]) -> None:
-        behind.update(begun)
-        beyond = work.beyond()
-        on_progress(behind | {c.run_id: c.num_steps for c in work.configs if c.run_id in beyond})
-
-    report_progress({})
-    execute(work, store, workers, report_progress)
+    notes = _Notes(work, store, on_progress)
+    try:
+        execute(work, store, workers, notes.take)
+    finally:
+        notes.finish()
     store.leave_out(work.beyond())
     return store
+
+
+class _Notes:
+    """Tells of the progress, and now and then writes it into the folder, for `edgewise status`."""
+
+    def __init__(self, work: Work, store: Store, on_progress: Progress) -> None:
+        self._work, self._store, self._on_progress = work, store, on_progress
+        self._lengths = {config.run_id: config.num_steps for config in work.configs}
+        stored = store.finished()
+        self._steps = {run_id: n if run_id in stored else 0 for run_id, n in self._lengths.items()}
+        self._written = time.monotonic()
+        self._tell()
+
+    def take(self, begun: dict[str, int]) -> None:
+        """Take in run id → steps, of the runs that have begun."""
+        self._steps.update(begun)
+        if time.monotonic() - self._written > _NOTE_SECONDS:
+            self._store.note_progress(self._under_way())
+            self._written = time.monotonic()
+        self._tell()
+
+    def finish(self) -> None:
+        """Record that nothing is under way any longer."""
+        if self._store.progress()[1]:
+            self._store.note_progress({})
+
+    def _under_way(self) -> dict[str, int]:
+        return {
+            run_id: n
+            for run_id, n in self._steps.items()
+            if 0 < n < self._lengths[run_id] and run_id not in self._work.failed
+        }
+
+    def _tell(self) -> None:
+        beyond = self._work.beyond()
+        finished = frozenset(run_id for run_id, n in self._steps.items() if n == self._lengths[run_id])
+        state = State(
+            steps=self._steps | {run_id: self._lengths[run_id] for run_id in beyond},
+            finished=finished,
+            failed=frozenset(self._work.failed),
+            beyond=frozenset(beyond),
+        )
+        self._on_progress(state)

@@ -33,6 +33,7 @@ class Work:
         self._rung = [0] * len(ladders)  # the one that each ladder is at
         self._trained, self._ended = ([False] * len(ladders) for _ in range(2))
         self._begun: set[str] = set()
+        self.failed: set[str] = set()  # ids of runs that raised
         self._ladders_with: dict[str, list[int]] = {}
         for i, ladder in enumerate(ladders):
             for config in ladder:

@@ -2,6 +2,7 @@
 
 import functools
 
+from edgewise.lab import plugins
 from edgewise.lab.configs import DataConfig
 from edgewise.lab.data.dataset import Dataset
 from edgewise.lab.data.digit_pairs import load_digit_pairs
@@ -19,8 +20,13 @@ def load(config: DataConfig) -> Dataset:
     Raises:
         DataError: it is not prepared, or has fewer samples than asked for.
     """
-    dataset = _load(config.name, config.context)
+    dataset = _own(config) if config.name in plugins.DATA else _load(config.name, config.context)
     return dataset if config.num_samples is None else dataset.first(config.num_samples)
+
+
+@functools.cache
+def _own(config: DataConfig) -> Dataset:
+    return plugins.DATA[config.name](config)
 
 
 @functools.cache

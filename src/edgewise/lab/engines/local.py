@@ -5,14 +5,17 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.store import Store
 from edgewise.lab.training import train
@@ -43,7 +46,10 @@ def run(
     errors: list[BaseException] = []
     started: set[BaseProcess] = set()
     with ProcessPoolExecutor(
-        min(workers, max(1, len(index))), mp_context=context, initializer=_start_worker, initargs=(counters,)
+        min(workers, max(1, len(index))),
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(counters, store.recipe_file),
     ) as pool:
 
         def submit(configs: list[RunConfig]) -> None:
@@ -64,6 +70,7 @@ def run(
                         raise error
                     else:
                         errors.append(error)
+                        work.failed.add(config.run_id)
                 on_progress({run_id: counters[index[run_id]] for run_id in begun})
         except BrokenProcessPool:
             if _ended_by_ctrl_c(started):  # and noticed before Ctrl-C here
@@ -81,12 +88,14 @@ def _ended_by_ctrl_c(workers: set[BaseProcess]) -> bool:
     return any(worker.exitcode == -signal.SIGINT for worker in workers)
 
 
-def _start_worker(counters: Any) -> None:
+def _start_worker(counters: Any, recipe_file: Path | None) -> None:
     global _steps_done  # noqa: PLW0603 - a worker's only state, set once
     _steps_done = counters
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C leave without a traceback
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if recipe_file is not None:
+        plugins.execute(recipe_file)  # registers its data and networks here, too
 
 
 def _end_with_parent() -> None:
@@ -106,5 +115,6 @@ def _train_and_store(index: int, config: RunConfig, store: Store) -> None:
         store.save(config, result.rows, result.outcome)
     except Exception as error:
         error.add_note(f"in run {config.run_id}: {config}")
+        store.fail(config.run_id, traceback.format_exc())
         raise
     _steps_done[index] = config.num_steps  # a diverged run is done early

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from edgewise.lab import plugins
 from edgewise.lab.configs import ModelConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.models.fcn import FCN
@@ -13,6 +14,8 @@ __all__ = ["FCN", "LM", "WRN", "build"]
 
 def build(config: ModelConfig, dataset: Dataset) -> nn.Module:
     """Return the network that the config names, sized for the data, initialised from torch's generator."""
+    if config.name in plugins.MODELS:
+        return plugins.MODELS[config.name](config, dataset)
     match config.name:
         case "fcn":
             return FCN(

@@ -1,5 +1,7 @@
 """The figures of the paper, each a recipe."""
 
+from pathlib import Path
+
 from edgewise.errors import known_name
 from edgewise.lab.recipes import (
     fig1,
@@ -14,6 +16,7 @@ from edgewise.lab.recipes import (
     fig20,
     fig23,
     fig26,
+    own,
     table1,
 )
 from edgewise.lab.recipes.recipe import (
@@ -83,10 +86,13 @@ RECIPES = {
 DEMO = ("fig1", "fig6", "fig4")  # three parts, in the order of the story
 
 
-def recipe(name: str) -> Recipe:
-    """Return a recipe by its figure id.
+def recipe(name: str, file: Path | None = None) -> Recipe:
+    """Return a recipe by its figure id, or the one in a file.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: there is none of that name.
+        RecipeError: the file holds none.
     """
+    if file is not None:
+        return own.load(file)
     return RECIPES[known_name("figure", name, RECIPES)]
