@@ -114,7 +114,7 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
         (("status", "nowhere"), f"nowhere {NONE}"),
         (("prepare", "cifar"), "unknown data set 'cifar'; known: cifar10, cifar100, tiny-imagenet, wikitext-103"),
         (("prepare", "cifar10", "--source", "foreign"), "foreign holds no data set: expected train*.parquet"),
-        (("figure", "fig1", "--engine", "loca"), "unknown engine 'loca'; known: local. Did you mean 'local'?"),
+        (("figure", "fig1", "--engine", "loca"), "unknown engine 'loca'; known: local, ray, "),
         (("figure", "fig1", "--workers", "0"), "workers must be 1 or greater, got 0."),
         (("demo", "--workers", "-2"), "workers must be 1 or greater, got -2."),
         (("figure", "fig1", "--out", "foreign"), f"foreign {FOREIGN}"),

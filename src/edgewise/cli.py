@@ -45,7 +45,7 @@ def figure(
         name: fig1 to fig31, table1, or all.
         scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
         out: results folder, runs/NAME-SCALE if not given; a second call continues there.
-        engine: what runs the training: "local".
+        engine: what runs the training: "local", "vectorized" or "ray".
         workers: processes; all cores if not given.
     """
     known_name("figure", name, [*RECIPES, "all"])
@@ -65,7 +65,7 @@ def sweep_own(
     Args:
         file: a Python file with a function configs() that returns a list of RunConfig.
         out: results folder, runs/NAME if not given; a second call continues there.
-        engine: what runs the training: "local".
+        engine: what runs the training: "local", "vectorized" or "ray".
         workers: processes; all cores if not given.
     """
     file = file.resolve()

@@ -64,7 +64,11 @@ def test_a_plan_knows_its_names(figures, scale, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"engine": "lokal"}, UnknownNameError, "unknown engine 'lokal'; known: local. Did you mean 'local'"),
+        (
+            {"engine": "lokal"},
+            UnknownNameError,
+            "unknown engine 'lokal'; known: local, ray, ",
+        ),
         ({"workers": 0}, ValueError, "workers must be 1 or greater, got 0"),
         ({"workers": -1}, ValueError, "workers must be 1 or greater, got -1"),
         ({"workers": True}, TypeError, "workers must be a whole number, got True"),

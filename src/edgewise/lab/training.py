@@ -36,7 +36,7 @@ class RunResult:
     """What a run leaves behind."""
 
     rows: list[dict[str, float]]  # one a step: step, lr, train_loss and the measurements
-    outcome: dict[str, Any]  # the end of it: see `_outcome`
+    outcome: dict[str, Any]  # the end of it: see `outcome_of`
 
 
 def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None) -> RunResult:
@@ -52,7 +52,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
     model = models.build(config.model, dataset)
     loss_fn = loss_function(config.loss)
     batches = _batches(config, dataset)
-    lr_target = _target_rate(config)
+    lr_target = target_rate(config)
     optimizer = make_optimizer(config.optimizer, model, lr_target)
     warmup, scheduler = make_schedule(config.warmup, optimizer, config.num_steps)
     probe = _Probe(config, model, loss_fn, optimizer)
@@ -72,7 +72,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
         optimizer.step()
         scheduler.step()
         on_step(step + 1)
-    outcome = _outcome(config, rows, model, dataset, lr_target)
+    outcome = outcome_of(config, rows, model, dataset, lr_target)
     outcome |= {"warmup": asdict(warmup.report()), "seconds": time.perf_counter() - started}
     return RunResult(rows=rows, outcome=outcome)
 
@@ -211,12 +211,21 @@ def _batches(config: RunConfig, dataset: Dataset) -> Iterator[Batch]:
         for _ in range(config.num_steps):
             yield prepared(*full)
         return
-    for _ in range(config.num_steps):
-        indices = torch.randint(len(dataset.train_inputs), (config.batch_size,), generator=generator)
+    for indices in batch_indices(config, dataset, generator):
         yield prepared(*dataset.train_batch(indices))
 
 
-def _target_rate(config: RunConfig) -> float:
+def batch_indices(
+    config: RunConfig, dataset: Dataset, generator: torch.Generator | None = None
+) -> Iterator[Tensor]:
+    """Return the samples of each step's batch, drawn with replacement from a generator of the run's seed."""
+    generator = generator or torch.Generator().manual_seed(config.seed)
+    for _ in range(config.num_steps):
+        yield torch.randint(len(dataset.train_inputs), (config.batch_size or 0,), generator=generator)
+
+
+def target_rate(config: RunConfig) -> float:
+    """Return η_trgt as an absolute rate."""
     if config.optimizer.lr_unit == "absolute":
         return config.optimizer.lr
     return config.optimizer.lr / initial_sharpness(config.data, config.model, config.loss, config.seed)
@@ -243,7 +252,7 @@ def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: 
     return initial.value
 
 
-def _outcome(
+def outcome_of(
     config: RunConfig, rows: list[dict[str, float]], model: nn.Module, dataset: Dataset, lr_target: float
 ) -> dict[str, Any]:
     """Return how the run ended; losses are not finite where it diverged, and `num_steps` counts the updates made."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from edgewise.errors import DataError
@@ -22,6 +23,11 @@ class Dataset:
     def num_features(self) -> int:
         """Entries of one input."""
         return self.train_inputs.shape[1]
+
+    def to(self, device: torch.device) -> "Dataset":
+        """Return the data set with its tensors on a device."""
+        names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def first(self, number: int) -> "Dataset":
         """Return the data set with the first so many training samples.

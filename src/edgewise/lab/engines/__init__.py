@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from edgewise.errors import known_name
-from edgewise.lab.engines import local
+from edgewise.lab.engines import cluster, local, vectorized
 from edgewise.lab.store import Store
 from edgewise.lab.work import Work
 
@@ -11,7 +11,7 @@ __all__ = ["ENGINES", "Engine", "engine"]
 
 Engine = Callable[[Work, Store, int, Callable[[dict[str, int]], None]], None]
 
-ENGINES: dict[str, Engine] = {"local": local.run}
+ENGINES: dict[str, Engine] = {"local": local.run, "vectorized": vectorized.run, "ray": cluster.run}
 
 
 def engine(name: str) -> Engine:

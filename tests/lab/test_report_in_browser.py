@@ -1,0 +1,122 @@
+"""The report in a real Chromium, without a network.
+
+Oracle: what the page says of itself through the browser: sizes, colours, the state of its plots. Cannot see: beauty.
+"""
+
+import shutil
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from edgewise.lab import report
+from lab_cases import stored, story
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FIGURES = ("fig1", "fig4", "fig21", "table1")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    path = tmp_path_factory.mktemp("results")
+    return report.write_report(stored(path, {figure: story(figure) for figure in FIGURES})).as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open the report; fails if it logs an error or asks for anything but itself."""
+    contexts, complaints = [], []
+
+    def opened(**options):
+        context = browser.new_context(offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: complaints.append(asked.url) if "://" in asked.url[5:] else None)
+        page.goto(address)
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def curve_of(page, figure):
+    """The loss that the plot of the chosen cell shows."""
+    return page.evaluate(f"document.getElementById('curves-{figure}').data[0].y")
+
+
+def test_every_plot_is_drawn(visit):
+    page = visit()
+    for figure in ("fig1", "fig4", "fig21"):
+        box = page.locator(f"#plot-{figure} .main-svg").first.bounding_box()
+        assert box["width"] > 600
+        assert box["height"] > 200
+    assert page.locator("#table1 table").first.inner_text().count(" ± 0.007 (2)") == 7
+
+
+def test_pointing_at_a_cell_shows_its_curves(visit):
+    page = visit()
+    before = page.locator("#cell-fig4").input_value()
+    plot = page.locator("#plot-fig4")
+    plot.scroll_into_view_if_needed()
+    area = plot.locator(".nsewdrag").first.bounding_box()
+    page.mouse.move(area["x"] + 0.55 * area["width"], area["y"] + 0.2 * area["height"])
+    page.wait_for_function(f"document.getElementById('cell-fig4').value !== {before!r}")
+    chosen = page.locator("#cell-fig4").input_value()
+    assert "warmup 128" in chosen
+    assert chosen.startswith("Adam · η 0.064")
+
+
+def test_the_keyboard_reaches_every_cell(visit):
+    page = visit()
+    page.locator("#cell-fig21").focus()
+    values = {page.locator("#cell-fig21").input_value()}
+    options = page.locator("#cell-fig21 option").count()
+    for _ in range(options - 1):
+        page.keyboard.press("ArrowDown")
+        values.add(page.locator("#cell-fig21").input_value())
+    assert len(values) == options
+    assert len(curve_of(page, "fig21")) >= 2
+    page.keyboard.press("Tab")  # and out of it again
+    assert page.evaluate("document.activeElement.id") != "cell-fig21"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "ink", "paper"), [("light", "#1a1a1a", "255, 255, 255"), ("dark", "#e8e8e8", "23, 25, 28")]
+)
+def test_light_and_dark_follow_the_reader(visit, scheme, ink, paper):
+    page = visit(color_scheme=scheme)
+    assert paper in page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for name in ("plot-fig1", "plot-fig4", "curves-fig4"):
+        assert page.evaluate(f"document.getElementById('{name}').layout.font.color") == ink
+
+
+def test_a_change_of_the_scheme_recolours_the_plots(visit):
+    page = visit(color_scheme="light")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.getElementById('plot-fig1').layout.font.color === '#e8e8e8'")
+
+
+def test_a_phone_scrolls_down_only(visit):
+    page = visit(viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)")
+    assert size >= 12
