@@ -227,9 +227,12 @@ def test_a_rename_that_fails_for_another_reason_is_an_error(store, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(
+        StoreError, match=r"cannot write run .*: disk full\. Finished runs are kept: make room"
+    ):
         save(store, made(TINY))
     assert not store.has(TINY.run_id)
+    assert entries(store) == []
 
 
 KILLED = """
@@ -296,3 +299,53 @@ def test_the_index_is_replaced_whole(store, monkeypatch):
     with pytest.raises(OSError, match="killed here"):
         store._write_index()
     assert (store.path / "sweep.json").read_text() == before
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from edgewise.errors import StoreError
+from edgewise.lab import sweep
+from lab_cases import tiny
+
+runs = [(tiny(seed=seed, num_steps=steps),) for seed, steps in enumerate((3, 400))]
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # as if the disk were full after so many bytes
+try:
+    sweep.run({"fig1": runs}, "demo", Path(sys.argv[1]), workers=1)
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_earlier_results_intact(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "out"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    short, long = (tiny(seed=seed, num_steps=steps) for seed, steps in enumerate((3, 400)))
+    assert f"cannot write run {long.run_id} to {tmp_path / 'out'}: " in ran.stdout
+    assert "File too large" in ran.stdout
+    store = Store.open(tmp_path / "out")
+    assert store.finished() == {short.run_id}
+    assert len(store.load(short.run_id).columns["train_loss"]) == 3
+    assert entries(store) == [short.run_id]
+
+
+def test_unknown_columns_and_outcomes_are_kept(store):
+    save(store, made(TINY, {"temperature": 3.0}, mood="fine"))
+    run = store.load(TINY.run_id)
+    assert run.measured("temperature")[1].tolist() == [3.0] * 6
+    assert run.outcome["mood"] == "fine"
+
+
+def test_a_config_of_another_version_says_so(store):
+    save(store, made(TINY))
+    path = store.path / "runs" / TINY.run_id / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sampler": "new"}))
+    with pytest.raises(
+        StoreError, match=r"has a config that this edgewise does not know .*sampler.*: read it with"
+    ):
+        store.load(TINY.run_id)

@@ -8,6 +8,7 @@
 A run folder exists only complete: a killed run leaves a `.partial-…` folder, which is ignored and cleared.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -147,25 +148,33 @@ class Store:
         return self._folder(run_id).exists()
 
     def save(self, config: RunConfig, rows: Sequence[dict[str, float]], outcome: dict[str, Any]) -> None:
-        """Store a finished run; the first of several writers wins, their results being equal."""
+        """Store a finished run; the first of several writers wins, their results being equal.
+
+        Raises:
+            StoreError: it cannot be written; what was stored before is intact.
+        """
         partial = self.path / "runs" / f".partial-{config.run_id}-{uuid.uuid4().hex[:8]}"
-        partial.mkdir(parents=True)
-        _write(partial / "config.json", json.dumps(to_dict(config), indent=1))
-        _write(partial / "outcome.json", json.dumps(outcome, indent=1))
-        names = {name: None for row in rows for name in row}
-        table = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
-        pq.write_table(pa.table(table), partial / "rows.parquet")
         try:
+            partial.mkdir(parents=True)
+            _write(partial / "config.json", json.dumps(to_dict(config), indent=1))
+            _write(partial / "outcome.json", json.dumps(outcome, indent=1))
+            names = {name: None for row in rows for name in row}
+            table = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
+            pq.write_table(pa.table(table), partial / "rows.parquet")
             partial.rename(self._folder(config.run_id))
-        except OSError:
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
             if not self.has(config.run_id):
-                raise
-            shutil.rmtree(partial)
+                raise StoreError(
+                    f"cannot write run {config.run_id} to {self.path}: {error}. Finished runs are kept: make room "
+                    "or mend the permissions, and run the same command again."
+                ) from error
 
     def fail(self, run_id: str, traceback: str) -> None:
-        """Record that a run raised."""
-        (self.path / "failures").mkdir(exist_ok=True)
-        _write(self.path / "failures" / f"{run_id}.txt", traceback)
+        """Record that a run raised, if there is room for that."""
+        with contextlib.suppress(OSError):
+            (self.path / "failures").mkdir(exist_ok=True)
+            _write(self.path / "failures" / f"{run_id}.txt", traceback)
 
     def failed(self) -> set[str]:
         """Return the ids of the runs that raised when last tried."""
@@ -176,8 +185,9 @@ class Store:
         return {folder.name for folder in (self.path / "runs").glob("[!.]*")}
 
     def note_progress(self, steps: dict[str, int]) -> None:
-        """Record how many steps the runs under way have behind them."""
-        _write(self.path / "progress.json", json.dumps({"time": time.time(), "steps": steps}))
+        """Record how many steps the runs under way have behind them, if there is room for that."""
+        with contextlib.suppress(OSError):
+            _write(self.path / "progress.json", json.dumps({"time": time.time(), "steps": steps}))
 
     def progress(self) -> tuple[float, dict[str, int]]:
         """Return when progress was last recorded (seconds since 1970, −∞ if never), and what it was."""
@@ -196,7 +206,7 @@ class Store:
         """Return a stored run.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: it is not there, or of an edgewise that knows other settings.
         """
         folder = self._folder(run_id)
         if not folder.exists():
@@ -205,8 +215,15 @@ class Store:
             )
         table = pq.read_table(folder / "rows.parquet")
         columns = {name: table[name].to_numpy().astype(float) for name in table.column_names}
+        try:
+            config = from_dict(json.loads((folder / "config.json").read_text()))
+        except (TypeError, ValueError) as error:
+            raise StoreError(
+                f"run {run_id} in {self.path} has a config that this edgewise does not know ({error}): read it with "
+                "the version that wrote it."
+            ) from error
         return Run(
-            config=from_dict(json.loads((folder / "config.json").read_text())),
+            config=config,
             columns=columns,
             outcome=self.outcome(run_id),
         )

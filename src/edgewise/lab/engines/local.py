@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from edgewise.errors import StoreError
 from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.store import Store
@@ -36,6 +37,7 @@ def run(
 
     Raises:
         Exception: the first error of a run, with its run id noted, once the others are finished and stored.
+        StoreError: results cannot be written.
         KeyboardInterrupt: Ctrl-C, which the terminal sends to the workers as well.
     """
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
@@ -66,7 +68,7 @@ def run(
                     config = pending.pop(future)
                     if (error := future.exception()) is None:
                         submit(work.after(config))
-                    elif isinstance(error, BrokenProcessPool):
+                    elif isinstance(error, BrokenProcessPool | StoreError):
                         raise error
                     else:
                         errors.append(error)
@@ -113,6 +115,8 @@ def _train_and_store(index: int, config: RunConfig, store: Store) -> None:
     try:
         result = train(config, count)
         store.save(config, result.rows, result.outcome)
+    except StoreError:
+        raise
     except Exception as error:
         error.add_note(f"in run {config.run_id}: {config}")
         store.fail(config.run_id, traceback.format_exc())

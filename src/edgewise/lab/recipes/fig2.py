@@ -32,7 +32,7 @@ def _config(scale: str, parameterization: str, optimizer: str, warmup_steps: int
         loss="mse",
         num_steps={"demo": 100, "embedded": 400, "paper": 2000}[scale],
         measure=("preconditioned_sharpness",) if demo else ("preconditioned_sharpness", "sharpness"),
-        measure_every=3,
+        measure_every={"demo": 3, "embedded": 8, "paper": 5}[scale],
     )
 
 
