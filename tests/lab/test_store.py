@@ -308,7 +308,7 @@ from edgewise.errors import StoreError
 from edgewise.lab import sweep
 from lab_cases import tiny
 
-runs = [(tiny(seed=seed, num_steps=steps),) for seed, steps in enumerate((3, 400))]
+runs = [(tiny(seed=seed, num_steps=steps),) for seed, steps in enumerate((3, 1000))]
 resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # as if the disk were full after so many bytes
 try:
     sweep.run({"fig1": runs}, "demo", Path(sys.argv[1]), workers=1)
@@ -325,7 +325,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_earlier_results_intact(tmp_path
         capture_output=True,
         text=True,
     )
-    short, long = (tiny(seed=seed, num_steps=steps) for seed, steps in enumerate((3, 400)))
+    short, long = (tiny(seed=seed, num_steps=steps) for seed, steps in enumerate((3, 1000)))
     assert f"cannot write run {long.run_id} to {tmp_path / 'out'}: " in ran.stdout
     assert "File too large" in ran.stdout
     store = Store.open(tmp_path / "out")
