@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -33,6 +34,8 @@ COLORS = (
     "#E69F00",
 )  # Okabe & Ito: apart for every eye
 _LEGEND_INCHES = 1.8  # of one entry
+_LARGE_DIAGRAM = 400  # cells: more are drawn small, without their numbers
+_MOST_TICKS = 25
 _PANEL_COLUMNS = 3  # more panels stand in two rows
 FAILED_COLOR, DIVERGED_COLOR, BOUNDARY_COLOR = "#d9d9d9", "#6f6f6f", "#D55E00"
 
@@ -201,13 +204,15 @@ def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
         max(len(d.lr_targets) for d in diagrams.values()),
         max(len(d.warmups) for d in diagrams.values()),
     )
-    size = ((0.62 * columns + 1) * across, (0.55 * rows + 1.3) * down + 0.6)
+    large = columns * rows > _LARGE_DIAGRAM
+    cell = (0.12, 0.12) if large else (0.62, 0.55)
+    size = ((cell[0] * columns + 1) * across, (cell[1] * rows + 1.3) * down + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
     low, high = color_limits(list(diagrams.values()))
     norm, cmap = mpl.colors.Normalize(low, high), mpl.colormaps[color_map(layout.value)]
     for ax, (panel, diagram) in zip(axes.flat, diagrams.items(), strict=False):
-        _draw_cells(ax, diagram, norm, cmap)
+        _draw_cells(ax, diagram, norm, cmap, with_numbers=not large)
         ax.set_title(panel, loc="left", fontsize=9)
     for ax in axes.flat[len(diagrams) :]:
         ax.set_visible(False)
@@ -262,11 +267,11 @@ def _draw_table(layout: Table, runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any) -> None:
+def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any, *, with_numbers: bool) -> None:
     """Draw cell (i, j) over [j, j + 1] × [i, i + 1]."""
     for i, steps in enumerate(diagram.warmups):
         for j, cell in enumerate(diagram.cells[i]):
-            text = f"{diagram.mean[i, j]:.{diagram.value.digits}f}"
+            text = f"{diagram.mean[i, j]:.{diagram.value.digits}f}" if with_numbers else ""
             _draw_cell(ax, i, j, cell, text, cmap(norm(diagram.mean[i, j])))
         edge = sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets)
         if diagram.value.of_training:
@@ -276,26 +281,30 @@ def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any) -> None:
             j = diagram.lr_targets.index(best_lr)
             ax.plot(j + 0.5, i + 0.8, "*", color=_ink(cmap(norm(best_loss))), ms=6)
     ax.set(xlim=(0, len(diagram.lr_targets)), ylim=(0, len(diagram.warmups)))
-    ax.set_xticks(
-        np.arange(len(diagram.lr_targets)) + 0.5, [f"{lr:g}" for lr in diagram.lr_targets], rotation=45
-    )
-    ax.set_yticks(np.arange(len(diagram.warmups)) + 0.5, [str(steps) for steps in diagram.warmups])
+    _label_ticks(ax.xaxis, [f"{lr:g}" for lr in diagram.lr_targets], rotation=45)
+    _label_ticks(ax.yaxis, [str(row) for row in diagram.warmups])
     ax.grid(visible=False)
+
+
+def _label_ticks(axis: Axis, texts: Sequence[str], **options: Any) -> None:
+    """Name the cells along an axis, not more than fit."""
+    stride = -(-len(texts) // _MOST_TICKS)
+    axis.set_ticks(np.arange(0, len(texts), stride) + 0.5, list(texts[::stride]), **options)
 
 
 def _draw_cell(ax: Axes, i: int, j: int, cell: Cell, text: str, face: Any) -> None:
     match cell:
         case Cell.TRAINED:
-            ax.add_patch(Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white"))
+            ax.add_artist(Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white"))
             ax.text(j + 0.5, i + 0.42, text, ha="center", va="center", fontsize=7, color=_ink(face))
         case Cell.FAILED:
-            ax.add_patch(
+            ax.add_artist(
                 Rectangle((j, i), 1, 1, facecolor=FAILED_COLOR, edgecolor="0.45", hatch="//", lw=0.5)
             )
             box = {"facecolor": FAILED_COLOR, "edgecolor": "none", "pad": 0.8}
             ax.text(j + 0.5, i + 0.42, text, ha="center", va="center", fontsize=7, bbox=box)
         case Cell.DIVERGED:
-            ax.add_patch(
+            ax.add_artist(
                 Rectangle((j, i), 1, 1, facecolor=DIVERGED_COLOR, edgecolor="0.9", hatch="xx", lw=0.5)
             )
         case Cell.MISSING:

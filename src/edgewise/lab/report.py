@@ -28,7 +28,8 @@ from edgewise.lab.recipes import (
 from edgewise.lab.store import Run, Store
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-_CURVE_POINTS = 80  # of each run behind a cell
+_CURVE_POINTS = 80  # of each run behind a cell, of fewer than this:
+_ALL_POINTS = 80_000
 _DASHED = {"dash": "dash", "width": 1.2}
 
 
@@ -101,10 +102,11 @@ def _cells(its_recipe: Recipe, runs: Sequence[Run]) -> str:
     """Return the curves behind the cells: chosen from a list, with the keyboard, or by pointing at a cell."""
     layout = its_recipe.layout
     assert isinstance(layout, PhaseDiagrams)
+    points = max(8, min(_CURVE_POINTS, _ALL_POINTS // max(1, len(runs))))
     curves: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         name = f"{layout.panel(run.config)} · η {run.config.optimizer.lr:g} · warmup {row_of(run.config)}"
-        curves.setdefault(name, []).append(_thinned(run))
+        curves.setdefault(name, []).append(_thinned(run, points))
     options = "".join(f"<option>{html.escape(name)}</option>" for name in curves)
     content = json.dumps(curves, separators=(",", ":")).replace("<", "\\u003c")
     return (
@@ -115,10 +117,10 @@ def _cells(its_recipe: Recipe, runs: Sequence[Run]) -> str:
     )
 
 
-def _thinned(run: Run) -> dict[str, Any]:
+def _thinned(run: Run, points: int) -> dict[str, Any]:
     """Return few enough points of a run's loss and rate for a small plot."""
     steps = run.columns["step"]
-    kept = np.unique(np.linspace(0, len(steps) - 1, min(_CURVE_POINTS, len(steps))).astype(int))
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(points, len(steps))).astype(int))
     loss, lr = run.columns["train_loss"][kept], run.columns["lr"][kept]
     return {
         "seed": run.config.seed,

@@ -74,6 +74,7 @@ class Store:
         self.provenance = provenance
         self.beyond = frozenset(beyond)
         self.recipe_file = recipe_file
+        self._loaded: dict[str, Run] = {}
 
     @classmethod
     def create(cls, path: Path, figures: Sequence[FigureRuns], recipe_file: Path | None = None) -> "Store":
@@ -208,12 +209,17 @@ class Store:
         Raises:
             StoreError: it is not there, or of an edgewise that knows other settings.
         """
+        if run_id not in self._loaded:  # claims, plots and page each look at every run
+            self._loaded[run_id] = self._read(run_id)
+        return self._loaded[run_id]
+
+    def _read(self, run_id: str) -> Run:
         folder = self._folder(run_id)
         if not folder.exists():
             raise StoreError(
                 f"run {run_id} is missing from {self.path}: run the same command again to finish it."
             )
-        table = pq.read_table(folder / "rows.parquet")
+        table = pq.ParquetFile(folder / "rows.parquet").read(use_threads=False)
         columns = {name: table[name].to_numpy().astype(float) for name in table.column_names}
         try:
             config = from_dict(json.loads((folder / "config.json").read_text()))
