@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import critical_rates
+import laboratory
 import memory
 import optimizers
 import peers
@@ -25,9 +26,8 @@ import edgewise as ew
 from edgewise.errors import known_name
 from edgewise.isolation import isolated
 from edgewise.lab import data, models
-from edgewise.lab.configs import DataConfig, ModelConfig, RunConfig
-from edgewise.lab.recipes import recipe
-from edgewise.lab.training import Batch, LossFunction, loss_function, train
+from edgewise.lab.configs import DataConfig, ModelConfig
+from edgewise.lab.training import Batch, LossFunction, loss_function
 from edgewise.objective import Objective
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -87,39 +87,6 @@ def curvature_costs() -> list[Row]:
     return rows
 
 
-def recording_cost() -> list[Row]:
-    """The laboratory's training against a plain loop over the same steps."""
-    config: RunConfig = recipe("fig4").configs("demo")[0]
-    model, loss_fn, batch = tasks()["LM-2-64, 16 × 32 bytes, cross-entropy"]
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-
-    def plain() -> None:
-        for _ in range(config.num_steps):
-            optimizer.zero_grad()
-            loss_fn(model, batch).backward()
-            optimizer.step()
-
-    (plain_seconds,) = median_seconds_few(plain)
-    (recorded_seconds,) = median_seconds_few(lambda: train(config))
-    return [
-        (
-            "LM demo run with rows and evaluation ÷ plain loop",
-            "ratio",
-            f"{recorded_seconds / plain_seconds:.2f}",
-        )
-    ]
-
-
-def median_seconds_few(call: Callable[[], object]) -> list[float]:
-    """Return the median of three runs of a long call."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return [statistics.median(times)]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """A table of the results, and what measures it."""
@@ -161,10 +128,11 @@ SECTIONS = {
         rows=critical_rates.rows,
     ),
     "warmups": Section(title="Warmups", columns=warmups.COLUMNS, rows=warmups.rows),
+    "laboratory": Section(title="The laboratory", columns=("what", "unit", "measured"), rows=laboratory.rows),
     "rest": Section(
         title="Everything else",
         columns=("what", "unit", "measured"),
-        rows=lambda: [*curvature_costs(), *optimizers.rows(), *recording_cost()],
+        rows=lambda: [*curvature_costs(), *optimizers.rows()],
     ),
 }
 HEADER = """# Benchmark results

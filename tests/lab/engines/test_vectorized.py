@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from edgewise.lab import sweep
+from edgewise.lab.batched_training import is_batchable, train_together
 from edgewise.lab.configs import OPTIMIZERS, PARAMETERIZATIONS
 from edgewise.lab.engines import vectorized
-from edgewise.lab.engines.vectorized import chunks, is_batchable, train_together
+from edgewise.lab.engines.vectorized import chunks
 from edgewise.lab.training import train
 from lab_cases import TINY_LM, changed, tiny
 

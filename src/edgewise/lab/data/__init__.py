@@ -5,11 +5,6 @@ import functools
 from edgewise.lab import plugins
 from edgewise.lab.configs import DataConfig
 from edgewise.lab.data.dataset import Dataset
-from edgewise.lab.data.digit_pairs import load_digit_pairs
-from edgewise.lab.data.digits import load_digits
-from edgewise.lab.data.images import load_images
-from edgewise.lab.data.stdlib_text import load_stdlib_text
-from edgewise.lab.data.wikitext import load_wikitext
 
 __all__ = ["Dataset", "load"]
 
@@ -29,20 +24,33 @@ def _own(config: DataConfig) -> Dataset:
     return plugins.DATA[config.name](config)
 
 
+# ruff: noqa: PLC0415 - each loader brings its libraries; a process imports those of its own data set only
 @functools.cache
 def _load(name: str, context: int) -> Dataset:
     match name:
         case "digits":
+            from edgewise.lab.data.digits import load_digits
+
             return load_digits()
         case "digit-pairs":
+            from edgewise.lab.data.digit_pairs import load_digit_pairs
+
             return load_digit_pairs()
         case "digit-pairs-2x":
+            from edgewise.lab.data.digit_pairs import load_digit_pairs
+
             return load_digit_pairs(scale=2)
         case "cifar10" | "cifar100" | "tiny-imagenet":
+            from edgewise.lab.data.images import load_images
+
             return load_images(name)
         case "stdlib-text":
+            from edgewise.lab.data.stdlib_text import load_stdlib_text
+
             return load_stdlib_text(context=context)
         case "wikitext-2" | "wikitext-103":
+            from edgewise.lab.data.wikitext import load_wikitext
+
             return load_wikitext(name, context=context)
         case _:
             raise AssertionError(name)

@@ -8,39 +8,19 @@ A phase diagram is trained whole: rates beyond its boundary cost little in a bat
 same, as the other engines do.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import SGD
 
-from edgewise.lab import data, models
+from edgewise.lab.batched_training import is_batchable, train_together
 from edgewise.lab.configs import RunConfig, WarmupConfig
-from edgewise.lab.data import Dataset
-from edgewise.lab.parameterization import parameter_groups
 from edgewise.lab.store import Store
-from edgewise.lab.training import (
-    Batch,
-    RunResult,
-    batch_indices,
-    loss_function,
-    make_optimizer,
-    make_schedule,
-    outcome_of,
-    target_rate,
-    train,
-)
+from edgewise.lab.training import RunResult, train
 from edgewise.lab.work import Work
 
 _CELLS_ON_CPU = 16  # of a chunk: more do not stay in the cache
-_STEPS_BETWEEN_REPORTS = 20
-
-Report = Callable[[int], None]  # steps done
 
 
 def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str, int]], None]) -> None:
@@ -67,12 +47,6 @@ def chunks(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
         groups.setdefault(_kind(config) if is_batchable(config) else config, []).append(config)
     size = len(configs) if torch.cuda.is_available() else _CELLS_ON_CPU
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
-
-
-def is_batchable(config: RunConfig) -> bool:
-    """Return whether a step of the run is a function of its own batch and rate alone."""
-    looks = config.warmup.kind != "linear" or config.warmup.lr_init == "critical"
-    return not (config.measure or looks or config.data.augment or config.optimizer.name == "ri-adam")
 
 
 def _kind(config: RunConfig) -> RunConfig:
@@ -104,146 +78,3 @@ def _train_what_fits(
             ]
     report(chunk[0].num_steps)
     return list(zip(chunk, results, strict=True))
-
-
-def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps: None) -> list[RunResult]:
-    """Train configs of one kind as one batch, each as `edgewise.lab.training.train` would."""
-    started = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = data.load(configs[0].data).to(device)
-    networks = [_network(config, dataset) for config in configs]
-    cells = _Cells(configs, networks, device)
-    targets = [target_rate(config) for config in configs]
-    firsts = [target * cells.first_factor for target in targets]
-    schedules = [_Schedule(config, first) for config, first in zip(configs, firsts, strict=True)]
-    shown = torch.tensor([schedule.rates for schedule in schedules], dtype=torch.float64)  # (cells, steps)
-    rates = shown / cells.first_factor
-    losses = _train_cells(cells, rates.to(device, torch.float32), _batches(configs, dataset), on_step)
-    seconds = (time.perf_counter() - started) / len(configs)  # its share
-    results = []
-    for i, config in enumerate(configs):
-        cells.copy_to(i, networks[i])
-        rows = _rows(losses[i], shown[i])
-        outcome = outcome_of(config, rows, networks[i], dataset, targets[i])
-        outcome |= {"warmup": schedules[i].report, "seconds": seconds}
-        results.append(RunResult(rows=rows, outcome=outcome))
-    return results
-
-
-class _Cells:
-    """The stacked parameters of the networks, and an optimizer whose updates are scaled cell by cell."""
-
-    def __init__(
-        self, configs: Sequence[RunConfig], networks: Sequence[nn.Module], device: torch.device
-    ) -> None:
-        self._config, self._template = configs[0], networks[0]
-        self._loss = loss_function(self._config.loss)
-        names = [name for name, _ in self._template.named_parameters()]
-        own = [dict(network.named_parameters()) for network in networks]
-        self.parameters = {
-            name: torch.stack([its[name].detach() for its in own]).requires_grad_() for name in names
-        }
-        groups = parameter_groups(self._template, lr=1.0, adaptive=self._config.optimizer.name != "sgd")
-        factors = {p: group["lr"] for group in groups for p in group["params"]}
-        self._factors = {name: factors[p] for name, p in self._template.named_parameters()}
-        self.first_factor: float = groups[0]["lr"]  # of the group whose rate a row shows
-        # The optimizer moves zeros at rate 1: the update of all cells, before their own rates. All of them are
-        # elementwise, so that cells do not see each other.
-        self._updates = {name: nn.Parameter(torch.zeros_like(p)) for name, p in self.parameters.items()}
-        module = nn.ParameterList(self._updates.values())
-        self._optimizer = make_optimizer(replace(self._config.optimizer, weight_decay=0.0), module, 1.0)
-
-    def losses(self, batch: Batch) -> Tensor:
-        """Return (cells,): the loss of each on its own batch; inputs and targets are (cells, batch, …)."""
-
-        def loss_of_one(parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-            def network(x: Tensor) -> Tensor:
-                return functional_call(self._template, parameters, (x,))
-
-            return self._loss(network, (inputs, targets))  # type: ignore[arg-type]
-
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no batching rule, and loop
-            return vmap(loss_of_one)(self.parameters, *batch)
-
-    def step(self, losses: Tensor, rates: Tensor, alive: Tensor) -> None:
-        """Update the cells that are alive, each at its own rate."""
-        gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
-        for update, gradient in zip(self._updates.values(), gradients, strict=True):
-            update.grad = gradient.contiguous()  # the fused kernels read strides as those of the parameter
-        self._optimizer.step()
-        decay = self._config.optimizer.weight_decay if self._config.optimizer.name == "adamw" else 0.0
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                update = self._updates[name]
-                shape = (-1, *(1 for _ in p.shape[1:]))
-                rate = (rates * self._factors[name]).view(shape)
-                if decay:
-                    update.sub_(decay * p)
-                p.add_(torch.where(alive.view(shape), rate * update, 0.0))
-                update.zero_()
-
-    def copy_to(self, cell: int, network: nn.Module) -> None:
-        """Write a cell's parameters into a network."""
-        with torch.no_grad():
-            for name, p in network.named_parameters():
-                p.copy_(self.parameters[name][cell])
-
-
-def _train_cells(cells: _Cells, rates: Tensor, batches: Callable[[int], Batch], on_step: Report) -> Tensor:
-    """Return (cells, steps): the losses, on the CPU; not finite from where a cell diverged."""
-    losses = torch.full_like(rates, torch.nan)
-    alive = torch.ones(len(rates), dtype=torch.bool, device=rates.device)
-    for step in range(rates.shape[1]):
-        value = cells.losses(batches(step))
-        losses[:, step] = value.detach()
-        alive &= value.detach().isfinite()
-        cells.step(value, rates[:, step], alive)
-        if step % _STEPS_BETWEEN_REPORTS == 0:  # also waits for the GPU
-            if not alive.any():
-                break
-            on_step(step)
-    return losses.cpu()
-
-
-class _Schedule:
-    """The rates of a run's first group, and what its warmup says of itself."""
-
-    def __init__(self, config: RunConfig, target: float) -> None:
-        optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=target)
-        warmup, scheduler = make_schedule(config.warmup, optimizer, config.num_steps)
-        self.rates = []
-        for _ in range(config.num_steps):
-            self.rates.append(float(optimizer.param_groups[0]["lr"]))
-            optimizer.step()
-            scheduler.step()
-        self.report = asdict(warmup.report())
-
-
-def _network(config: RunConfig, dataset: Dataset) -> nn.Module:
-    """Return the network as `train` would make it."""
-    torch.manual_seed(config.seed)
-    return models.build(config.model, dataset).to(dataset.train_inputs.device)
-
-
-def _batches(configs: Sequence[RunConfig], dataset: Dataset) -> Callable[[int], Batch]:
-    """Return step → inputs and targets, (cells, batch, …)."""
-    config = configs[0]
-    if config.batch_size is None:
-        inputs, targets = dataset.train_batch()
-        shared = tuple(part.expand(len(configs), *part.shape) for part in (inputs, targets))
-        return lambda step: shared  # type: ignore[return-value]
-    of_seed = {c.seed: torch.stack(list(batch_indices(c, dataset))) for c in configs}
-    indices = torch.stack([of_seed[c.seed] for c in configs]).to(dataset.train_inputs.device)
-    return lambda step: dataset.train_batch(indices[:, step])
-
-
-def _rows(losses: Tensor, rates: Tensor) -> list[dict[str, float]]:
-    """Return a row a step, up to the first loss that is not finite."""
-    broken = (~losses.isfinite()).nonzero()
-    length = int(broken[0]) + 1 if len(broken) else len(losses)
-    return [
-        {"step": step, "lr": rate, "train_loss": loss}
-        for step, (rate, loss) in enumerate(
-            zip(rates[:length].tolist(), losses[:length].tolist(), strict=True)
-        )
-    ]
