@@ -67,14 +67,6 @@ HEAVY = {
     "batched_training": 4,
     "engines": 5,
 }
-    "parameterization": 1,
-    "ri_adam": 1,
-    "data": 1,
-    "models": 2,
-    "training": 3,
-    "batched_training": 4,
-    "engines": 5,
-}
 WITHOUT_TORCH = ["warmup.schedules", *(f"lab.{room}" for room in LIGHT)]
 
 
