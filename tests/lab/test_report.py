@@ -90,6 +90,15 @@ def test_every_figure_is_a_section_with_its_claims(demo):
     assert "$" not in "".join(page.words)  # no place of the template is left empty
 
 
+def test_the_claims_are_a_markdown_table_too(tmp_path):
+    runs = story("fig2")
+    write(tmp_path, {"fig2": [remade(runs[0], {"preconditioned_sharpness": 1.0}), runs[1]]})
+    lines = (tmp_path / "claims.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split("|")[1].strip() for line in lines] == ["", "---", "**fig2**", "✗", "✓"]
+    claims = RECIPES["fig2"].claims(runs)
+    assert lines[4] == f"| ✓ | {claims[1].text} | {claims[1].expected} | {claims[1].measured} |"
+
+
 def test_claims_that_do_not_hold_are_counted_and_marked(tmp_path):
     text = write(
         tmp_path, {"fig2": [remade(run, {"preconditioned_sharpness": 1.0}) for run in story("fig2")]}

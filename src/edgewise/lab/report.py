@@ -34,7 +34,7 @@ _DASHED = {"dash": "dash", "width": 1.2}
 
 
 def write_report(store: Store) -> Path:
-    """Write DIR/report.html and the figures beside it, and return the page.
+    """Write DIR/report.html, claims.md and the figures beside them, and return the page.
 
     Raises:
         StoreError: a run of the sweep is missing.
@@ -52,6 +52,7 @@ def write_report(store: Store) -> Path:
         provenance=_provenance(store),
         plotly=get_plotlyjs(),
     )
+    (store.path / "claims.md").write_text(_claims_markdown(results), encoding="utf-8")
     path = store.path / "report.html"
     temporary = path.with_name(".report.html")
     temporary.write_text(page, encoding="utf-8")
@@ -63,6 +64,17 @@ def all_claims(store: Store) -> list[tuple[Recipe, list[Claim]]]:
     """Return each figure's recipe with its claims, held against the stored runs."""
     pairs = [(recipe(figure.figure, store.recipe_file), store.runs_of(figure)) for figure in store.figures]
     return [(its_recipe, its_recipe.claims(runs)) for its_recipe, runs in pairs]
+
+
+def _claims_markdown(results: list[tuple[Recipe, list[Claim]]]) -> str:
+    """Return the claims of all figures as a Markdown table."""
+    lines = ["| | finding | expected | measured |", "|---|---|---|---|"]
+    for its_recipe, claims in results:
+        lines.append(f"| **{its_recipe.id}** | **{its_recipe.title}** | | |")
+        for claim in claims:
+            cells = (text.replace("|", "\\|") for text in (claim.text, claim.expected, claim.measured))
+            lines.append(f"| {'✓' if claim.holds else '✗'} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _verdict(claims: list[Claim]) -> str:

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import shutil
+import subprocess
 import time
 import uuid
 from collections.abc import Collection, Sequence
@@ -280,11 +281,21 @@ def _write(path: Path, text: str) -> None:
 def _provenance() -> dict[str, str]:
     versions = {name: metadata.version(name) for name in ("edgewise", "torch", "numpy")}
     return versions | {
+        "source": _git_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": str(os.cpu_count()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _git_state() -> str:
+    """Return the commit of the checkout that runs, and whether it was changed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
 
 
 def _content(figure: FigureRuns) -> tuple[str, str, frozenset[str]]:

@@ -267,6 +267,7 @@ def outcome_of(
         "test_accuracy": test_accuracy,
         "num_classes": dataset.num_classes,
         "guess_loss": guess_loss(config.loss, dataset),
+        "device": dataset.train_inputs.device.type,
     }
 
 

@@ -1,0 +1,46 @@
+"""The recipes of docs/laboratory.md.
+
+Oracle: the page's own code, run as a reader would. Cannot see: whether the page is clear.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgewise.lab import data, models, plugins, sweep
+from edgewise.lab.configs import DataConfig, ModelConfig
+from edgewise.lab.recipes import PhaseDiagrams, own
+
+PAGE = Path(__file__).parents[2] / "docs" / "laboratory.md"
+RECIPE, PLUGINS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+
+
+@pytest.fixture(autouse=True)
+def no_plugins_left():
+    yield
+    plugins.DATA.clear()
+    plugins.MODELS.clear()
+    data._own.cache_clear()
+
+
+def test_the_recipe_is_short_and_runs(tmp_path):
+    assert len([line for line in RECIPE.splitlines() if line.strip()]) < 20
+    file = tmp_path / "recipe.py"
+    file.write_text(RECIPE)
+    its = own.load(file)
+    assert isinstance(its.layout, PhaseDiagrams)
+    assert len(its.configs("own")) == 48
+    short = [tuple(replace(c, num_steps=80) for c in ladder[:1]) for ladder in its.ladders("own")][:2]
+    store = sweep.run({its.id: short}, "own", tmp_path / "out", workers=1, recipe_file=file)
+    assert len(store.finished()) == 2
+
+
+def test_the_network_and_the_data_are_taken(tmp_path):
+    file = tmp_path / "recipe.py"
+    file.write_text(PLUGINS + RECIPE)
+    own.load(file)
+    dataset = data.load(DataConfig(name="rings"))
+    model = models.build(ModelConfig(name="linear", depth=1, width=1, parameterization="sp"), dataset)
+    assert model(dataset.train_inputs).shape == (1600, 2)
