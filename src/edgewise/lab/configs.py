@@ -108,7 +108,7 @@ class OptimizerConfig:
     lr: float
     """η_trgt in `lr_unit`."""
     lr_unit: str = "absolute"
-    """"absolute", or "1/sharpness": multiples of 1/λ₀, λ₀ measured at initialization on 2,048 targets."""
+    """"absolute", or "1/sharpness": multiples of 1/λ₀, λ₀ measured at initialization: see `initial_sharpness`."""
     momentum: float = 0.0
     """Heavy-ball momentum of "sgd"."""
     betas: tuple[float, float] = (0.9, 0.999)

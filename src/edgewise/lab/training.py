@@ -28,7 +28,6 @@ LossFunction = Callable[[nn.Module, Batch], Tensor]
 
 _MEASURE_BELOW = 1e6  # times the initial loss: beyond, the run is diverging and curvature means nothing
 _EVALUATION_SIZE = 512
-_SHARPNESS_TARGETS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +232,10 @@ def target_rate(config: RunConfig) -> float:
 
 @functools.cache  # the cells of a phase diagram share it, and it costs as much as a hundred steps
 def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: str, seed: int) -> float:
-    """Return λ₀ on training samples of up to 2,048 targets, of the network that a run with this seed starts from.
+    """Return λ₀ on part of the training samples, of the network that a run with this seed starts from.
+
+    The first samples, with 2,048 targets in all for a fully connected network and 512 for others, whose products cost
+    more: a unit of rates has to be the same for all cells, not exact.
 
     Raises:
         RuntimeError: the measurement did not converge.
@@ -243,7 +245,8 @@ def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: 
         torch.manual_seed(seed)
         model = models.build(model_config, dataset)
     targets_each = dataset.train_targets[0].numel()
-    batch = dataset.train_batch(slice(max(1, _SHARPNESS_TARGETS // targets_each)))
+    num_targets = 2048 if model_config.name == "fcn" else 512
+    batch = dataset.train_batch(slice(max(1, num_targets // targets_each)))
     initial = ew.sharpness(model, loss_function(loss), [batch])
     if not initial.converged:
         raise RuntimeError(
