@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from edgewise.lab.phase_diagram import Cell, cell_of, phase_diagram
+from edgewise.lab.phase_diagram import TEST_ACCURACY, TEST_LOSS, Cell, CellValue, cell_of, phase_diagram
 from lab_cases import diverged, made, tiny
 
 RATES, WARMUPS = (0.1, 0.2, 0.4, 0.8), (1, 4)
@@ -115,6 +115,37 @@ def test_seeds_give_their_mean_loss_and_their_worst_kind():
         assert diagram.cells[0].tolist() == [T, F, D]
         np.testing.assert_allclose(diagram.mean[0, :2], [0.2, 0.25])
         assert diagram.boundary(1) == 0.1
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.234, "1.23"), (-0.001, "0.00"), (-1.5, "-1.50")])
+def test_a_cell_shows_a_number_without_a_needless_minus(value, text):
+    assert TEST_LOSS.text(value) == text
+
+
+def test_catapults_are_the_last_row_and_seeds_have_a_deviation():
+    runs = [
+        run_at(0.1, steps, T, loss, seed) for steps, loss, seed in [(4, 0.1, 0), (4, 0.3, 1), (1, 0.2, 0)]
+    ]
+    catapults = made(tiny(optimizer={"lr": 0.1}, warmup={"kind": "catapult"}), test_loss=0.5)
+    diagram = phase_diagram([catapults, *runs])
+    assert diagram.warmups == (1, 4, "catapults")
+    assert diagram.at(0.1, "catapults") == 0.5
+    assert diagram.deviation[1, 0] == pytest.approx(math.sqrt(0.02))
+    assert np.isnan(diagram.deviation[0, 0])
+
+
+def test_the_best_of_accuracies_is_the_largest():
+    runs = [
+        made(tiny(optimizer={"lr": lr}), test_accuracy=a) for lr, a in [(0.1, 0.7), (0.2, 0.9), (0.4, 0.8)]
+    ]
+    assert phase_diagram(runs, TEST_ACCURACY).best(3) == (0.2, pytest.approx(0.9))
+
+
+def test_a_value_that_is_not_of_training_shows_whether_or_not_it_trained():
+    value = CellValue(label="updates", of=lambda run: run.outcome["num_steps"], of_training=False)
+    failed = run_at(0.1, 1, F)
+    assert phase_diagram([failed], value).cells[0, 0] is T
+    assert phase_diagram([failed], value).at(0.1, 1) == 6
 
 
 def test_no_runs_are_an_empty_diagram():

@@ -34,6 +34,10 @@ class CellValue:
     of_training: bool = True
     """Whether it is worth something only where training succeeded."""
 
+    def text(self, value: float) -> str:
+        """Return the number as a cell shows it."""
+        return f"{round(value, self.digits) + 0.0:.{self.digits}f}"  # + 0.0: no minus before a zero
+
 
 TEST_LOSS = CellValue(label="test loss", of=lambda run: run.outcome["test_loss"], lower_is_better=True)
 TEST_ACCURACY = CellValue(label="test accuracy", of=lambda run: run.outcome["test_accuracy"], digits=3)

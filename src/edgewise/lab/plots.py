@@ -271,7 +271,7 @@ def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any, *, with_n
     """Draw cell (i, j) over [j, j + 1] × [i, i + 1]."""
     for i, steps in enumerate(diagram.warmups):
         for j, cell in enumerate(diagram.cells[i]):
-            text = f"{diagram.mean[i, j]:.{diagram.value.digits}f}" if with_numbers else ""
+            text = diagram.value.text(diagram.mean[i, j]) if with_numbers else ""
             _draw_cell(ax, i, j, cell, text, cmap(norm(diagram.mean[i, j])))
         edge = sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets)
         if diagram.value.of_training:

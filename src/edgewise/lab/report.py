@@ -318,10 +318,7 @@ def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool
             colorscale=plots.color_map(diagram.value),
             showscale=showscale,
             colorbar={"title": diagram.value.label, "thickness": 14},
-            text=[
-                ["" if value is None else f"{value:.{diagram.value.digits}f}" for value in row]
-                for row in trained
-            ],
+            text=[["" if value is None else diagram.value.text(value) for value in row] for row in trained],
             texttemplate="%{text}",
             customdata=[[_seed_deviation(x) for x in row] for row in diagram.deviation],
             hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{diagram.value.label} %{{z:.3f}}%{{customdata}}<extra></extra>",
