@@ -81,6 +81,10 @@ class RecipeError(EdgewiseError, ValueError):
     """A recipe file does not say what to run."""
 
 
+class WorkerError(EdgewiseError, RuntimeError):
+    """A process that trains is gone."""
+
+
 class StoreError(EdgewiseError, RuntimeError):
     """A results folder cannot be used as asked."""
 

@@ -11,7 +11,7 @@ import signal
 
 import pytest
 
-from edgewise.errors import UnknownNameError
+from edgewise.errors import UnknownNameError, WorkerError
 from edgewise.lab import engines
 from edgewise.lab.engines import local
 from edgewise.lab.store import FigureRuns, Store
@@ -90,3 +90,22 @@ def test_ctrl_c_is_an_interrupt_also_where_the_workers_notice_it_first(tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         local.run(work_of(configs, store), store, 2, interrupt_workers)
+
+
+def test_a_killed_worker_is_said_and_the_sweep_goes_on_where_it_was(tmp_path):
+    configs = [tiny(batch_size=8), *(tiny(seed=seed, num_steps=3000, batch_size=8) for seed in (1, 2))]
+    store = store_for(tmp_path / "out", configs)
+
+    def kill_one(steps):
+        if store.has(configs[0].run_id) and sum(n > 0 for n in steps.values()) == 3:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with pytest.raises(WorkerError, match=r"a training process was killed.* run the same command again"):
+        local.run(work_of(configs, store), store, 2, kill_one)
+    assert store.has(configs[0].run_id)
+    kept = tmp_path / "out" / "runs" / configs[0].run_id / "outcome.json"
+    before = kept.stat().st_mtime_ns
+    local.run(work_of(configs, store), store, 2, lambda steps: None)
+    assert kept.stat().st_mtime_ns == before
+    for config in configs:
+        assert_stored_as_trained(store, config)

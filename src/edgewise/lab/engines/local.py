@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from edgewise.errors import StoreError
+from edgewise.errors import StoreError, WorkerError
 from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.store import Store
@@ -38,6 +38,7 @@ def run(
     Raises:
         Exception: the first error of a run, with its run id noted, once the others are finished and stored.
         StoreError: results cannot be written.
+        WorkerError: a process was killed.
         KeyboardInterrupt: Ctrl-C, which the terminal sends to the workers as well.
     """
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
@@ -74,10 +75,13 @@ def run(
                         errors.append(error)
                         work.failed.add(config.run_id)
                 on_progress({run_id: counters[index[run_id]] for run_id in begun})
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
             if _ended_by_ctrl_c(started):  # and noticed before Ctrl-C here
                 raise KeyboardInterrupt from None
-            raise
+            raise WorkerError(
+                "a training process was killed, perhaps for want of memory: finished runs are kept; run the same "
+                "command again to go on, with fewer --workers if memory is short."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
     if errors:
