@@ -3,6 +3,7 @@
 Oracle: the page parsed again with html.parser, and its plots' JSON. Cannot see: what a browser shows.
 """
 
+import csv
 import html
 import json
 import re
@@ -97,6 +98,19 @@ def test_the_claims_are_a_markdown_table_too(tmp_path):
     assert [line.split("|")[1].strip() for line in lines] == ["", "---", "**fig2**", "✗", "✓"]
     claims = RECIPES["fig2"].claims(runs)
     assert lines[4] == f"| ✓ | {claims[1].text} | {claims[1].expected} | {claims[1].measured} |"
+
+
+def test_the_boundaries_are_data_too(tmp_path):
+    write(tmp_path, {"fig3": story("fig3"), "fig5": story("fig5"), "fig1": story("fig1")})
+    with (tmp_path / "boundaries.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["figure"] for row in rows} == {"fig3"}
+    assert len(rows) == 4 * 2
+    assert {(row["warmup"], float(row["boundary"])) for row in rows} == {("1", 8.0), ("40", 32.0)}
+    assert {(float(row["best rate"]), row["value"], row["rate unit"]) for row in rows} == {
+        (4.0, "test accuracy", "1/sharpness")
+    }
+    assert sorted({float(row["best value"]) for row in rows}) == pytest.approx([0.9, 0.92])
 
 
 def test_claims_that_do_not_hold_are_counted_and_marked(tmp_path):

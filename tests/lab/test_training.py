@@ -245,6 +245,35 @@ def test_the_measured_preconditioned_sharpness_is_that_of_the_next_update():
         assert rows[step]["preconditioned_sharpness_converged"] == 1.0
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_norms_are_those_of_the_gradient_and_of_what_the_last_update_left(name):
+    config = tiny(
+        optimizer={"name": name}, batch_size=8, measure=("gradient_norm", "second_moment"), measure_every=2
+    )
+    rows = train(config).rows
+    for step in (0, 2, 4):
+        model, _, optimizer = plain_loop(config, until=step)
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert rows[step]["gradient_norm"] == pytest.approx(float(gradients.norm()), rel=1e-5)
+        moments = [
+            state["exp_avg_sq"].flatten() for state in optimizer.state.values() if "exp_avg_sq" in state
+        ]
+        expected = float(torch.cat(moments).norm()) if moments else 0.0
+        assert rows[step]["second_moment"] == pytest.approx(expected, rel=1e-5)
+        assert (expected > 0) is (name == "adam" and step > 0)
+    assert "gradient_norm" not in rows[1]
+
+
+def test_the_initial_sharpness_is_measured_once_for_all_cells(monkeypatch):
+    training.initial_sharpness.cache_clear()
+    calls, measure = [], ew.sharpness
+    monkeypatch.setattr(training.ew, "sharpness", lambda *a, **k: calls.append(1) or measure(*a, **k))
+    cells = [tiny(optimizer={"lr": lr, "lr_unit": "1/sharpness"}) for lr in (0.5, 1.0)]
+    rates = [train(cell).outcome["lr_target"] for cell in (*cells, changed(cells[0], seed=1))]
+    assert len(calls) == 2
+    assert rates[1] == 2 * rates[0] != rates[2]
+
+
 def double(batch):
     return batch[0].double() if batch[0].is_floating_point() else batch[0], batch[1]
 

@@ -1,5 +1,6 @@
 """The report: one self-contained HTML page, from stored runs alone, readable offline."""
 
+import csv
 import html
 import json
 import math
@@ -34,7 +35,7 @@ _DASHED = {"dash": "dash", "width": 1.2}
 
 
 def write_report(store: Store) -> Path:
-    """Write DIR/report.html, claims.md and the figures beside them, and return the page.
+    """Write DIR/report.html, claims.md, boundaries.csv and the figures beside them, and return the page.
 
     Raises:
         StoreError: a run of the sweep is missing.
@@ -52,6 +53,7 @@ def write_report(store: Store) -> Path:
         provenance=_provenance(store),
         plotly=get_plotlyjs(),
     )
+    write_boundaries(store, [its_recipe for its_recipe, _ in results])
     (store.path / "claims.md").write_text(_claims_markdown(results), encoding="utf-8")
     path = store.path / "report.html"
     temporary = path.with_name(".report.html")
@@ -75,6 +77,24 @@ def _claims_markdown(results: list[tuple[Recipe, list[Claim]]]) -> str:
             cells = (text.replace("|", "\\|") for text in (claim.text, claim.expected, claim.measured))
             lines.append(f"| {'✓' if claim.holds else '✗'} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def write_boundaries(store: Store, recipes: Sequence[Recipe]) -> None:
+    """Write DIR/boundaries.csv: for each row of each phase diagram its failure boundary, best rate and best value."""
+    lines = [("figure", "panel", "warmup", "boundary", "best rate", "best value", "value", "rate unit")]
+    for its_recipe, figure in zip(recipes, store.figures, strict=True):
+        layout = its_recipe.layout
+        if not (isinstance(layout, PhaseDiagrams) and layout.value.of_training):
+            continue
+        runs = store.runs_of(figure)
+        for panel, diagram in plots.panel_diagrams(layout, runs).items():
+            for row in diagram.warmups:
+                numbers = (diagram.boundary(row), *diagram.best(row))
+                unit = runs[0].config.optimizer.lr_unit
+                lines.append((figure.figure, panel, str(row), *map(str, numbers), layout.value.label, unit))
+    if len(lines) > 1:
+        with (store.path / "boundaries.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(lines)
 
 
 def _verdict(claims: list[Claim]) -> str:
