@@ -81,7 +81,9 @@ def _claims_markdown(results: list[tuple[Recipe, list[Claim]]]) -> str:
 
 def write_boundaries(store: Store, recipes: Sequence[Recipe]) -> None:
     """Write DIR/boundaries.csv: for each row of each phase diagram its failure boundary, best rate and best value."""
-    lines = [("figure", "panel", "warmup", "boundary", "best rate", "best value", "value", "rate unit")]
+    lines: list[tuple[str, ...]] = [
+        ("figure", "panel", "warmup", "boundary", "best rate", "best value", "value", "rate unit")
+    ]
     for its_recipe, figure in zip(recipes, store.figures, strict=True):
         layout = its_recipe.layout
         if not (isinstance(layout, PhaseDiagrams) and layout.value.of_training):
