@@ -41,14 +41,8 @@ def configs():
 def rows() -> Iterator[Row]:
     """Return the costs, one after the other."""
     fcn, lm = fcn_cells(), lm_cells()
-    yield "32 cells of FCN-4-32, plain loop ÷ engine local, two workers", "ratio", speedup(fcn, "local")
-    yield "32 cells of FCN-4-32, plain loop ÷ engine vectorized", "ratio", speedup(fcn, "vectorized")
-    yield (
-        "32 cells of the demo's LM-2-64, plain loop ÷ engine local, two workers",
-        "ratio",
-        speedup(lm, "local"),
-    )
-    yield "32 cells of the demo's LM-2-64, plain loop ÷ engine vectorized", "ratio", speedup(lm, "vectorized")
+    yield from speedups("32 cells of FCN-4-32, 2,000 steps", fcn)
+    yield from speedups("32 cells of the demo's LM-2-64, 60 steps", lm)
     yield "the demo's LM run: with a row a step ÷ without", "ratio", recording_cost(lm[0])
     yield "fig1 in SP after warmup, sharpness every step ÷ training alone", "ratio", tracking_cost()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,26 +83,35 @@ def lm_cells() -> list[RunConfig]:
             first,
             optimizer=replace(first.optimizer, lr=0.001 * 1.3**k),
             warmup=WarmupConfig(steps=steps, decay="cosine"),
-            num_steps=100,
+            num_steps=60,
         )
         for k in range(CELLS // 4)
         for steps in (1, 8, 16, 32)
     ]
 
 
-def speedup(cells: list[RunConfig], engine: str) -> str:
-    """Return the time of a plain loop over that of an engine, and both."""
-    pairs = []
+def speedups(what: str, cells: list[RunConfig]) -> Iterator[Row]:
+    """Return the time of a plain loop over that of each engine on two cores, and both."""
+    times: dict[str, list[float]] = {"plain": [], "local": [], "vectorized": []}
     for _ in range(REPEATS):
-        plain = seconds(lambda: [plain_loop(config) for config in cells])
-        with tempfile.TemporaryDirectory() as folder:
-            planned = {"cells": [(config,) for config in cells]}
-            out = Path(folder) / "out"
-            ours = seconds(lambda: sweep.run(planned, "bench", out, engine=engine, workers=2))  # noqa: B023
-        pairs.append((plain, ours))
-    ratio = statistics.median(plain / ours for plain, ours in pairs)
-    plain, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
-    return f"{ratio:.2f} ({plain:.1f} s ÷ {ours:.1f} s)"
+        times["plain"].append(seconds(lambda: [plain_loop(config) for config in cells]))
+        for engine in ("local", "vectorized"):
+            times[engine].append(seconds(lambda: sweep_with(engine, cells)))  # noqa: B023
+    plain = statistics.median(times.pop("plain"))
+    for engine, its in times.items():
+        ours = statistics.median(its)
+        yield (
+            f"{what}: plain loop ÷ engine {engine}",
+            "ratio",
+            f"{plain / ours:.2f} ({plain:.1f} s ÷ {ours:.1f} s)",
+        )
+
+
+def sweep_with(engine: str, cells: list[RunConfig]) -> None:
+    """Train the cells into a new folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        planned = {"cells": [(config,) for config in cells]}
+        sweep.run(planned, "bench", Path(folder) / "out", engine=engine, workers=2)
 
 
 def plain_loop(config: RunConfig) -> None:
