@@ -22,6 +22,7 @@ def no_plugins_left():
     yield
     plugins.DATA.clear()
     plugins.MODELS.clear()
+    own._read_once.cache_clear()
     data._own.cache_clear()
 
 
