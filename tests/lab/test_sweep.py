@@ -206,6 +206,21 @@ def test_what_lies_beyond_the_failure_boundary_is_left_out_and_stays_out(tmp_pat
     assert [trained for trained, _ in calls] == [[*ladder[:2]], []]
 
 
+def test_what_lies_beyond_is_recorded_also_where_another_run_raised(tmp_path, monkeypatch):
+    ladder = tuple(tiny(optimizer={"lr": lr}) for lr in (0.1, 0.2, 0.4))
+
+    def engine(work, store, workers, on_progress):
+        for config in ladder[:2]:
+            save(store, made(config, test_accuracy=0.1 if config.optimizer.lr == 0.2 else 0.9))
+        work.start()
+        raise ArithmeticError
+
+    monkeypatch.setattr(sweep, "engine_of", lambda name: engine)
+    with pytest.raises(ArithmeticError):
+        sweep.run({"fig4": [ladder]}, "demo", tmp_path)
+    assert Store.open(tmp_path).beyond == {ladder[2].run_id}
+
+
 def test_a_run_that_is_missing_for_no_reason_is_an_error(tmp_path, monkeypatch):
     record_engine(monkeypatch)
     store = sweep.run({"fig4": [(TINY,)]}, "demo", tmp_path)

@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD
 
-from edgewise.lab import data, models
+from edgewise.lab import data, models, plugins
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.parameterization import parameter_groups
@@ -34,7 +34,12 @@ Report = Callable[[int], None]  # steps done
 
 
 def is_batchable(config: RunConfig) -> bool:
-    """Return whether a step of the run is a function of its own batch and rate alone."""
+    """Return whether a step of the run is a function of its own batch and rate alone.
+
+    Of a network of one's own nothing is known: its buffers may differ from cell to cell.
+    """
+    if config.model.name in plugins.MODELS:
+        return False
     looks = config.warmup.kind != "linear" or config.warmup.lr_init == "critical"
     return not (config.measure or looks or config.data.augment or config.optimizer.name == "ri-adam")
 

@@ -244,10 +244,11 @@ class Store:
         return [self.load(run_id) for run_id in figure.run_ids if run_id not in self.beyond]
 
     def leave_out(self, beyond: Collection[str]) -> None:
-        """Record that these runs lie beyond the failure boundary of their diagram: the figures do without them."""
+        """Record, if there is room, that these runs lie beyond the failure boundary: the figures do without them."""
         if set(beyond) != self.beyond:
             self.beyond = frozenset(beyond)
-            self._write_index()
+            with contextlib.suppress(OSError):
+                self._write_index()
 
     def _write_index(self) -> None:
         figures = [dataclasses.asdict(figure) for figure in self.figures]

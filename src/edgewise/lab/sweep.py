@@ -83,7 +83,7 @@ def run(
         execute(work, store, workers, notes.take)
     finally:
         notes.finish()
-    store.leave_out(work.beyond())
+        store.leave_out(work.beyond())
     return store
 
 

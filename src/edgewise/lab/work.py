@@ -1,6 +1,7 @@
 """What is left to train, in an order that depends on results: rates are climbed until training fails."""
 
 import itertools
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ class Work:
         self._rung = [0] * len(ladders)  # the one that each ladder is at
         self._trained, self._ended = ([False] * len(ladders) for _ in range(2))
         self._begun: set[str] = set()
-        self.failed: set[str] = set()  # ids of runs that raised
+        self._errors: dict[str, Exception] = {}  # run id → what it raised
         self._ladders_with: dict[str, list[int]] = {}
         for i, ladder in enumerate(ladders):
             for config in ladder:
@@ -46,6 +47,22 @@ class Work:
     def after(self, finished: RunConfig) -> list[RunConfig]:
         """Return what may be trained now that this run is stored."""
         return self._ready(self._ladders_with[finished.run_id])
+
+    def fail(self, config: RunConfig, error: Exception) -> None:
+        """Record that the run raised, in the store too; what waits for it is not trained."""
+        error.add_note(f"in run {config.run_id}: {config}")
+        self._store.fail(config.run_id, "".join(traceback.format_exception(error)))
+        self._errors[config.run_id] = error
+
+    @property
+    def failed(self) -> set[str]:
+        """Ids of the runs that raised."""
+        return set(self._errors)
+
+    def raise_first_error(self) -> None:
+        """Raise what the first run that failed raised, if any did."""
+        for error in self._errors.values():
+            raise error
 
     def beyond(self) -> set[str]:
         """Return the ids of runs above the failure boundary, which nothing else needs: they are not trained."""

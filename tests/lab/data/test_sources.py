@@ -3,6 +3,8 @@
 Oracle: small generated image folders, Parquet files and texts, read back by hand. Cannot see: the hub itself.
 """
 
+import shutil
+
 import datasets
 import numpy as np
 import pytest
@@ -95,6 +97,7 @@ def test_images_are_those_of_the_files_standardized_by_channel(tmp_path, name, s
 @pytest.mark.parametrize("test", ["test", "valid", "val"])
 def test_image_folders_are_read_as_parquet_is(tmp_path, test):
     sources.prepare("cifar10", write_image_folders(tmp_path / "source", test=test))
+    shutil.rmtree(tmp_path / "source")  # prepared means a copy
     dataset = data.load(DataConfig(name="cifar10"))
     assert dataset.train_inputs.shape == (NUM["train"], 3 * 32 * 32)
     pixels, _ = pictures("train", 32, 10)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgewise.lab import sweep
+from edgewise.lab import plugins, sweep
 from edgewise.lab.batched_training import is_batchable, train_together
 from edgewise.lab.configs import OPTIMIZERS, PARAMETERIZATIONS
 from edgewise.lab.engines import vectorized
 from edgewise.lab.engines.vectorized import chunks
+from edgewise.lab.store import Store
 from edgewise.lab.training import train
 from lab_cases import TINY_LM, changed, tiny
 
@@ -158,3 +159,26 @@ def test_the_same_sweep_gives_the_same_tables(tmp_path):
             assert one.config == other.config
             np.testing.assert_allclose(one.columns["train_loss"], other.columns["train_loss"], rtol=1e-4)
     assert list((tmp_path / "vectorized" / "runs").glob(".partial-*")) == []
+
+
+def test_a_batch_that_raises_is_recorded_and_the_others_are_finished(tmp_path, monkeypatch):
+    broken, whole = tiny(), tiny(optimizer={"name": "adam"})
+
+    def refuse(chunk, on_step):
+        if broken in chunk:
+            raise ArithmeticError("no batch")
+        return train_together(chunk, on_step)
+
+    monkeypatch.setattr(vectorized, "train_together", refuse)
+    threads = torch.get_num_threads()
+    with pytest.raises(ArithmeticError, match="no batch"):
+        sweep.run(
+            {"fig1": [(broken,), (whole,)]}, "demo", tmp_path / "out", engine="vectorized", workers=threads
+        )
+    store = Store.open(tmp_path / "out")
+    assert (store.finished(), store.failed()) == ({whole.run_id}, {broken.run_id})
+
+
+def test_a_network_of_one_s_own_is_trained_alone(monkeypatch):
+    monkeypatch.setitem(plugins.MODELS, "own", None)
+    assert not is_batchable(tiny(model={"name": "own"}))

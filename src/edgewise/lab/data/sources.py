@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+from datasets.table import embed_table_storage
 
 from edgewise.errors import DataError, known_name
 
@@ -165,4 +166,6 @@ def _as_expected(name: str, its: Source, split: datasets.Dataset) -> datasets.Da
             f"{name} has labels from 0 to {(its.num_classes or 0) - 1}, got {min(labels)} to {max(labels)}: is "
             "this another data set?"
         )
-    return split.select_columns(["image", "label"])
+    # Images of a folder are paths so far: the Parquet file is to hold them.
+    embedded = split.select_columns(["image", "label"]).with_format("arrow")
+    return embedded.map(embed_table_storage, batched=True, load_from_cache_file=False).with_format(None)

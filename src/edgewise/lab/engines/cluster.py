@@ -7,7 +7,6 @@ file system; a recipe of one's own must lie at the same path on each machine.
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
     train_there = ray.remote(num_cpus=1, max_retries=_RETRIES)(_train)
     pending: dict[Any, RunConfig] = {}
     steps: dict[str, int] = {}
-    errors: list[BaseException] = []
 
     def submit(configs: list[RunConfig]) -> None:
         for config in configs:
@@ -56,10 +54,7 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
                 try:
                     result = ray.get(reference)
                 except Exception as error:  # of the run, or of a worker that died too often
-                    error.add_note(f"in run {config.run_id}: {config}")
-                    store.fail(config.run_id, traceback.format_exc())
-                    work.failed.add(config.run_id)
-                    errors.append(getattr(error, "cause", None) or error)
+                    work.fail(config, getattr(error, "cause", None) or error)
                     continue
                 store.save(config, result.rows, result.outcome)
                 steps[config.run_id] = config.num_steps
@@ -68,8 +63,7 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
     finally:
         for reference in pending:
             ray.cancel(reference, force=True)
-    if errors:
-        raise errors[0]
+    work.raise_first_error()
 
 
 def _started(workers: int) -> Any:

@@ -5,7 +5,6 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -46,7 +45,6 @@ def run(
     counters = context.Array("q", max(1, len(index)), lock=False)
     pending: dict[Future[None], RunConfig] = {}
     begun: list[str] = []
-    errors: list[BaseException] = []
     started: set[BaseProcess] = set()
     with ProcessPoolExecutor(
         min(workers, max(1, len(index))),
@@ -69,11 +67,12 @@ def run(
                     config = pending.pop(future)
                     if (error := future.exception()) is None:
                         submit(work.after(config))
-                    elif isinstance(error, BrokenProcessPool | StoreError):
-                        raise error
+                    elif isinstance(error, Exception) and not isinstance(
+                        error, BrokenProcessPool | StoreError
+                    ):
+                        work.fail(config, error)
                     else:
-                        errors.append(error)
-                        work.failed.add(config.run_id)
+                        raise error
                 on_progress({run_id: counters[index[run_id]] for run_id in begun})
         except BrokenProcessPool as error:
             if _ended_by_ctrl_c(started):  # and noticed before Ctrl-C here
@@ -84,8 +83,7 @@ def run(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-    if errors:
-        raise errors[0]
+    work.raise_first_error()
 
 
 def _ended_by_ctrl_c(workers: set[BaseProcess]) -> bool:
@@ -116,13 +114,6 @@ def _train_and_store(index: int, config: RunConfig, store: Store) -> None:
     def count(step: int) -> None:
         _steps_done[index] = step
 
-    try:
-        result = train(config, count)
-        store.save(config, result.rows, result.outcome)
-    except StoreError:
-        raise
-    except Exception as error:
-        error.add_note(f"in run {config.run_id}: {config}")
-        store.fail(config.run_id, traceback.format_exc())
-        raise
+    result = train(config, count)
+    store.save(config, result.rows, result.outcome)
     _steps_done[index] = config.num_steps  # a diverged run is done early

@@ -2,7 +2,8 @@
 
 The numbers are those of the other engines up to the rounding of batched arithmetic, which training amplifies: losses
 agree to 1e-5 over the first steps, ever less later, and where a run is chaotic they go apart. What cannot be batched
-(measured curvature, warmups that look at the loss, augmentation, RI-Adam) is trained one run after the other.
+(measured curvature, warmups that look at the loss, augmentation, RI-Adam, networks of one's own) is trained one run
+after the other.
 
 A phase diagram is trained whole: rates beyond its boundary cost little in a batch. Its figures leave them out all the
 same, as the other engines do.
@@ -31,13 +32,24 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
         store: where it goes.
         workers: threads on the CPU.
         on_progress: called with run id → steps done.
+
+    Raises:
+        Exception: the first error of a batch, all of whose runs failed, once the others are finished and stored.
+        StoreError: results cannot be written.
     """
     torch.set_num_threads(workers)
     missing = [config for config in work.configs if not store.has(config.run_id)]
     for chunk in chunks(missing):
-        for config, result in _train_what_fits(chunk, on_progress):
+        try:
+            trained = _train_what_fits(chunk, on_progress)
+        except Exception as error:
+            for config in chunk:
+                work.fail(config, error)
+            continue
+        for config, result in trained:
             store.save(config, result.rows, result.outcome)
     work.start()  # climb the ladders, to see what lies beyond
+    work.raise_first_error()
 
 
 def chunks(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:

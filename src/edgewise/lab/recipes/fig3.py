@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.phase_diagram import TEST_ACCURACY, PhaseDiagram, cell_of, phase_diagram
-from edgewise.lab.phase_diagram import Cell as Kind
+from edgewise.lab.phase_diagram import TEST_ACCURACY, Cell, PhaseDiagram, cell_of, phase_diagram
 from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe, number, parameterization_label
 from edgewise.lab.store import Run
@@ -127,7 +126,7 @@ def _no_worse(name: str, diagram: PhaseDiagram) -> Claim:
 
 def _ends_by_diverging(runs: Sequence[Run]) -> Claim:
     kinds = [cell_of(run.outcome) for run in runs]
-    failed, diverged = kinds.count(Kind.FAILED), kinds.count(Kind.DIVERGED)
+    failed, diverged = kinds.count(Cell.FAILED), kinds.count(Cell.DIVERGED)
     return Claim(
         text="beyond the boundary SGD diverges, rather than failing at a finite loss",
         expected="more cells diverged than failed",

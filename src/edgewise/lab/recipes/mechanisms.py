@@ -104,13 +104,13 @@ def spike(run: Run) -> float:
     return math.inf if run.outcome["diverged"] else float(losses.max() / losses[0])
 
 
-def starts_high(run: Run, name: str | None = None) -> Claim:
+def starts_high(run: Run) -> Claim:
     """Return that Adam starts far above its threshold, and comes down early."""
     steps, values = run.measured("preconditioned_sharpness")
     limit = late_stability_limit(run.config.optimizer)
     products = run.columns["lr"][steps.astype(int)] * values
     return Claim(
-        text=f"{name or parameterization_label(run.config)}, Adam: preconditioned sharpness starts above the "
+        text=f"{parameterization_label(run.config)}, Adam: preconditioned sharpness starts above the "
         "threshold and falls early",
         expected=f"η·λ from above {limit:.0f} to below within 100 steps",
         measured=f"{number(products[0])} → {number(products[steps <= 100].min())}",
