@@ -191,8 +191,7 @@ def show_status(path: Path) -> None:
 def write_report(path: Path) -> None:
     """Do what `edgewise report` does."""
     store = Store.open(path)
-    report.write_report(store)
-    report.all_claims(store)
+    report.write_report(store, report.all_claims(store))
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -56,7 +56,8 @@ LIGHT = {
     "work": 4,
     "recipes": 5,
     "plots": 6,
-    "report": 7,
+    "interactive": 7,
+    "report": 8,
 }
 HEAVY = {
     "parameterization": 1,

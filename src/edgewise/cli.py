@@ -117,9 +117,10 @@ def _run(
 
 
 def _finish(store: Store) -> None:
-    page = report.write_report(store)
+    results = report.all_claims(store)
+    page = report.write_report(store, results)
     console = Console()
-    console.print(progress.findings(report.all_claims(store)))
+    console.print(progress.findings(results))
     console.print(f"report: {page}", soft_wrap=True)
 
 

@@ -7,23 +7,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from edgewise.lab import data, models, plugins, sweep
+from edgewise.lab import data, models, sweep
 from edgewise.lab.configs import DataConfig, ModelConfig
 from edgewise.lab.recipes import PhaseDiagrams, own
 
 PAGE = Path(__file__).parents[2] / "docs" / "laboratory.md"
 RECIPE, PLUGINS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-
-
-@pytest.fixture(autouse=True)
-def no_plugins_left():
-    yield
-    plugins.DATA.clear()
-    plugins.MODELS.clear()
-    own._read_once.cache_clear()
-    data._own.cache_clear()
 
 
 def test_the_recipe_is_short_and_runs(tmp_path):

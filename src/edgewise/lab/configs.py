@@ -32,14 +32,7 @@ DECAYS = ("none", "cosine")
 MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "gradient_norm", "second_moment")
 
 HEAD_WIDTH = 32  # of an LM's attention
-_SCHEMA = 1  # part of every run id: raise it when the same config means another computation
-# Fields that came later, at the values that all runs had before: left out there, stored results keep their ids.
-_LATER_FIELDS: dict[str, dict[str, Any]] = {
-    "data": {"num_samples": None, "augment": False},
-    "model": {"norm": "pre", "final_norm": True},
-    "optimizer": {"weight_decay": 0.0},
-    "warmup": {"kind": "linear"},
-}
+_SCHEMA = 2  # part of every run id: raise it when the same config means another computation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +200,7 @@ class RunConfig:
     @functools.cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
-        values = to_dict(self)
-        for part, defaults in _LATER_FIELDS.items():
-            values[part] = {k: v for k, v in values[part].items() if k not in defaults or v != defaults[k]}
-        text = json.dumps({"schema": _SCHEMA} | values, sort_keys=True)
+        text = json.dumps({"schema": _SCHEMA} | to_dict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -12,35 +12,37 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
 
-from edgewise.lab import plots
-from edgewise.lab.phase_diagram import Cell, PhaseDiagram, row_of
+from edgewise.lab import interactive, plots
+from edgewise.lab.phase_diagram import row_of
 from edgewise.lab.recipes import (
     Claim,
     PhaseDiagrams,
-    Quantity,
     Recipe,
     Table,
     Trajectories,
     recipe,
-    stability_limits,
 )
 from edgewise.lab.store import Run, Store
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _CURVE_POINTS = 80  # of each run behind a cell, of fewer than this:
 _ALL_POINTS = 80_000
-_DASHED = {"dash": "dash", "width": 1.2}
+
+Results = list[tuple[Recipe, list[Claim]]]  # each figure's recipe, and its claims on the stored runs
 
 
-def write_report(store: Store) -> Path:
+def write_report(store: Store, results: Results | None = None) -> Path:
     """Write DIR/report.html, claims.md, boundaries.csv and the figures beside them, and return the page.
+
+    Args:
+        store: the results folder.
+        results: from `all_claims`, if it was called already.
 
     Raises:
         StoreError: a run of the sweep is missing.
     """
-    results = all_claims(store)
+    results = results or all_claims(store)
     plots.save_figures(store, [its_recipe for its_recipe, _ in results])
     sections = [
         _section(its_recipe, figure_runs.scale, store.runs_of(figure_runs), claims)
@@ -62,13 +64,13 @@ def write_report(store: Store) -> Path:
     return path
 
 
-def all_claims(store: Store) -> list[tuple[Recipe, list[Claim]]]:
+def all_claims(store: Store) -> Results:
     """Return each figure's recipe with its claims, held against the stored runs."""
     pairs = [(recipe(figure.figure, store.recipe_file), store.runs_of(figure)) for figure in store.figures]
     return [(its_recipe, its_recipe.claims(runs)) for its_recipe, runs in pairs]
 
 
-def _claims_markdown(results: list[tuple[Recipe, list[Claim]]]) -> str:
+def _claims_markdown(results: Results) -> str:
     """Return the claims of all figures as a Markdown table."""
     lines = ["| | finding | expected | measured |", "|---|---|---|---|"]
     for its_recipe, claims in results:
@@ -107,9 +109,11 @@ def _verdict(claims: list[Claim]) -> str:
 def _section(its_recipe: Recipe, scale: str, runs: Sequence[Run], claims: list[Claim]) -> str:
     match its_recipe.layout:
         case Trajectories():
-            body = _plot(its_recipe, _trajectories(its_recipe.layout, runs))
+            body = _plot(its_recipe, interactive.trajectories(its_recipe.layout, runs))
         case PhaseDiagrams():
-            body = _plot(its_recipe, _phase_diagrams(its_recipe.layout, runs)) + _cells(its_recipe, runs)
+            body = _plot(its_recipe, interactive.phase_diagrams(its_recipe.layout, runs)) + _cells(
+                its_recipe, runs
+            )
         case Table():
             body = _table(its_recipe.layout, runs)
     return (
@@ -194,213 +198,3 @@ def _provenance(store: Store) -> str:
     facts = store.provenance | {"runs": str(len(run_ids)), "training time, all processes": f"{seconds:.0f} s"}
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
     return f"<table><tbody>{rows}</tbody></table>"
-
-
-def _trajectories(layout: Trajectories, runs: Sequence[Run]) -> go.Figure:
-    runs, quantities = plots.shown(layout, runs)
-    rows, lines = plots.labels(runs, layout.row), plots.labels(runs, layout.line)
-    titles = [f"{row}: {quantity.label}" for row in rows for quantity in quantities]
-    figure = make_subplots(
-        rows=len(rows),
-        cols=len(quantities),
-        subplot_titles=titles,
-        vertical_spacing=0.16,
-        horizontal_spacing=0.07,
-    )
-    for run in runs:
-        line = layout.line(run.config)
-        color = plots.COLORS[lines.index(line) % len(plots.COLORS)]
-        row = rows.index(layout.row(run.config)) + 1
-        for col, quantity in enumerate(quantities, start=1):
-            for trace in _curves(run, quantity, line, color):
-                trace.showlegend = trace.showlegend and row == 1 and col == 1
-                figure.add_trace(trace, row=row, col=col)
-    for i, row_label in enumerate(rows, start=1):
-        in_row = [run for run in runs if layout.row(run.config) == row_label]
-        for col, quantity in enumerate(quantities, start=1):
-            _style_axes(figure, in_row, quantity, i, col)
-    figure.update_xaxes(title_text="step", row=len(rows))
-    figure.add_trace(
-        go.Scatter(
-            x=[None], y=[None], mode="lines", line=_DASHED | {"color": "gray"}, name="stability threshold"
-        )
-    )
-    return _styled(figure, height=300 * len(rows) + 90)
-
-
-def _curves(run: Run, quantity: Quantity, name: str, color: str) -> list[go.Scatter]:
-    steps, values = plots.curve(run, quantity)
-    diverged = " (diverged)" if run.outcome["diverged"] else ""
-    symbols = ["circle"] * (len(steps) - 1) + ["x"] if diverged and len(steps) else None
-    curves = [
-        go.Scatter(
-            x=steps,
-            y=values,
-            name=name,
-            legendgroup=name,
-            showlegend=True,
-            mode="lines+markers" if symbols else "lines",
-            line={"color": color, "width": 1.7},
-            marker={"symbol": symbols, "size": 7} if symbols else None,
-            hovertemplate=f"{name}{diverged}<br>step %{{x}}<br>{quantity.label} %{{y:.3g}}<extra></extra>",
-        )
-    ]
-    if quantity.threshold and not quantity.times_lr:
-        curves += [
-            go.Scatter(
-                x=limit_steps,
-                y=limits,
-                legendgroup=name,
-                showlegend=False,
-                mode="lines",
-                line=_DASHED | {"color": color},
-                hovertemplate=f"{name}<br>step %{{x}}<br>threshold %{{y:.3g}}<extra></extra>",
-            )
-            for limit_steps, limits in plots.thresholds(run)
-        ]
-    return curves
-
-
-def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int, col: int) -> None:
-    limits = plots.value_range(runs, quantity)
-    if quantity.log:
-        exponents = None if limits is None else [math.log10(limit) for limit in limits]
-        figure.update_yaxes(type="log", range=exponents, exponentformat="power", dtick=1, row=row, col=col)
-    else:
-        figure.update_yaxes(range=limits, row=row, col=col)
-    if quantity.threshold and quantity.times_lr:
-        for limit in {limit for run in runs for limit in stability_limits(run.config.optimizer)}:
-            figure.add_hline(y=limit, line=_DASHED | {"color": "gray"}, row=row, col=col)
-
-
-def _phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
-    diagrams = plots.panel_diagrams(layout, runs)
-    across = plots.panel_columns(len(diagrams))
-    down = -(-len(diagrams) // across)
-    rows = max(len(d.warmups) for d in diagrams.values())
-    height = (130 + 70 * rows) * down + 100
-    figure = make_subplots(
-        rows=down,
-        cols=across,
-        subplot_titles=list(diagrams),
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
-        vertical_spacing=110 / height,
-    )
-    low, high = plots.color_limits(list(diagrams.values()))
-    for i, (panel, diagram) in enumerate(diagrams.items()):
-        at = {"row": i // across + 1, "col": i % across + 1}
-        for trace in _heatmaps(diagram, low, high, showscale=i == 0):
-            trace.meta = panel
-            figure.add_trace(trace, **at)
-        if not layout.value.of_training:
-            continue
-        for y, edge in enumerate(_boundary_edges(diagram)):
-            line = {"color": plots.BOUNDARY_COLOR, "width": 4}
-            figure.add_shape(type="line", x0=edge, x1=edge, y0=y - 0.5, y1=y + 0.5, line=line, **at)
-    figure.update_xaxes(type="category")
-    figure.update_xaxes(title_text=plots.rate_axis(runs), row=down)
-    figure.update_yaxes(type="category", showgrid=False)
-    figure.update_yaxes(title_text="warmup length (steps)", col=1)
-    if layout.value.of_training:
-        _add_legend(figure)
-    return _styled(figure, height=height)
-
-
-def _add_legend(figure: go.Figure) -> None:
-    for name, marker in (
-        ("failed: learned nothing", {"color": plots.FAILED_COLOR, "symbol": "square", "size": 12}),
-        ("diverged", {"color": plots.DIVERGED_COLOR, "symbol": "square", "size": 12}),
-        (
-            "failure boundary (blank beyond: not trained)",
-            {"color": plots.BOUNDARY_COLOR, "symbol": "line-ns-open", "size": 12, "line": {"width": 4}},
-        ),
-    ):
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name))
-
-
-def _boundary_edges(diagram: PhaseDiagram) -> list[float]:
-    """Return, for each row, the position right of its last trained cell; cell j is at [j − ½, j + ½]."""
-    return [
-        sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets) - 0.5 for steps in diagram.warmups
-    ]
-
-
-def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool) -> list[go.Heatmap]:
-    """Return the trained cells coloured by their loss, and the others in the grey of their kind."""
-    x = [f"{lr:g}" for lr in diagram.lr_targets]
-    y = [str(steps) for steps in diagram.warmups]
-    common: dict[str, Any] = {"x": x, "y": y, "xgap": 2, "ygap": 2}
-    trained = _where(diagram, Cell.TRAINED)
-    maps = [
-        go.Heatmap(
-            z=trained,
-            zmin=low,
-            zmax=high,
-            colorscale=plots.color_map(diagram.value),
-            showscale=showscale,
-            colorbar={"title": diagram.value.label, "thickness": 14},
-            text=[["" if value is None else diagram.value.text(value) for value in row] for row in trained],
-            texttemplate="%{text}",
-            customdata=[[_seed_deviation(x) for x in row] for row in diagram.deviation],
-            hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{diagram.value.label} %{{z:.3f}}%{{customdata}}<extra></extra>",
-            **common,
-        )
-    ]
-    for cell, word, color in (
-        (Cell.FAILED, "fail", plots.FAILED_COLOR),
-        (Cell.DIVERGED, "diverged", plots.DIVERGED_COLOR),
-    ):
-        marked = [[None if value is None else 0 for value in row] for row in _where(diagram, cell)]
-        maps.append(
-            go.Heatmap(
-                z=marked,
-                customdata=diagram.mean,
-                colorscale=[[0, color], [1, color]],
-                showscale=False,
-                text=[["" if value is None else word for value in row] for row in marked],
-                texttemplate="%{text}",
-                hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{word}, {diagram.value.label} %{{customdata:.2f}}"
-                "<extra></extra>",
-                **common,
-            )
-        )
-    return maps
-
-
-def _seed_deviation(deviation: float) -> str:
-    return f" ± {deviation:.3f}" if math.isfinite(deviation) else ""
-
-
-def _where(diagram: PhaseDiagram, cell: Cell) -> list[list[float | None]]:
-    """Return the value of the cells of one kind; 0 where it is not finite, nothing elsewhere."""
-    return [
-        [
-            (float(loss) if math.isfinite(loss) else 0.0) if kind is cell else None
-            for kind, loss in zip(kinds, losses, strict=True)
-        ]
-        for kinds, losses in zip(diagram.cells, diagram.mean, strict=True)
-    ]
-
-
-def _styled(figure: go.Figure, *, height: int) -> go.Figure:
-    """Return the figure without a background of its own, so that the page's light or dark shows through."""
-    figure.update_layout(
-        height=height,
-        margin={"l": 60, "r": 20, "t": 50, "b": 90},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "gray"},
-        font={"family": "system-ui, sans-serif", "size": 12},
-        legend={
-            "orientation": "h",
-            "yref": "container",
-            "y": 0.0,
-            "yanchor": "bottom",
-            "x": 0.5,
-            "xanchor": "center",
-        },
-    )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
-    return figure

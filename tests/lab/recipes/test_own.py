@@ -7,7 +7,7 @@ people will write.
 import pytest
 
 from edgewise.errors import RecipeError
-from edgewise.lab import data, models, plugins, sweep
+from edgewise.lab import data, models, sweep
 from edgewise.lab.recipes import PhaseDiagrams, Trajectories, own
 from edgewise.lab.store import Store
 from edgewise.lab.training import train
@@ -42,15 +42,6 @@ def configs():
     return [run(lr=lr, data="stripes", model="linear") for lr in (0.1, 0.2)]
 """
 )
-
-
-@pytest.fixture(autouse=True)
-def no_plugins_left():
-    yield
-    plugins.DATA.clear()
-    plugins.MODELS.clear()
-    own._read_once.cache_clear()
-    data._own.cache_clear()
 
 
 def write(path, text):

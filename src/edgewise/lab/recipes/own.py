@@ -1,6 +1,5 @@
 """A recipe from a file of one's own."""
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,6 @@ _AXES = ("optimizer.lr", "warmup.steps", "warmup.kind", "seed")  # of a phase di
 
 
 def load(path: Path) -> Recipe:
-    """Return the recipe in a Python file; read once, until it changes. See `read`.
-
-    Raises:
-        RecipeError: there is no such file, it raises, or `configs()` does not return distinct runs.
-    """
-    return _read_once(path, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-@functools.lru_cache(maxsize=4)
-def _read_once(path: Path, changed: int) -> Recipe:
-    return read(path)
-
-
-def read(path: Path) -> Recipe:
     """Return the recipe in a Python file: its function `configs()` and what else it gives.
 
     `configs()` returns the runs. Optional are `title` and `finding`, texts; `claims(runs)`, which returns a list of
