@@ -212,7 +212,13 @@ def _settle(config: Any, **checked: Any) -> None:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the config as nested dictionaries of plain values, as stored in JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from edgewise.lab.phase_diagram import Cell, CellValue, PhaseDiagram, phase_diagram
 from edgewise.lab.recipes import (
@@ -269,10 +269,19 @@ def _draw_table(layout: Table, runs: Sequence[Run]) -> Figure:
 
 def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any, *, with_numbers: bool) -> None:
     """Draw cell (i, j) over [j, j + 1] × [i, i + 1]."""
+    trained = np.where(diagram.cells == Cell.TRAINED, diagram.mean, np.nan)
+    ax.pcolor(trained, norm=norm, cmap=cmap, edgecolors="white", linewidth=1)
+    for kind, color, hatch, hatch_color in (
+        (Cell.FAILED, FAILED_COLOR, "//", "0.45"),
+        (Cell.DIVERGED, DIVERGED_COLOR, "xx", "0.9"),
+    ):
+        if (diagram.cells == kind).any():
+            its = np.where(diagram.cells == kind, 0.0, np.nan)
+            one_color = mpl.colors.ListedColormap([color])
+            ax.pcolor(its, cmap=one_color, hatch=hatch, edgecolors=hatch_color, linewidth=0.5)
+    if with_numbers:
+        _write_numbers(ax, diagram, norm, cmap)
     for i, steps in enumerate(diagram.warmups):
-        for j, cell in enumerate(diagram.cells[i]):
-            text = diagram.value.text(diagram.mean[i, j]) if with_numbers else ""
-            _draw_cell(ax, i, j, cell, text, cmap(norm(diagram.mean[i, j])))
         edge = sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets)
         if diagram.value.of_training:
             ax.plot([edge, edge], [i, i + 1], color=BOUNDARY_COLOR, lw=2.5, clip_on=False, zorder=3)
@@ -286,29 +295,23 @@ def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any, *, with_n
     ax.grid(visible=False)
 
 
+def _write_numbers(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any) -> None:
+    """Write the value into each cell that has one."""
+    box = {"facecolor": FAILED_COLOR, "edgecolor": "none", "pad": 0.8}  # readable on the hatches
+    for (i, j), kind in np.ndenumerate(diagram.cells):
+        if kind in (Cell.TRAINED, Cell.FAILED):
+            value = float(diagram.mean[i, j])
+            style: dict[str, Any] = (
+                {"bbox": box} if kind is Cell.FAILED else {"color": _ink(cmap(norm(value)))}
+            )
+            at = (j + 0.5, i + 0.42)
+            ax.text(*at, diagram.value.text(value), ha="center", va="center", fontsize=7, **style)
+
+
 def _label_ticks(axis: Axis, texts: Sequence[str], **options: Any) -> None:
     """Name the cells along an axis, not more than fit."""
     stride = -(-len(texts) // _MOST_TICKS)
     axis.set_ticks(np.arange(0, len(texts), stride) + 0.5, list(texts[::stride]), **options)
-
-
-def _draw_cell(ax: Axes, i: int, j: int, cell: Cell, text: str, face: Any) -> None:
-    match cell:
-        case Cell.TRAINED:
-            ax.add_artist(Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white"))
-            ax.text(j + 0.5, i + 0.42, text, ha="center", va="center", fontsize=7, color=_ink(face))
-        case Cell.FAILED:
-            ax.add_artist(
-                Rectangle((j, i), 1, 1, facecolor=FAILED_COLOR, edgecolor="0.45", hatch="//", lw=0.5)
-            )
-            box = {"facecolor": FAILED_COLOR, "edgecolor": "none", "pad": 0.8}
-            ax.text(j + 0.5, i + 0.42, text, ha="center", va="center", fontsize=7, bbox=box)
-        case Cell.DIVERGED:
-            ax.add_artist(
-                Rectangle((j, i), 1, 1, facecolor=DIVERGED_COLOR, edgecolor="0.9", hatch="xx", lw=0.5)
-            )
-        case Cell.MISSING:
-            pass
 
 
 def _ink(face: Any) -> str:
