@@ -5,6 +5,7 @@ beautiful.
 """
 
 import math
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -14,7 +15,7 @@ from edgewise.lab import plots
 from edgewise.lab.phase_diagram import phase_diagram
 from edgewise.lab.recipes import RECIPES, Quantity, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, parameterization_label, warmup_label
-from lab_cases import diverged, made, remade, stored, story, tiny
+from lab_cases import changed, diverged, made, remade, stored, story, tiny
 
 SHARPNESS = Quantity(column="sharpness", label="sharpness", threshold=True)
 PRODUCT = Quantity(column="sharpness", label="product", log=False, times_lr=True, threshold=True)
@@ -79,6 +80,12 @@ def test_adam_s_threshold_is_38_over_the_rate():
     runs = story("fig2")
     preconditioned = panels(plots.draw(RECIPES["fig2"], runs))[1]
     np.testing.assert_allclose(dashed(preconditioned)[0].get_ydata(), 38 / runs[0].columns["lr"])
+
+
+def test_lion_has_no_threshold():
+    runs = [replace(run, config=changed(run.config, optimizer={"name": "lion"})) for run in story("fig1")]
+    assert plots.thresholds(runs[0]) == []
+    assert [dashed(ax) for ax in panels(plots.draw(RECIPES["fig1"], runs))[:3]] == [[], [], []]
 
 
 def test_a_start_of_one_step_is_no_curve():

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD
 
 from edgewise.lab import data, models, plugins
-from edgewise.lab.configs import RunConfig
+from edgewise.lab.configs import DECAYED, RunConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.parameterization import parameter_groups
 from edgewise.lab.training import (
@@ -86,7 +86,7 @@ class _Cells:
         self._factors = {name: factors[p] for name, p in self._template.named_parameters()}
         self.first_factor: float = groups[0]["lr"]  # of the group whose rate a row shows
         # The optimizer moves zeros at rate 1: the update of all cells, before their own rates. All of them are
-        # elementwise, so that cells do not see each other.
+        # elementwise, so that cells do not see each other, and linear in the rate.
         self._updates = {name: nn.Parameter(torch.zeros_like(p)) for name, p in self.parameters.items()}
         module = nn.ParameterList(self._updates.values())
         self._optimizer = make_optimizer(replace(self._config.optimizer, weight_decay=0.0), module, 1.0)
@@ -109,7 +109,7 @@ class _Cells:
         for update, gradient in zip(self._updates.values(), gradients, strict=True):
             update.grad = gradient.contiguous()  # the fused kernels read strides as those of the parameter
         self._optimizer.step()
-        decay = self._config.optimizer.weight_decay if self._config.optimizer.name == "adamw" else 0.0
+        decay = self._config.optimizer.weight_decay if self._config.optimizer.name in DECAYED else 0.0
         with torch.no_grad():
             for name, p in self.parameters.items():
                 update = self._updates[name]

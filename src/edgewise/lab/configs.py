@@ -25,7 +25,8 @@ MODEL_DATA = {"fcn": IMAGES, "wrn": IMAGES, "lm": TEXTS}
 NORMS = ("pre", "post")
 PARAMETERIZATIONS = ("sp", "ntp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
-OPTIMIZERS = ("sgd", "adam", "adamw", "gi-adam", "ri-adam", "radam")
+OPTIMIZERS = ("sgd", "adam", "adamw", "gi-adam", "gi-adamw", "ri-adam", "radam", "nadam", "lion")
+DECAYED = ("adamw", "gi-adamw", "lion")  # by `weight_decay`, decoupled
 WARMUPS = ("linear", "catapult")
 LR_UNITS = ("absolute", "1/sharpness")
 DECAYS = ("none", "cosine")
@@ -105,11 +106,11 @@ class OptimizerConfig:
     momentum: float = 0.0
     """Heavy-ball momentum of "sgd"."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of the Adam family."""
+    """Of the Adam family and of Lion."""
     eps: float = 1e-8
     """Of the Adam family."""
     weight_decay: float = 0.0
-    """Decoupled decay of "adamw"."""
+    """Decoupled decay of those in `DECAYED`; others ignore it."""
 
     def __post_init__(self) -> None:
         known_name("optimizer", self.name, OPTIMIZERS)
@@ -186,6 +187,11 @@ class RunConfig:
             _settle(self, batch_size=positive_count("batch_size", self.batch_size))
         for measurement in self.measure:
             known_name("measurement", measurement, MEASUREMENTS)
+        if self.optimizer.name == "lion" and "preconditioned_sharpness" in self.measure:
+            raise ValueError(
+                "measure must not have 'preconditioned_sharpness' with optimizer 'lion', whose signs are no "
+                "preconditioner: measure 'sharpness'."
+            )
         if self.warmup.steps > self.num_steps:
             raise ValueError(
                 f"warmup_steps must be at most num_steps = {self.num_steps}, got {self.warmup.steps}."

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lion_pytorch import Lion
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import edgewise as ew
 from edgewise.lab import data, models
-from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.configs import DECAYED, DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.data.augmentation import augment
 from edgewise.lab.parameterization import parameter_groups
@@ -105,17 +106,29 @@ _LOSSES = {"xent": cross_entropy, "mse": half_squared_error}
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Optimizer:
-    """Return the optimizer with target rate `lr`, with μP's groups for the Adam family."""
+    """Return the optimizer with target rate `lr`, with μP's groups for the Adam family and Lion."""
     groups = parameter_groups(model, lr=lr, adaptive=config.name != "sgd")
     if config.name == "sgd":
         return SGD(groups, lr=lr, momentum=config.momentum)
-    if config.name == "radam":
-        return RAdam(groups, lr=lr, betas=config.betas, eps=config.eps)
-    if config.name == "adamw":
-        decay = config.weight_decay
-        return AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True)
-    adam = {"adam": Adam, "gi-adam": ew.GIAdam, "ri-adam": RIAdam}[config.name]
-    return adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
+    if config.name == "lion":
+        return Lion(groups, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+    options: dict[str, Any] = {"lr": lr, "betas": config.betas, "eps": config.eps}
+    if config.name in DECAYED:
+        options["weight_decay"] = config.weight_decay
+    if config.name not in ("radam", "nadam"):  # which have no fused kernels
+        options["fused"] = True
+    return _ADAMS[config.name](groups, **options)
+
+
+_ADAMS: dict[str, type[Optimizer]] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "gi-adam": ew.GIAdam,
+    "gi-adamw": ew.GIAdamW,
+    "ri-adam": RIAdam,
+    "radam": RAdam,
+    "nadam": NAdam,
+}
 
 
 def make_schedule(config: WarmupConfig, optimizer: Optimizer, num_steps: int) -> tuple[Warmup, LRScheduler]:

@@ -8,9 +8,11 @@ import math
 
 import numpy as np
 import pytest
+from torch import nn
 
+import edgewise as ew
 from edgewise.errors import UnknownNameError
-from edgewise.lab.configs import OptimizerConfig
+from edgewise.lab.configs import OPTIMIZERS, OptimizerConfig
 from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.recipes import (
     DEMO,
@@ -24,6 +26,7 @@ from edgewise.lab.recipes import (
     stability_limits,
 )
 from edgewise.lab.recipes.recipe import at_edge, number
+from edgewise.lab.training import make_optimizer
 from lab_cases import CATAPULTS, FIG4_ADAM, changed, diverged, made, remade, story, tiny
 
 ALL = [(figure, scale) for figure in RECIPES for scale in SCALES]
@@ -183,10 +186,22 @@ def test_momentum_has_an_early_and_a_late_limit():
         ({"name": "adam"}, 38.0),
         ({"name": "gi-adam"}, 38.0),
         ({"name": "radam", "betas": (0.5, 0.9)}, 6.0),
+        ({"name": "nadam"}, 3.8 / 0.28),
     ],
 )
 def test_thresholds_are_the_paper_s(optimizer, limit):
     assert late_stability_limit(OptimizerConfig(lr=1.0, **optimizer)) == pytest.approx(limit, rel=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+@pytest.mark.parametrize(
+    "name", sorted({*OPTIMIZERS} - {"ri-adam"})
+)  # it starts from random numbers of its own
+def test_thresholds_are_what_the_optimizer_itself_answers(name, momentum):
+    config = OptimizerConfig(name=name, lr=0.1, momentum=momentum, betas=(momentum, 0.99))
+    found = ew.stability_limit(make_optimizer(config, nn.Linear(2, 1), 0.1))
+    assert late_stability_limit(config) == pytest.approx(found.value, rel=1e-6, nan_ok=True)
+    assert (stability_limits(config) == ()) is (name == "lion")
 
 
 def test_the_edge_is_looked_at_over_the_last_third():

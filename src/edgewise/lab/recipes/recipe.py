@@ -96,17 +96,26 @@ PRECONDITIONED_SHARPNESS = Quantity(
 def late_stability_limit(optimizer: OptimizerConfig) -> float:
     """Return the largest stable lr × (preconditioned) sharpness late in training (paper, section 2).
 
-    2(1 + β) for gradient descent with momentum β, 2(1 + β₁)/(1 − β₁) for the Adam family.
+    2(1 + β) for gradient descent with momentum β, 2(1 + β₁)/(1 − β₁) for the Adam family but NAdam, which has that
+    over 1 + 2β₁. NaN for Lion: its steps have the size of the rate wherever it is, so that none is the largest stable.
     """
     if optimizer.name == "sgd":
         return 2 * (1 + optimizer.momentum)
+    if optimizer.name == "lion":
+        return math.nan
     beta1 = optimizer.betas[0]
-    return 2 * (1 + beta1) / (1 - beta1)
+    limit = 2 * (1 + beta1) / (1 - beta1)
+    return limit / (1 + 2 * beta1) if optimizer.name == "nadam" else limit
 
 
 def stability_limits(optimizer: OptimizerConfig) -> tuple[float, ...]:
-    """Return the late limit, and before it the early one where it differs: 2, while momentum has yet to build up."""
+    """Return the late limit, and before it the early one where it differs: 2, while momentum has yet to build up.
+
+    Empty where there is none.
+    """
     late = late_stability_limit(optimizer)
+    if math.isnan(late):
+        return ()
     return (2.0, late) if optimizer.name == "sgd" and late != 2 else (late,)
 
 
@@ -124,8 +133,11 @@ def optimizer_label(config: RunConfig) -> str:
         "adam": "Adam",
         "adamw": "AdamW",
         "gi-adam": "GI-Adam",
+        "gi-adamw": "GI-AdamW",
         "ri-adam": "RI-Adam",
         "radam": "RAdam",
+        "nadam": "NAdam",
+        "lion": "Lion",
     }[config.optimizer.name]
 
 
