@@ -27,6 +27,14 @@ TINY_LM = RunConfig(
     num_steps=5,
     batch_size=4,
 )
+TINY_CNN = RunConfig(
+    data=DataConfig(name="digits"),
+    model=ModelConfig(name="cnn", depth=2, width=4, parameterization="sp"),
+    optimizer=OptimizerConfig(name="sgd", lr=0.05),
+    warmup=WarmupConfig(steps=2),
+    num_steps=5,
+    batch_size=8,
+)
 
 
 def tiny(**changes: Any) -> RunConfig:

@@ -209,8 +209,10 @@ BAD = [
     ("run", "seed", -1, ValueError, "seed must be 0 or greater, got -1"),
     ("run", "seed", 1.5, TypeError, r"seed must be a whole number, got 1\.5"),
     ("data", "name", "digit", UnknownNameError, "unknown data 'digit'; known: .* Did .* 'digits'"),
-    ("model", "name", "fnc", UnknownNameError, "unknown model 'fnc'; known: fcn, lm, wrn. Did you mean 'fcn'"),
+    ("model", "name", "fnc", UnknownNameError, "unknown model 'fnc'; known: cnn, fcn, lm, wrn. Did you mean 'fcn'"),
     ("model", "name", "wrn", ValueError, r"depth of a WRN must be 6n \+ 4: 10, 16, 22, …; got 1"),
+    ("model", "name", "cnnn", UnknownNameError, "unknown model 'cnnn'; known: cnn, .* Did you mean 'cnn'"),
+    ("optimizer", "name", "lyon", UnknownNameError, "unknown optimizer 'lyon'; .* Did you mean 'lion'"),
     ("model", "norm", "past", UnknownNameError, "unknown norm 'past'; known: post, pre. Did you mean 'post'"),
     ("model", "final_norm", 1, TypeError, "final_norm must be True or False, got 1"),
     ("optimizer", "weight_decay", -1, ValueError, "weight_decay must be a finite number, 0 or greater, got -1"),
@@ -264,6 +266,23 @@ def test_a_wide_residual_network_has_three_stages_of_whole_blocks(depth):
 def test_other_depths_of_a_wide_residual_network_are_refused(depth):
     with pytest.raises(ValueError, match=r"depth of a WRN must be 6n \+ 4"):
         tiny(model={"name": "wrn", "depth": depth, "width": 1})
+
+
+@pytest.mark.parametrize("parameterization", ["ntp", "mup", "simple-mup"])
+def test_a_network_with_batch_norm_is_in_standard_parameterization(parameterization):
+    assert tiny(model={"name": "cnn"}).model.parameterization == "sp"
+    with pytest.raises(
+        ValueError, match=f"parameterization of a CNN must be 'sp', .* got '{parameterization}'"
+    ):
+        tiny(model={"name": "cnn", "parameterization": parameterization})
+
+
+def test_lion_has_no_preconditioned_sharpness():
+    assert tiny(optimizer={"name": "lion"}, measure=("sharpness",)).measure == ("sharpness",)
+    with pytest.raises(
+        ValueError, match="measure must not have 'preconditioned_sharpness' with optimizer 'lion'"
+    ):
+        tiny(optimizer={"name": "lion"}, measure=("sharpness", "preconditioned_sharpness"))
 
 
 def test_each_model_goes_with_its_own_data_only():

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lion_pytorch import Lion
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, RAdam
+from torch.optim import SGD, Adam, AdamW, NAdam, RAdam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 import edgewise as ew
 from edgewise.lab import data, models, training
-from edgewise.lab.configs import DataConfig, OptimizerConfig, WarmupConfig
+from edgewise.lab.configs import DECAYED, OPTIMIZERS, DataConfig, OptimizerConfig, WarmupConfig
 from edgewise.lab.ri_adam import RIAdam
 from edgewise.lab.training import evaluate, guess_loss, loss_function, make_optimizer, make_schedule, train
 from edgewise.preconditioner import diagonal
-from lab_cases import TINY, TINY_LM, changed, tiny
+from lab_cases import TINY, TINY_CNN, TINY_LM, changed, tiny
 from oracles import dense_hessian, preconditioned, top
 
 DIGITS = data.load(TINY.data)
@@ -47,9 +48,13 @@ def plain_loop(config, make=None, *, until=None):
     model = models.build(config.model, dataset)
     make = (
         make
-        or {"sgd": SGD, "adam": lambda p, lr: Adam(p, lr=lr, fused=True), "radam": RAdam}[
-            config.optimizer.name
-        ]
+        or {
+            "sgd": SGD,
+            "adam": lambda p, lr: Adam(p, lr=lr, fused=True),
+            "radam": RAdam,
+            "nadam": NAdam,
+            "lion": lambda p, lr: Lion(p, lr=lr, betas=config.optimizer.betas),
+        }[config.optimizer.name]
     )
     optimizer = make(model.parameters(), lr=config.optimizer.lr)
     scheduler = LambdaLR(optimizer, lambda step: factor(config, step))
@@ -83,10 +88,25 @@ def plain_loop(config, make=None, *, until=None):
         tiny(loss="xent", batch_size=16, seed=3, optimizer={"momentum": 0.9}),
         tiny(optimizer={"name": "adam"}, warmup={"decay": "cosine"}),
         tiny(optimizer={"name": "radam", "lr": 0.01}, batch_size=8),
+        tiny(optimizer={"name": "nadam", "lr": 0.01}, batch_size=8),
+        tiny(optimizer={"name": "lion", "lr": 0.001, "betas": (0.9, 0.99)}, batch_size=8),
         TINY_LM,
         changed(TINY_LM, optimizer={"name": "sgd", "lr": 0.5}),
+        TINY_CNN,
+        changed(TINY_CNN, optimizer={"name": "adam", "lr": 0.01}),
     ],
-    ids=["gd", "sgd-momentum", "adam-cosine", "radam", "lm-adam", "lm-sgd"],
+    ids=[
+        "gd",
+        "sgd-momentum",
+        "adam-cosine",
+        "radam",
+        "nadam",
+        "lion",
+        "lm-adam",
+        "lm-sgd",
+        "cnn-sgd",
+        "cnn-adam",
+    ],
 )
 @pytest.mark.parametrize("measure", [(), ("sharpness",)], ids=["unmeasured", "measured"])
 def test_losses_are_those_of_a_plain_loop_bit_for_bit(config, measure):
@@ -107,10 +127,22 @@ def test_gi_adam_is_trained_by_the_library_s_optimizer():
     assert expected != column(train(tiny(optimizer={"name": "adam", "lr": 0.01})), "train_loss")
 
 
-def test_adamw_decays_the_weights():
-    config = tiny(optimizer={"name": "adamw", "lr": 0.01, "weight_decay": 0.3})
-    expected = plain_loop(config, lambda p, lr: AdamW(p, lr=lr, weight_decay=0.3, fused=True))
-    assert column(train(config), "train_loss") == expected
+DECAYING = {
+    "adamw": lambda p, lr: AdamW(p, lr=lr, weight_decay=0.3, fused=True),
+    "gi-adamw": lambda p, lr: ew.GIAdamW(p, lr=lr, weight_decay=0.3, fused=True),
+    "lion": lambda p, lr: Lion(p, lr=lr, betas=(0.9, 0.999), weight_decay=0.3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_is_of_those_it_is_said_to_be_of(name):
+    config = tiny(optimizer={"name": name, "lr": 0.01, "weight_decay": 0.3})
+    losses = column(train(config), "train_loss")
+    assert DECAYING.keys() == set(DECAYED)
+    if name in DECAYED:
+        assert losses == plain_loop(config, DECAYING[name])
+    undecayed = column(train(changed(config, optimizer={"weight_decay": 0.0})), "train_loss")
+    assert (losses == undecayed) is (name not in DECAYED)
 
 
 def test_ri_adam_starts_as_large_as_the_gradient_and_knows_no_more_of_it():
@@ -131,9 +163,10 @@ def test_ri_adam_starts_as_large_as_the_gradient_and_knows_no_more_of_it():
 
 def test_the_optimizer_gets_its_options():
     config = OptimizerConfig(name="adam", lr=0.1, betas=(0.8, 0.9), eps=1e-3, momentum=0.5)
-    for name in ("adam", "adamw", "gi-adam", "ri-adam", "radam"):
+    for name in set(OPTIMIZERS) - {"sgd"}:
         group = make_optimizer(changed(config, name=name), nn.Linear(2, 2), 0.3).param_groups[0]
-        assert (group["lr"], tuple(group["betas"]), group["eps"]) == (0.3, (0.8, 0.9), 1e-3)
+        assert (group["lr"], tuple(group["betas"])) == (0.3, (0.8, 0.9))
+        assert name == "lion" or group["eps"] == 1e-3
     assert (
         make_optimizer(changed(config, name="sgd"), nn.Linear(2, 2), 0.3).param_groups[0]["momentum"] == 0.5
     )
@@ -319,6 +352,17 @@ def test_catapults_and_what_their_warmup_reports():
     assert rates[-1] == pytest.approx(0.03)  # a tenth, at the end of the run whatever the length was
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "warmup", [{"kind": "catapult"}, {"lr_init": "critical"}], ids=["catapult", "critical"]
+)
+def test_warmups_that_look_find_a_start_for_every_optimizer(name, warmup):
+    config = tiny(optimizer={"name": name, "lr": 10.0}, warmup=warmup)
+    result = train(config)
+    assert result.outcome["warmup"]["fallback"] is None
+    assert 0 < column(result, "lr")[0] < 10.0
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_catapults_train_without_a_length_where_no_warmup_diverges(seed):
     sharp = {"lr": 32.0, "lr_unit": "1/sharpness"}
@@ -407,6 +451,40 @@ def test_evaluating_in_parts_is_evaluating_at_once(monkeypatch, loss, size):
     assert found == pytest.approx(
         (float(losses.double().mean()), float((outputs.argmax(1) == targets).double().mean())), rel=1e-5
     )
+
+
+def test_batch_norm_is_evaluated_by_its_running_statistics_and_left_as_it_was():
+    model = models.build(TINY_CNN.model, DIGITS)
+    model(DIGITS.train_inputs[:64])  # moves them
+    frozen = model.layers[1].norm.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = evaluate(model, "xent", DIGITS.test_batch())
+    assert [m.training for m in model.modules() if m is not frozen] == [True] * (
+        len(list(model.modules())) - 1
+    )
+    assert not frozen.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    outputs = model.eval()(DIGITS.test_inputs).detach()
+    accuracy = float((outputs.argmax(1) == DIGITS.test_targets).double().mean())
+    assert found == pytest.approx((float(F.cross_entropy(outputs, DIGITS.test_targets)), accuracy), rel=1e-5)
+
+
+def test_modes_are_put_back_when_evaluating_fails():
+    model = models.build(TINY_CNN.model, DIGITS)
+    with pytest.raises(RuntimeError):
+        evaluate(model, "xent", (torch.zeros(3, 5), torch.zeros(3, dtype=torch.long)))
+    assert all(module.training for module in model.modules())
+
+
+def test_the_initial_sharpness_of_batch_norm_is_that_of_training():
+    torch.manual_seed(0)
+    model = models.build(TINY_CNN.model, DIGITS)
+    expected = ew.sharpness(model.train(), loss_function("xent"), [DIGITS.train_batch(slice(512))])
+    found = training.initial_sharpness(TINY_CNN.data, TINY_CNN.model, "xent", 0)
+    assert found == pytest.approx(expected.value, rel=1e-5)
+    assert ew.sharpness(
+        model.eval(), loss_function("xent"), [DIGITS.train_batch(slice(512))]
+    ).value != pytest.approx(found, rel=0.05)
 
 
 def test_guessing_costs_the_entropy_of_the_class_frequencies():

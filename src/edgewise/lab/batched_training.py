@@ -36,9 +36,9 @@ Report = Callable[[int], None]  # steps done
 def is_batchable(config: RunConfig) -> bool:
     """Return whether a step of the run is a function of its own batch and rate alone.
 
-    Of a network of one's own nothing is known: its buffers may differ from cell to cell.
+    A CNN's BatchNorm has statistics of its own in each cell, and of a network of one's own nothing is known.
     """
-    if config.model.name in plugins.MODELS:
+    if config.model.name == "cnn" or config.model.name in plugins.MODELS:
         return False
     looks = config.warmup.kind != "linear" or config.warmup.lr_init == "critical"
     return not (config.measure or looks or config.data.augment or config.optimizer.name == "ri-adam")

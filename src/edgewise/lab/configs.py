@@ -20,8 +20,8 @@ from edgewise.lab import plugins
 IMAGES = ("digits", "digit-pairs", "digit-pairs-2x", "cifar10", "cifar100", "tiny-imagenet")
 TEXTS = ("stdlib-text", "wikitext-2", "wikitext-103")
 DATA = IMAGES + TEXTS
-MODELS = ("fcn", "wrn", "lm")
-MODEL_DATA = {"fcn": IMAGES, "wrn": IMAGES, "lm": TEXTS}
+MODELS = ("fcn", "cnn", "wrn", "lm")
+MODEL_DATA = {"fcn": IMAGES, "cnn": IMAGES, "wrn": IMAGES, "lm": TEXTS}
 NORMS = ("pre", "post")
 PARAMETERIZATIONS = ("sp", "ntp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
@@ -62,16 +62,16 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network: FCN-depth-width, WRN-depth-width or LM-depth-width."""
+    """Which network: FCN-depth-width, CNN-depth-width, WRN-depth-width or LM-depth-width."""
 
     name: str
     """One of `MODELS`, or of `edgewise.lab.plugins`."""
     depth: int
-    """Hidden layers of an FCN, blocks of an LM, 6n + 4 of a WRN with n blocks a stage."""
+    """Hidden layers of an FCN, convolutions of a CNN, blocks of an LM, 6n + 4 of a WRN with n blocks a stage."""
     width: int
-    """Units of a hidden layer, width of an LM's residual stream, widening factor of a WRN."""
+    """Units of a hidden layer, channels of a CNN, width of an LM's residual stream, widening factor of a WRN."""
     parameterization: str
-    """One of `PARAMETERIZATIONS`."""
+    """One of `PARAMETERIZATIONS`; a CNN has "sp" only."""
     norm: str = "pre"
     """One of `NORMS`: an LM's LayerNorms before attention and MLP, or after."""
     final_norm: bool = True
@@ -90,6 +90,11 @@ class ModelConfig:
             )
         if self.name == "wrn" and (depth < 10 or depth % 6 != 4):
             raise ValueError(f"depth of a WRN must be 6n + 4: 10, 16, 22, …; got {self.depth}.")
+        if self.name == "cnn" and self.parameterization != "sp":
+            raise ValueError(
+                "parameterization of a CNN must be 'sp', as its BatchNorm undoes the scale of a layer, "
+                f"got {self.parameterization!r}."
+            )
         _settle(self, depth=depth, width=width)
 
 

@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -289,14 +290,27 @@ def outcome_of(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loss: str, batch: Batch) -> tuple[float, float]:
-    """Return mean loss and accuracy over the samples of a large batch."""
+    """Return mean loss and accuracy over the samples of a large batch, of the model in eval mode."""
     total_loss = total_accuracy = 0.0
-    for inputs, targets in zip(*(part.split(_EVALUATION_SIZE) for part in batch), strict=True):
-        share = len(targets) / len(batch[1])
-        outputs = model(inputs)
-        total_loss += share * _LOSSES[loss](outputs, targets).item()
-        total_accuracy += share * (outputs.argmax(-1) == targets).float().mean().item()
+    with _eval_mode(model):
+        for inputs, targets in zip(*(part.split(_EVALUATION_SIZE) for part in batch), strict=True):
+            share = len(targets) / len(batch[1])
+            outputs = model(inputs)
+            total_loss += share * _LOSSES[loss](outputs, targets).item()
+            total_accuracy += share * (outputs.argmax(-1) == targets).float().mean().item()
     return total_loss, total_accuracy
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put each module back into its own mode afterwards: a part of the model may be frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def guess_loss(loss: str, dataset: Dataset) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from edgewise.lab import plugins, sweep
 from edgewise.lab.batched_training import is_batchable, train_together
-from edgewise.lab.configs import OPTIMIZERS, PARAMETERIZATIONS
+from edgewise.lab.configs import DECAYED, OPTIMIZERS, PARAMETERIZATIONS
 from edgewise.lab.engines import vectorized
 from edgewise.lab.engines.vectorized import chunks
 from edgewise.lab.store import Store
@@ -51,13 +51,13 @@ def cells(base):
 @pytest.mark.parametrize("batch_size", [None, 16])
 @pytest.mark.parametrize("name", BATCHED)
 def test_a_cell_trains_as_it_would_alone(name, batch_size):
-    decay = {"weight_decay": 0.3} if name == "adamw" else {}
+    decay = {"weight_decay": 0.3} if name in DECAYED else {}
     momentum = {"momentum": 0.9} if name == "sgd" else {}
     assert_like_alone(cells(tiny(optimizer={"name": name} | decay | momentum, batch_size=batch_size)))
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "gi-adamw", "nadam", "lion"])
 def test_every_parameterization_keeps_its_rates(name, parameterization):
     model = {"parameterization": parameterization, "depth": 2}
     assert_like_alone(cells(tiny(optimizer={"name": name}, model=model, batch_size=16)))
@@ -107,6 +107,8 @@ def test_a_diverging_cell_ends_where_it_would_alone_and_leaves_the_others():
         ({"warmup": {"lr_init": "critical"}}, False),
         ({"data": {"augment": True}}, False),
         ({"optimizer": {"name": "ri-adam"}}, False),
+        ({"optimizer": {"name": "lion"}}, True),
+        ({"model": {"name": "cnn"}}, False),
     ],
 )
 def test_what_looks_at_its_own_run_is_not_batched(changes, batchable):

@@ -1,4 +1,4 @@
-"""FCN, WRN and LM.
+"""FCN, CNN, WRN and LM.
 
 Oracle: the same network written with plain functions; bitwise comparison of logits. Cannot see: how well they learn.
 """
@@ -10,7 +10,7 @@ from torch import nn
 
 from edgewise.lab import data, models
 from edgewise.lab.configs import PARAMETERIZATIONS, DataConfig, ModelConfig
-from edgewise.lab.models import FCN, LM, WRN
+from edgewise.lab.models import CNN, FCN, LM, WRN
 from edgewise.lab.parameterization import ScaledLinear
 
 DIGITS = data.load(DataConfig(name="digits"))
@@ -21,6 +21,10 @@ def fcn(depth=3, width=16, parameterization="sp"):
     return models.build(
         ModelConfig(name="fcn", depth=depth, width=width, parameterization=parameterization), DIGITS
     )
+
+
+def cnn(depth=3, width=8, images=DIGITS):
+    return models.build(ModelConfig(name="cnn", depth=depth, width=width, parameterization="sp"), images)
 
 
 def wrn(depth=10, width=2, parameterization="sp"):
@@ -113,6 +117,61 @@ def test_lm_is_the_network_it_says(norm, final_norm):
     torch.testing.assert_close(model(tokens), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "depth", "sizes"),
+    [
+        ("digits", 1, [(8, 8)]),
+        ("digits", 3, [(8, 8), (4, 4), (2, 2)]),
+        ("digits", 5, [(8, 8), (4, 4), (2, 2), (2, 2), (2, 2)]),
+        ("digit-pairs", 4, [(8, 16), (4, 8), (2, 4), (2, 4)]),
+        ("digit-pairs-2x", 5, [(16, 32), (8, 16), (4, 8), (2, 4), (2, 4)]),
+    ],
+)
+def test_cnn_d_n_has_d_layers_of_n_channels_down_to_two_by_two(name, depth, sizes):
+    images = data.load(DataConfig(name=name))
+    model = cnn(depth, 6, images)
+    assert isinstance(model, CNN)
+    seen = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda layer, args, output: seen.append(tuple(output.shape)))
+    assert model(images.train_inputs[:5]).shape == (5, images.num_classes)
+    assert seen == [(5, 6, *size) for size in sizes]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_cnn_is_the_network_it_says(training):
+    """Convolution, normalization over the batch or by running statistics, ReLU; mean over the image."""
+    model = perturbed(cnn(3, 8))
+    images = DIGITS.train_inputs[:5]
+    for _ in range(3):
+        model(images)  # moves the running statistics
+    model.train(training)
+    x = images.reshape(5, 1, 8, 8)
+    for layer, stride in zip(model.layers, (1, 2, 2), strict=True):
+        x = F.conv2d(x, layer.conv.weight, stride=stride, padding=1)
+        mean, variance = layer.norm.running_mean, layer.norm.running_var
+        if training:
+            mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        scaled = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+        x = F.relu(scaled * layer.norm.weight[:, None, None] + layer.norm.bias[:, None, None])
+    expected = F.linear(x.mean((2, 3)), model.head.weight, model.head.bias)
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cnn_starts_from_truncated_normals_of_deviation_root_of_two_over_fan_in():
+    model = cnn(3, 64)
+    for layer, fan_in in zip(model.layers, (9, 576, 576), strict=True):
+        weight, deviation = layer.conv.weight.detach(), (2 / fan_in) ** 0.5
+        # κ − 1 = 1.37 of the truncated normal; five deviations
+        assert float(weight.std()) == pytest.approx(deviation, rel=5 * (1.37 / 4 / weight.numel()) ** 0.5)
+        assert float(weight.abs().max()) < 2.3 * deviation
+        assert layer.conv.bias is None
+
+
+def test_a_batch_of_one_can_be_normalized():
+    assert cnn(4)(DIGITS.train_inputs[:1]).isfinite().all()
+
+
 @pytest.mark.parametrize(("depth", "blocks"), [(10, 1), (16, 2)])
 def test_wrn_d_k_has_three_stages_of_widening_channels(depth, blocks):
     model = wrn(depth, 4)
@@ -170,12 +229,14 @@ def test_positions_tell_equal_tokens_apart():
     assert "positions" not in dict(model.named_parameters())
 
 
-@pytest.mark.parametrize("build", [fcn, wrn, lm])
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-def test_the_seed_decides_the_weights(build, parameterization):
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [(cnn, {}), *((build, {"parameterization": p}) for build in (fcn, wrn, lm) for p in PARAMETERIZATIONS)],
+)
+def test_the_seed_decides_the_weights(build, options):
     def weights(seed):
         torch.manual_seed(seed)
-        return nn.utils.parameters_to_vector(build(parameterization=parameterization).parameters())
+        return nn.utils.parameters_to_vector(build(**options).parameters())
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))

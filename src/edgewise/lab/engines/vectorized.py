@@ -2,8 +2,8 @@
 
 The numbers are those of the other engines up to the rounding of batched arithmetic, which training amplifies: losses
 agree to 1e-5 over the first steps, ever less later, and where a run is chaotic they go apart. What cannot be batched
-(measured curvature, warmups that look at the loss, augmentation, RI-Adam, networks of one's own) is trained one run
-after the other.
+(measured curvature, warmups that look at the loss, augmentation, RI-Adam, CNNs with their BatchNorm, networks of one's
+own) is trained one run after the other.
 
 A phase diagram is trained whole: rates beyond its boundary cost little in a batch. Its figures leave them out all the
 same, as the other engines do.

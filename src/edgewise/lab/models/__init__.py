@@ -5,11 +5,12 @@ from torch import nn
 from edgewise.lab import plugins
 from edgewise.lab.configs import ModelConfig
 from edgewise.lab.data import Dataset
+from edgewise.lab.models.cnn import CNN
 from edgewise.lab.models.fcn import FCN
 from edgewise.lab.models.lm import LM
 from edgewise.lab.models.wrn import WRN
 
-__all__ = ["FCN", "LM", "WRN", "build"]
+__all__ = ["CNN", "FCN", "LM", "WRN", "build"]
 
 
 def build(config: ModelConfig, dataset: Dataset) -> nn.Module:
@@ -24,6 +25,14 @@ def build(config: ModelConfig, dataset: Dataset) -> nn.Module:
                 depth=config.depth,
                 width=config.width,
                 parameterization=config.parameterization,
+            )
+        case "cnn":
+            assert dataset.image_shape is not None  # by MODEL_DATA
+            return CNN(
+                image_shape=dataset.image_shape,
+                num_classes=dataset.num_classes,
+                depth=config.depth,
+                width=config.width,
             )
         case "wrn":
             assert dataset.image_shape is not None  # by MODEL_DATA
