@@ -18,7 +18,7 @@ from edgewise.preconditioner import register_preconditioner
 from edgewise.regime import MonitorRow
 from edgewise.side_effects import assert_no_side_effects
 from edgewise.stability import StabilityLimitResult, stability_limit
-from edgewise.warmup import CatapultWarmup, LinearWarmup, WarmupReport
+from edgewise.warmup import CatapultWarmup, EdgeWarmup, LinearWarmup, WarmupReport
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,7 @@ __all__ = [
     # following a run
     "Monitor",
     # warmup
+    "EdgeWarmup",
     "LinearWarmup",
     "CatapultWarmup",
     # results and evidence

@@ -36,6 +36,12 @@ class Status(enum.Enum):
     OTHER_GRADIENT = (
         "the gradients are not this loss's: another batch, stale gradients, or a closure that scales the loss"
     )
+    UNDER_WAY = "the rate is still rising"
+    AT_TARGET = "the target rate is reached"
+    HELD_BELOW_TARGET = (
+        "the loss of fresh batches did not fall better at higher rates: the rate is held below its target"
+    )
+    FELL_BACK = "nothing could be measured: the rate rises as in linear warmup"
     NOT_FINITE = "the Hessian is not finite here: the value is reported as infinite"
     BUDGET_EXHAUSTED = "the budget ran out before the tolerance was met: the number is provisional"
     LINEAR = "at fixed P the update is linear in the gradients: the stability limit is exact"

@@ -8,7 +8,7 @@ nothing leaves version counters alone and is legal between `forward` and `backwa
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -142,6 +142,35 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
             parameter.grad = None
             stack.enter_context(_emptied([parameter._post_accumulate_grad_hooks or {}]))  # FSDP2 runs them
         yield snapshot
+
+
+@contextmanager
+def exchanged(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
+    """Let two lists of tensors hold each other's contents for the time being; both come back bit for bit.
+
+    Through `.data`, as a graph that saved a parameter sees its bits again; one tensor at a time is held twice.
+
+    >>> a, b = torch.zeros(2), torch.ones(2)
+    >>> with exchanged([a], [b]):
+    ...     a.tolist()
+    [1.0, 1.0]
+    >>> a.tolist()
+    [0.0, 0.0]
+    """
+    pairs = [(local(one), local(other)) for one, other in zip(tensors, others, strict=True)]
+    _exchange(pairs)
+    try:
+        yield
+    finally:
+        _exchange(pairs)
+
+
+def _exchange(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    torch.clear_autocast_cache()  # it holds casts of the parameters
+    for one, other in pairs:
+        kept = one.detach().clone()
+        one.data.copy_(other)
+        other.data.copy_(kept)
 
 
 def first_unrepeatable(model: nn.Module, evaluate: Callable[[], object]) -> str:

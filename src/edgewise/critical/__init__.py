@@ -1,7 +1,16 @@
 """The critical learning rate: the optimizer's update, the loss along it, and where that first rises."""
 
+from edgewise.critical.best_step import BestStepResult, search_best_step
 from edgewise.critical.critical_lr import CriticalLRResult, critical_lr, search_critical_lr
 from edgewise.critical.landscape import closure_loss
 from edgewise.critical.update import check_steps_alone
 
-__all__ = ["CriticalLRResult", "check_steps_alone", "closure_loss", "critical_lr", "search_critical_lr"]
+__all__ = [
+    "BestStepResult",
+    "CriticalLRResult",
+    "check_steps_alone",
+    "closure_loss",
+    "critical_lr",
+    "search_best_step",
+    "search_critical_lr",
+]

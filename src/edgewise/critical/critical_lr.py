@@ -5,15 +5,14 @@ as a function of the learning rate.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from edgewise.critical.along import along_update, current_gradients, slope_along
 from edgewise.critical.landscape import BatchesLoss, ClosureLoss
 from edgewise.critical.search import Line, Trace, check_gradient, paper_search, secant_search
 from edgewise.critical.update import Update, check_steps_alone
@@ -21,9 +20,8 @@ from edgewise.errors import Status, known_name, positive_count, positive_number
 from edgewise.isolation import isolated
 from edgewise.losses import LossFunction
 from edgewise.objective import Objective
-from edgewise.parameters import inner, unflatten
 from edgewise.preconditioner import rate_ratios
-from edgewise.ranks import Ranks, reshard, sharded_like
+from edgewise.ranks import reshard, sharded_like
 
 Method = Literal["secant", "paper"]
 _FOUND = (Status.FOUND, Status.MULTIPLE_CROSSINGS)
@@ -108,6 +106,7 @@ def critical_lr(
         LossError: the loss at the current parameters is not a finite scalar.
 
     Example:
+        >>> import torch
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.ones_(model.weight)
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.02)
@@ -126,7 +125,7 @@ def critical_lr(
         raise ValueError("got both batch and batches: pass one batch, or a list of several as batches=.")
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
     _check_members(optimizer, model)
-    gradients = _current_gradients(optimizer) if gradient == "current" else None
+    gradients = current_gradients(optimizer) if gradient == "current" else None
 
     with isolated(model, optimizer) as snapshot:
         objective = Objective(model, loss_fn, [batch] if batches is None else batches, snapshot=snapshot)
@@ -139,7 +138,7 @@ def critical_lr(
         update = Update(
             optimizer, parameters, gradients, snapshot, ranks=ranks, first=first, dtype=objective.dtype
         )
-        slope = _slope(gradients, update.at(first), parameters, ranks)
+        slope = slope_along(gradients, update.at(first), parameters, ranks)
         del gradients  # as large as the parameters
         result = search.run(loss, update, slope, doubtful=gradient == "current")
         return replace(result, interval=loss.interval(*result.bracket)) if result.status in _FOUND else result
@@ -162,15 +161,7 @@ def search_critical_lr(
     floor tells whether that was enough.
     """
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
-    gradients = _current_gradients(optimizer)
-    parameters = list(gradients)
-    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
-    with isolated(optimizer=optimizer) as snapshot:
-        loss = ClosureLoss(closure, parameters, snapshot)
-        update = Update(
-            optimizer, parameters, gradients, snapshot, ranks=loss.ranks, first=search.first, dtype=dtype
-        )
-        slope = _slope(gradients, update.at(search.first), parameters, loss.ranks)
+    with along_update(optimizer, closure, first=search.first) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
 
 
@@ -260,15 +251,6 @@ def _check_members(optimizer: Optimizer, model: nn.Module) -> None:
             )
 
 
-def _current_gradients(optimizer: Optimizer) -> dict[Tensor, Tensor]:
-    gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-    if not gradients:
-        raise ValueError(
-            "no parameter of the optimizer has a gradient: call this between loss.backward() and optimizer.step()."
-        )
-    return gradients
-
-
 def _computed_gradients(
     objective: Objective, optimizer: Optimizer
 ) -> tuple[list[float], dict[Tensor, Tensor]]:
@@ -277,13 +259,3 @@ def _computed_gradients(
     values, gradients = objective.values_and_gradients()
     pairs = zip(objective.originals.values(), gradients, strict=True)
     return values, {p: sharded_like(p, g.to(p.dtype)) for p, g in pairs if g is not None and p in members}
-
-
-def _slope(
-    gradients: dict[Tensor, Tensor], direction: Tensor, parameters: Sequence[Tensor], ranks: Ranks
-) -> float:
-    """Return g·u = dL/dη at 0."""
-    parts = dict(zip(parameters, unflatten(direction, parameters), strict=True))
-    known = [p for p in gradients if p in parts]
-    slope = torch.tensor(inner([gradients[p] for p in known], [parts[p] for p in known]), dtype=torch.float64)
-    return float(ranks.sum(slope)) if ranks.sharded else float(slope)

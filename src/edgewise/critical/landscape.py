@@ -17,10 +17,13 @@ from edgewise.ranks import Ranks, is_sharded, local, ranks_of
 _HERE = "the current parameters"
 
 
-def closure_loss(closure: Callable[[], Tensor]) -> tuple[float, Ranks]:
-    """Return the loss, the mean over the ranks that train the modules which run, and these ranks; leave no trace."""
+def closure_loss(closure: Callable[[], Tensor], *, finite: bool = True) -> tuple[float, Ranks]:
+    """Return the loss, the mean over the ranks that train the modules which run, and these ranks; leave no trace.
+
+    With `finite`, raise where it is not.
+    """
     with isolated() as snapshot:
-        loss = ClosureLoss(closure, (), snapshot)
+        loss = ClosureLoss(closure, (), snapshot, finite=finite)
         return loss.base, loss.ranks
 
 
@@ -31,13 +34,18 @@ class ClosureLoss:
     """
 
     def __init__(
-        self, closure: Callable[[], Tensor], parameters: Sequence[Tensor], snapshot: Snapshot
+        self,
+        closure: Callable[[], Tensor],
+        parameters: Sequence[Tensor],
+        snapshot: Snapshot,
+        *,
+        finite: bool = True,
     ) -> None:
         self._closure = closure
         self._parameters = list(parameters)
         self._snapshot = snapshot
         self.ranks = Ranks()
-        loss = checked_loss(self._evaluate(), _HERE)
+        loss = checked_loss(self._evaluate(), _HERE, finite=finite)
         self.ranks = _ranks_among(snapshot.modules)
         self.base = self._mean(loss.item())
         # A step may vanish in parameters of half precision, where the loss is float32.

@@ -36,6 +36,7 @@ def top_eigenpairs(
     max_hvps: int,
     start: Tensor,
     generator: torch.Generator,
+    extra: int = _EXTRA_RITZ,
 ) -> SharpnessResult:
     """Return the `num` most positive eigenpairs, stopped by ‖Av − θv‖ ≤ rtol·|θ| for each.
 
@@ -48,6 +49,7 @@ def top_eigenpairs(
         max_hvps: largest number of products with A, ≥ num.
         start: (k, n), k ≥ 1: where to look first; need not be orthonormal.
         generator: for the directions drawn when the start has fewer than `num`, or is an invariant subspace.
+        extra: Ritz vectors beyond the `num` in the result's subspace; each is combined from the whole basis.
 
     Returns:
         The pairs, the residual of the first, and `Status.BUDGET_EXHAUSTED` if the products ran out, or
@@ -56,12 +58,12 @@ def top_eigenpairs(
     basis = _Basis(operator, generator)
     # One vector's Krylov space holds one direction of each eigenspace; `num` vectors hold a repeated one.
     missing = random_directions(operator, max(0, num - len(start)), generator)
-    for vector in torch.cat([start, missing])[:max_hvps]:
+    for vector in [*start, *missing][:max_hvps]:
         basis.extend(vector)
     doubted = False
     while True:
         if not basis.projection.isfinite().all():
-            return _not_finite(basis, num)
+            return _not_finite(basis, num, extra)
         ritz = _RitzPairs(basis, num)
         tolerance = (rtol * ritz.values.abs()).clamp(min=2 * ritz.floor)
         unconverged = (ritz.residual_norms > tolerance).nonzero()
@@ -73,9 +75,9 @@ def top_eigenpairs(
             doubted = True
             continue
         if converged:
-            return _result(basis, ritz, num, Status.CONVERGED)
+            return _result(basis, ritz, num, extra, Status.CONVERGED)
         if exhausted:
-            return _result(basis, ritz, num, Status.BUDGET_EXHAUSTED)
+            return _result(basis, ritz, num, extra, Status.BUDGET_EXHAUSTED)
         if basis.width >= _MAX_BASIS + num:
             basis.restart(ritz.coordinates[: num + _EXTRA_RITZ])
         worst = int(unconverged[0]) if len(unconverged) else 0
@@ -113,44 +115,57 @@ class _Basis:
         self._write(self.width - 1, vector, product)
         grown[-1, :] = grown[:, -1] = self._inner(product)
 
-    def combine(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return CV and CAV, both of shape (k, n), for coordinates C of shape (k, width)."""
-        total = self._blocks[0].new_zeros(2, len(coordinates), self._operator.size)
+    def vectors(self, coordinates: Tensor) -> Tensor:
+        """Return CV, shape (k, n), for coordinates C of shape (k, width)."""
+        return self._combined(coordinates, 0)
+
+    def products(self, coordinates: Tensor) -> Tensor:
+        """Return CAV, shape (k, n), for coordinates C of shape (k, width)."""
+        return self._combined(coordinates, 1)
+
+    def _combined(self, coordinates: Tensor, which: int) -> Tensor:
+        # V and AV one by one: a product with both would be a batched one, which takes twice as long.
+        total = None
         for rows, part in zip(self._rows(), coordinates.split(_BLOCK, dim=1), strict=True):
-            total += part.to(rows) @ rows
-        return total[0], total[1]
+            part = part.to(rows)  # noqa: PLW2901
+            total = part @ rows[which] if total is None else total.addmm_(part, rows[which])
+        assert total is not None  # there is a row
+        return total
 
     def restart(self, coordinates: Tensor) -> None:
         """Keep only the span of the given Ritz vectors; coordinates: (k, width), orthonormal rows."""
-        kept = self.combine(coordinates)
+        kept = self.vectors(coordinates), self.products(coordinates)
         self.projection = coordinates @ self.projection @ coordinates.T
         del self._blocks[-(-len(coordinates) // _BLOCK) :]
         for i, (vector, product) in enumerate(zip(*kept, strict=True)):
             self._write(i, vector, product)
 
     def norms(self, rows: Tensor) -> Tensor:
-        """Return the norm of each row in float64, on the CPU."""
-        return self._operator.reduce(rows.square().sum(dim=1, dtype=torch.float64)).sqrt().cpu()
+        """Return the norm of each row in float64, on the CPU.
+
+        Unlike those of a matrix product, sums of torch's are pairwise: no float64 copy is needed for their sake.
+        """
+        return self._operator.reduce(rows.square().sum(dim=1).double()).sqrt().cpu()
 
     def _new_direction(self, direction: Tensor) -> Tensor:
         nothing = 1e3 * torch.finfo(self.dtype).eps
         while True:
             direction = direction.to(self.dtype)
-            start = float(self.norms(direction[None]))
-            vector, norm = direction / max(start, torch.finfo(self.dtype).tiny), 1.0
+            start = norm = float(self.norms(direction[None]))
+            vector = direction
             while self.width > 0:
                 before, vector = norm, self._orthogonal_part(vector)
                 norm = float(self.norms(vector[None]))
-                if norm <= nothing or not norm <= _NO_CANCELLATION * before:  # NaN leaves as well
+                if norm <= nothing * start or not norm <= _NO_CANCELLATION * before:  # NaN leaves as well
                     break
-            if start > 0 and norm > nothing:
+            if norm > nothing * start:
                 return vector / norm
             direction = random_directions(self._operator, 1, self._generator)[0]
 
     def _orthogonal_part(self, vector: Tensor) -> Tensor:
         coordinates = self._inner(vector).to(vector)
         for rows, part in zip(self._rows(), coordinates.split(_BLOCK), strict=True):
-            vector = vector - part @ rows[0]
+            vector = torch.addmv(vector, rows[0].T, part, alpha=-1)
         return vector
 
     def _inner(self, vector: Tensor) -> Tensor:
@@ -190,8 +205,9 @@ class _RitzPairs:
         self.spectral_norm = float(values.abs().max())
         self.coordinates = coordinates.T.flip(0)  # (width, width): one Ritz vector a row
         self.values = values.flip(0)[:num]  # (≤ num,), float64
-        self.vectors, products = basis.combine(self.coordinates[:num])  # (≤ num, n)
-        self.residuals = products - self.values.to(products)[:, None] * self.vectors
+        self.vectors = basis.vectors(self.coordinates[:num])  # (≤ num, n)
+        products = basis.products(self.coordinates[:num])
+        self.residuals = products.addcmul_(self.vectors, self.values.to(products)[:, None], value=-1)
         # What rounding may hide from the computed residual belongs to the bound.
         self.floor = FLOOR * basis.eps * self.spectral_norm
         self.residual_norms = basis.norms(self.residuals) + self.floor
@@ -204,8 +220,8 @@ def random_directions(operator: SymmetricOperator, num: int, generator: torch.Ge
     )
 
 
-def _result(basis: _Basis, ritz: _RitzPairs, num: int, status: Status) -> SharpnessResult:
-    subspace, _ = basis.combine(ritz.coordinates[: num + _EXTRA_RITZ])
+def _result(basis: _Basis, ritz: _RitzPairs, num: int, extra: int, status: Status) -> SharpnessResult:
+    subspace = basis.vectors(ritz.coordinates[: num + extra]) if extra else ritz.vectors
     return SharpnessResult(
         value=float(ritz.values[0]),
         values=ritz.values,
@@ -217,9 +233,9 @@ def _result(basis: _Basis, ritz: _RitzPairs, num: int, status: Status) -> Sharpn
     )
 
 
-def _not_finite(basis: _Basis, num: int) -> SharpnessResult:
+def _not_finite(basis: _Basis, num: int, extra: int) -> SharpnessResult:
     """Non-finite is "too large", never a lower bound; the vectors are the ones tried."""
-    subspace, _ = basis.combine(torch.eye(basis.width, dtype=torch.float64)[: num + _EXTRA_RITZ])
+    subspace = basis.vectors(torch.eye(basis.width, dtype=torch.float64)[: num + extra])
     return SharpnessResult(
         value=math.inf,
         values=torch.full((num,), math.inf, dtype=torch.float64),

@@ -228,18 +228,19 @@ def _top(
     generator = torch.Generator().manual_seed(seed + operator.shard)
     solve = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
     if start is None:
-        result = solve(start=random_directions(operator, 1, generator), max_hvps=max_hvps)
-        subspace, num_warm = result.subspace[:, : num + 1], 0
+        result = solve(start=random_directions(operator, 1, generator), max_hvps=max_hvps, extra=1)
+        subspace, num_warm = result.subspace, 0
     else:
-        result = solve(start=_vectors_of(start, operator), max_hvps=max_hvps)
-        subspace = torch.cat([result.vectors, start.vectors[:, :1].to(result.vectors)], dim=1)
+        result = solve(start=_vectors_of(start, operator), max_hvps=max_hvps, extra=0)
+        # Each vector in one piece, as the solver reads them.
+        subspace = torch.cat([result.vectors.T, start.vectors[:, :1].T.to(result.vectors)]).T
         num_warm = start.num_warm + 1
     left = max_hvps - result.num_hvps
     if num_warm >= _COLD_EVERY and left >= num:
-        cold = solve(start=random_directions(operator, 1, generator), max_hvps=left)
+        cold = solve(start=random_directions(operator, 1, generator), max_hvps=left, extra=1)
         num_warm = 0
         if cold.value > result.value:
-            result, subspace = cold, cold.subspace[:, : num + 1]
+            result, subspace = cold, cold.subspace
     hessian_operator = operator.operator if isinstance(operator, PreconditionedOperator) else operator
     assert isinstance(hessian_operator, HessianOperator)
     return replace(

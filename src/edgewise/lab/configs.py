@@ -27,7 +27,7 @@ PARAMETERIZATIONS = ("sp", "ntp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
 OPTIMIZERS = ("sgd", "adam", "adamw", "gi-adam", "gi-adamw", "ri-adam", "radam", "nadam", "lion")
 DECAYED = ("adamw", "gi-adamw", "lion")  # by `weight_decay`, decoupled
-WARMUPS = ("linear", "catapult")
+WARMUPS = ("linear", "catapult", "edge")
 LR_UNITS = ("absolute", "1/sharpness")
 DECAYS = ("none", "cosine")
 MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "gradient_norm", "second_moment")
@@ -138,7 +138,7 @@ class WarmupConfig:
     """The schedule of the learning rate."""
 
     kind: str = "linear"
-    """"linear", or "catapult", which has neither length nor start: see `edgewise.CatapultWarmup`."""
+    """"linear", or "catapult" or "edge", which have neither length nor start: see `edgewise.CatapultWarmup`."""
     steps: int = 1
     """T_wrm of linear warmup; 1 is a constant rate."""
     lr_init: float | Literal["critical"] = 0.0

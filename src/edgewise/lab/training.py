@@ -134,11 +134,11 @@ _ADAMS: dict[str, type[Optimizer]] = {
 
 def make_schedule(config: WarmupConfig, optimizer: Optimizer, num_steps: int) -> tuple[Warmup, LRScheduler]:
     """Return the warmup, which observes, and the whole schedule, which steps."""
-    warmup: Warmup = (
-        ew.CatapultWarmup(optimizer)
-        if config.kind == "catapult"
-        else ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
-    )
+    warmup: Warmup
+    if config.kind == "linear":
+        warmup = ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
+    else:
+        warmup = {"catapult": ew.CatapultWarmup, "edge": ew.EdgeWarmup}[config.kind](optimizer)
     if config.decay == "none":
         return warmup, warmup
 

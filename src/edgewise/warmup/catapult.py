@@ -5,15 +5,11 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.critical import CriticalLRResult, check_steps_alone, closure_loss
 from edgewise.errors import Status, number_below_one, positive_count, positive_number
-from edgewise.losses import checked_loss
-from edgewise.ranks import Ranks
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import MOST_FORWARDS, Warmup, as_plain, from_plain
 from edgewise.warmup.schedules import linear_from, steps_to_target
@@ -127,7 +123,6 @@ class CatapultWarmup(Warmup):
         self._highest_since = 0
         self._num_catapults = 0
         self._num_step_backs = 0
-        self._ranks: Ranks | None = None
         super().__init__(optimizer, max_overhead=max_overhead)
 
     def factor_at(self, update: int) -> float:
@@ -196,12 +191,7 @@ class CatapultWarmup(Warmup):
             self.num_forwards += 1
             value, self._ranks = closure_loss(closure)
             return value
-        if self._ranks is None:  # the closure shows which modules run
-            alone = not (dist.is_available() and dist.is_initialized())
-            self._ranks = Ranks() if alone else closure_loss(closure)[1]
-        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
-        own = checked_loss(given, "this update", finite=False).detach().double()
-        return float(self._ranks.sum(own.cpu())) / self._ranks.num
+        return self._given_loss(closure, loss)
 
     def _average(self, value: float) -> tuple[float, bool]:
         """Add a loss to the moving average; return that, and whether the loss is higher than the one before."""
@@ -284,7 +274,7 @@ class CatapultWarmup(Warmup):
         return progress | {"found": as_plain(self.found), "_rates": list(self._rates)}
 
     def _restore(self, progress: dict[str, Any]) -> None:
-        self.found = from_plain(progress["found"])
+        self.found = from_plain(CriticalLRResult, progress["found"])
         for name in _PROGRESS:
             setattr(self, name, progress[name])
         self._rates = [(update, factor) for update, factor in self._rates]

@@ -146,7 +146,7 @@ class LinearWarmup(Warmup):
         return {"start": as_plain(self.start)}
 
     def _restore(self, progress: dict[str, Any]) -> None:
-        self.start = from_plain(progress["start"])
+        self.start = from_plain(CriticalLRResult, progress["start"])
 
 
 def _check_below_target(optimizer: Optimizer, lr_init: float) -> None:

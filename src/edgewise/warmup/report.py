@@ -17,6 +17,7 @@ class WarmupReport:
     steps_saved: float | None  # T_save, of linear warmup of the same length; None: nothing to compare with
     num_catapults: int  # rises of the rate, each to the critical learning rate or less
     num_step_backs: int  # catapults that were too large
+    lr_held: float | None  # where the warmup ended below the target; None: it did not
     num_searches: int
     num_forwards: int  # evaluations of the loss by `observe`
     overhead: float  # num_forwards over the cost of the updates so far, three forwards each
@@ -33,6 +34,10 @@ class WarmupReport:
         ]
         if self.steps_saved is not None:
             lines.insert(2, f"  saved: {self.steps_saved:.1f} updates of linear warmup")
+        if self.lr_held is not None:
+            lines.insert(
+                2, f"  held below the target, at {self.lr_held:.4g}: the loss fell no better at higher rates"
+            )
         if self.fallback is not None:
             lines.append(f"  fell back to linear warmup: {self.fallback}")
         return "\n".join(lines)

@@ -6,20 +6,24 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from edgewise.critical import CriticalLRResult, search_critical_lr
+from edgewise.critical import BestStepResult, CriticalLRResult, closure_loss, search_critical_lr
 from edgewise.errors import Status, positive_number
+from edgewise.losses import checked_loss
+from edgewise.ranks import Ranks
 from edgewise.warmup.report import WarmupReport
 
 _POSITION = ("last_epoch", "_step_count", "_updates", "num_forwards", "num_searches", "fallback")
 _FORWARDS_PER_STEP = 3  # a backward costs about two forwards
 MOST_FORWARDS = 60  # of one search
+Result = TypeVar("Result", BestStepResult, CriticalLRResult)
 _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
 
 
@@ -46,6 +50,7 @@ class Warmup(LRScheduler):
         self._follower: LRScheduler | None = None
         self._updates = 0
         self._idle_calls = 0
+        self._ranks: Ranks | None = None
         targets(optimizer)
         super().__init__(optimizer)
         optimizer.register_step_post_hook(torch.compiler.disable(self._count))
@@ -204,6 +209,15 @@ class Warmup(LRScheduler):
         self.num_searches += 1
         return found
 
+    def _given_loss(self, closure: Callable[[], Tensor], loss: Tensor | float) -> float:
+        """Return the mean of a given loss over the ranks that train the model."""
+        if self._ranks is None:  # the closure shows which modules run
+            alone = not (dist.is_available() and dist.is_initialized())
+            self._ranks = Ranks() if alone else closure_loss(closure)[1]
+        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+        own = checked_loss(given, "this update", finite=False).detach().double()
+        return float(self._ranks.sum(own.cpu())) / self._ranks.num
+
     def _affordable(self, updates: int) -> int:
         """Return how many forwards `max_overhead` leaves over so many updates."""
         if self.max_overhead is None:
@@ -218,6 +232,7 @@ class Warmup(LRScheduler):
         steps_saved: float | None = None,
         num_catapults: int = 0,
         num_step_backs: int = 0,
+        lr_held: float | None = None,
     ) -> WarmupReport:
         target = float(self.base_lrs[0])
         return WarmupReport(
@@ -231,6 +246,7 @@ class Warmup(LRScheduler):
             steps_saved=steps_saved,
             num_catapults=num_catapults,
             num_step_backs=num_step_backs,
+            lr_held=lr_held,
             num_searches=self.num_searches,
             num_forwards=self.num_forwards,
             overhead=self.num_forwards / (_FORWARDS_PER_STEP * max(1, self._updates)),
@@ -281,6 +297,8 @@ class WarmupThen(LRScheduler):
     def _hand_over(self) -> None:
         # Chainable schedulers compute from the current rate: give them their base rate first.
         self.handed_over = True
+        found = self.warmup.factor_at(self.warmup.last_epoch)  # below 1 where the target was not reached
+        self.follower.base_lrs = [base * found for base in self.follower.base_lrs]
         set_rates(self.optimizer, self.follower.base_lrs)
         self.follower._update_lr(0)
 
@@ -310,14 +328,14 @@ def _level_of_caller() -> int:
     return level
 
 
-def as_plain(found: CriticalLRResult | None) -> dict[str, Any] | None:
+def as_plain(found: BestStepResult | CriticalLRResult | None) -> dict[str, Any] | None:
     """Return a result as plain numbers and strings."""
     return None if found is None else asdict(found) | {"status": found.status.name}
 
 
-def from_plain(saved: dict[str, Any] | None) -> CriticalLRResult | None:
+def from_plain(kind: type[Result], saved: dict[str, Any] | None) -> Result | None:
     """Return what `as_plain` was given."""
-    return None if saved is None else CriticalLRResult(**saved | {"status": Status[saved["status"]]})
+    return None if saved is None else kind(**saved | {"status": Status[saved["status"]]})
 
 
 def targets(optimizer: Optimizer) -> list[float]:

@@ -143,8 +143,8 @@ def optimizer_label(config: RunConfig) -> str:
 
 def warmup_label(config: RunConfig) -> str:
     """Return the warmup as the figures name it: by its length, if it has one."""
-    if config.warmup.kind == "catapult":
-        return "catapults"
+    if config.warmup.kind != "linear":
+        return {"catapult": "catapults", "edge": "EdgeWarmup"}[config.warmup.kind]
     return f"T_wrm = {config.warmup.steps}" + (" from η_c" if config.warmup.lr_init == "critical" else "")
 
 

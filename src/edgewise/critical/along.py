@@ -1,0 +1,57 @@
+"""The loss of a closure along the coming update of an optimizer: what every search over its rates looks at."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from edgewise.critical.landscape import ClosureLoss
+from edgewise.critical.update import Update
+from edgewise.isolation import isolated
+from edgewise.parameters import inner, unflatten
+from edgewise.ranks import Ranks
+
+
+@contextmanager
+def along_update(
+    optimizer: Optimizer, closure: Callable[[], Tensor], *, first: float
+) -> Iterator[tuple[ClosureLoss, Update, float]]:
+    """Yield the loss, the update and g·u of the gradients as they stand, inside `isolated`.
+
+    Args:
+        optimizer: whose step needs no closure.
+        closure: returns the loss on the batch of the gradients.
+        first: a rate > 0 that will be looked at, in units of the first group's.
+    """
+    gradients = current_gradients(optimizer)
+    parameters = list(gradients)
+    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+    with isolated(optimizer=optimizer) as snapshot:
+        loss = ClosureLoss(closure, parameters, snapshot)
+        update = Update(
+            optimizer, parameters, gradients, snapshot, ranks=loss.ranks, first=first, dtype=dtype
+        )
+        yield loss, update, slope_along(gradients, update.at(first), parameters, loss.ranks)
+
+
+def current_gradients(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    """Return parameter → `.grad`, or raise if there is none."""
+    gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+    if not gradients:
+        raise ValueError(
+            "no parameter of the optimizer has a gradient: call this between loss.backward() and optimizer.step()."
+        )
+    return gradients
+
+
+def slope_along(
+    gradients: dict[Tensor, Tensor], direction: Tensor, parameters: Sequence[Tensor], ranks: Ranks
+) -> float:
+    """Return g·u = dL/dη at 0."""
+    parts = dict(zip(parameters, unflatten(direction, parameters), strict=True))
+    known = [p for p in gradients if p in parts]
+    slope = torch.tensor(inner([gradients[p] for p in known], [parts[p] for p in known]), dtype=torch.float64)
+    return float(ranks.sum(slope)) if ranks.sharded else float(slope)

@@ -1,0 +1,84 @@
+"""How far one update lowers the loss most: the scale of a rate, found from above by forwards."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from edgewise.critical.along import along_update
+from edgewise.critical.landscape import ClosureLoss
+from edgewise.errors import Status
+
+_FACTOR = 4.0  # between the rates that are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestStepResult:
+    """The rate of the first parameter group at which one update lowers the loss most."""
+
+    lr: float  # FOUND: the minimum; ABOVE_MAX_LR: `max_lr`, from where on nothing was tried; else 0
+    status: Status
+    num_forwards: int
+    loss: float  # at the current parameters
+    slope: float  # dL/dη at η = 0
+
+
+def search_best_step(
+    optimizer: Optimizer, closure: Callable[[], Tensor], *, max_lr: float, max_forwards: int
+) -> BestStepResult:
+    """Find the rate at which one update lowers the loss most, at most `max_lr`.
+
+        η* = argmin over 0 < η ≤ η_max of L(θ + ηu)
+
+    On a quadratic η* is half the critical learning rate; for an update of signs it can be a tenth. The rates η_max/4ᵏ
+    are tried from above, down to the first that lowers the loss less than the one before; η* is the minimum of the
+    parabola in log η through the three around it. A loss that is not finite counts as raised.
+
+    Args:
+        optimizer: any whose step needs no closure; unchanged afterwards.
+        closure: returns the loss on the batch of the gradients as they stand.
+        max_lr: > 0, in rates of the first parameter group.
+        max_forwards: budget of loss evaluations, ≥ 3.
+
+    Raises:
+        ValueError: no parameter has a gradient.
+        LossError: the loss at the current parameters is not a finite scalar.
+    """
+    with along_update(optimizer, closure, first=max_lr) as (loss, update, slope):
+
+        def result(lr: float, status: Status) -> BestStepResult:
+            return BestStepResult(
+                lr=lr, status=status, num_forwards=loss.num_forwards, loss=loss.base, slope=slope
+            )
+
+        if not -math.inf < slope < 0:
+            return result(0.0, Status.NOT_A_DESCENT_DIRECTION)
+        heights = [_height(loss, update.at(max_lr), max_lr)]  # at η_max, η_max/4, …
+        while loss.num_forwards < max_forwards:
+            lr = max_lr / _FACTOR ** len(heights)
+            if -slope * lr < loss.resolution:
+                return result(0.0, Status.BELOW_RESOLUTION)
+            heights.append(_height(loss, update.at(lr), lr))
+            if heights[-2] < min(0.0, heights[-1]):
+                if len(heights) == 2:
+                    return result(max_lr, Status.ABOVE_MAX_LR)
+                return result(_FACTOR * lr * _FACTOR ** _place(*heights[-3:]), Status.FOUND)
+        return result(0.0, Status.BUDGET_EXHAUSTED)
+
+
+def _height(loss: ClosureLoss, direction: Tensor, lr: float) -> float:
+    change = loss.change(direction, lr)
+    return change if math.isfinite(change) else math.inf
+
+
+def _place(above: float, middle: float, below: float) -> float:
+    """Return where the parabola through heights at 1, 0, −1 has its minimum; 0 where the upper one is infinite.
+
+    >>> _place(1.0, 0.0, 1.0), round(_place(1.0, 0.0, 3.0), 2)
+    (0.0, 0.25)
+    """
+    if not math.isfinite(above):
+        return 0.0
+    return 0.5 * (below - above) / (below - 2 * middle + above)
