@@ -13,7 +13,7 @@ try:
 
     from edgewise.lab import progress, report, sweep
     from edgewise.lab.data import sources
-    from edgewise.lab.recipes import DEMO, RECIPES, recipe
+    from edgewise.lab.recipes import DEMO, PAPER, RECIPES, recipe
     from edgewise.lab.recipes.own import SCALE as OWN
     from edgewise.lab.store import Store
     from edgewise.lab.work import Ladder
@@ -42,14 +42,14 @@ def figure(
     """Train, draw and check one figure of the paper, or "all" of them.
 
     Args:
-        name: fig1 to fig31, table1, or all.
+        name: fig1 to fig31, table1, all of these, or edge-warmup.
         scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
         out: results folder, runs/NAME-SCALE if not given; a second call continues there.
         engine: what runs the training: "local", "vectorized" or "ray".
         workers: processes; all cores if not given.
     """
     known_name("figure", name, [*RECIPES, "all"])
-    planned = sweep.plan(list(RECIPES) if name == "all" else [name], scale)
+    planned = sweep.plan(list(PAPER) if name == "all" else [name], scale)
     _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers)
 
 

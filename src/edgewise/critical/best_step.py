@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.critical.along import along_update
-from edgewise.critical.landscape import ClosureLoss
+from edgewise.critical.search import Line, Trace, check_gradient
 from edgewise.errors import Status
 
 _FACTOR = 4.0  # between the rates that are tried
@@ -47,30 +47,36 @@ def search_best_step(
         LossError: the loss at the current parameters is not a finite scalar.
     """
     with along_update(optimizer, closure, first=max_lr) as (loss, update, slope):
-
-        def result(lr: float, status: Status) -> BestStepResult:
-            return BestStepResult(
-                lr=lr, status=status, num_forwards=loss.num_forwards, loss=loss.base, slope=slope
-            )
-
         if not -math.inf < slope < 0:
-            return result(0.0, Status.NOT_A_DESCENT_DIRECTION)
-        heights = [_height(loss, update.at(max_lr), max_lr)]  # at η_max, η_max/4, …
-        while loss.num_forwards < max_forwards:
-            lr = max_lr / _FACTOR ** len(heights)
-            if -slope * lr < loss.resolution:
-                return result(0.0, Status.BELOW_RESOLUTION)
-            heights.append(_height(loss, update.at(lr), lr))
-            if heights[-2] < min(0.0, heights[-1]):
-                if len(heights) == 2:
-                    return result(max_lr, Status.ABOVE_MAX_LR)
-                return result(_FACTOR * lr * _FACTOR ** _place(*heights[-3:]), Status.FOUND)
-        return result(0.0, Status.BUDGET_EXHAUSTED)
+            lr, status = 0.0, Status.NOT_A_DESCENT_DIRECTION
+        else:
+            line = Line(
+                slope=slope, resolution=loss.resolution, max_forwards=max_forwards - loss.num_forwards
+            )
+            trace = Trace(lambda lr: loss.change(update.at(lr), lr), line)
+            lr, status = _descend(trace, max_lr)
+            fault = check_gradient(trace)
+            lr, status = (lr, status) if fault is None else (0.0, fault)
+        return BestStepResult(
+            lr=lr, status=status, num_forwards=loss.num_forwards, loss=loss.base, slope=slope
+        )
 
 
-def _height(loss: ClosureLoss, direction: Tensor, lr: float) -> float:
-    change = loss.change(direction, lr)
-    return change if math.isfinite(change) else math.inf
+def _descend(trace: Trace, max_lr: float) -> tuple[float, Status]:
+    """Return the rate with the largest fall of the loss, from above, and how the search ended."""
+    lr = max_lr
+    trace.rises(lr)
+    while len(trace.seen) < trace.line.max_forwards:
+        lr /= _FACTOR
+        if lr < trace.line.smallest:
+            return 0.0, Status.BELOW_RESOLUTION
+        trace.rises(lr)
+        *above, middle, below = trace.seen.values()
+        if middle < min(0.0, below):
+            if not above:
+                return max_lr, Status.ABOVE_MAX_LR
+            return _FACTOR * lr * _FACTOR ** _place(above[-1], middle, below), Status.FOUND
+    return 0.0, Status.BUDGET_EXHAUSTED
 
 
 def _place(above: float, middle: float, below: float) -> float:

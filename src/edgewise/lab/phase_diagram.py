@@ -11,7 +11,7 @@ import numpy as np
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.store import Run
 
-Row = int | str  # length of the warmup, or "catapults"
+Row = int | str  # length of the warmup, or the name of one without
 
 
 class Cell(enum.Enum):
@@ -96,9 +96,12 @@ def cell_of(outcome: dict[str, Any]) -> Cell:
     return Cell.FAILED if guessing or outcome["test_loss"] >= outcome["guess_loss"] else Cell.TRAINED
 
 
+_WITHOUT_LENGTH = {"catapult": "catapults", "edge": "EdgeWarmup"}
+
+
 def row_of(config: RunConfig) -> Row:
     """Return the row that a run belongs to."""
-    return "catapults" if config.warmup.kind == "catapult" else config.warmup.steps
+    return _WITHOUT_LENGTH.get(config.warmup.kind, config.warmup.steps)
 
 
 def phase_diagram(runs: Sequence[Run], value: CellValue = TEST_LOSS) -> PhaseDiagram:

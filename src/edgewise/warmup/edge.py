@@ -20,6 +20,9 @@ _START = 1 / 4  # of the rate at which the first update lowers the loss most
 _GROWTH = 0.05  # ρ: log-growth of the rate an update, while every look finds that the loss has fallen
 _SMOOTHING = 0.8  # of the changes of the loss, from one look to the next
 _SPACING = 1 / 6  # of the updates so far: how many lie between two looks
+_MOST_RISE = 1 / 2  # of the loss, over the first loss: more is taken for instability
+_STEP_BACK = 0.5  # factor on the rate when it is
+_MEMORY = 0.9  # of the average of the losses given, above which a single one is alarming
 _PATIENCE = 200  # updates without a new highest rate, after which it is held
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
@@ -30,6 +33,8 @@ _PROGRESS = (
     "_sum",
     "_size",
     "_signal",
+    "_mean_loss",
+    "_num_step_backs",
     "_highest",
     "_next_look",
     "_highest_since",
@@ -54,7 +59,9 @@ class EdgeWarmup(Warmup):
       the target. η_c of the first update is no such scale: for Adam it is ten times as large.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout) and a copy of the parameters, until the warmup is over. They are a sixth of the updates so far apart,
-      k = ⌈t/6⌉, which makes their number grow like log t.
+      k = ⌈t/6⌉, which makes their number grow like log t. Where `max_overhead` does not allow one, the rate does not rise.
+    - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved and what
+      was seen before is forgotten. A given loss so far above its average, known for free, calls for a look at once.
     - *End:* at the target for as many updates as it took to get there, or without a new highest rate for 200
       updates: `status` says whether it is AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at which rate. What
       follows by `then` starts from there, scaled to the rate that was found.
@@ -108,6 +115,8 @@ class EdgeWarmup(Warmup):
         self._sum = self._size = 0.0  # EMA of ΔL and of |ΔL|
         self._signal = 1.0  # s
         self._highest = 0.0  # factor
+        self._mean_loss: float | None = None  # moving average of the losses given
+        self._num_step_backs = 0
         self._next_look = 0
         self._highest_since = 0
         self._reached: int | None = None  # since when the rate has been at its target
@@ -143,9 +152,9 @@ class EdgeWarmup(Warmup):
         elif self.found is None:
             self._begin(closure, value)
         elif self._updates > self._rates[-1][0]:  # a step that was skipped is no progress
-            if self._updates >= self._next_look:
-                self._look(closure, value)
-            self._grow()
+            is_due = self._updates >= self._next_look or self._is_alarming(value)
+            self._grow(self._look(closure, value) if is_due else 1.0)
+        self._remember(value)
         self._apply()
 
     @property
@@ -169,7 +178,9 @@ class EdgeWarmup(Warmup):
         if self._linear is not None:
             since, start = self._linear
             reached = since + steps_to_target(warmup_steps=self._fallback_length, start=start)
-        return self._report(steps_to_target=reached, lr_held=self.lr_held)
+        return self._report(
+            steps_to_target=reached, num_step_backs=self._num_step_backs, lr_held=self.lr_held
+        )
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
         target, share = float(self.base_lrs[0]), _START * _first_share(self.optimizer)
@@ -191,29 +202,47 @@ class EdgeWarmup(Warmup):
         else:
             self._take_reference()
 
-    def _look(self, closure: Callable[[], Tensor], value: float | None) -> None:
-        """Measure how the loss on this fresh batch has changed since the last look."""
+    def _look(self, closure: Callable[[], Tensor], value: float | None) -> float:
+        """Measure how the loss on this fresh batch has changed since the last look; return a factor on the rate."""
         given = value is not None and self._loss_is_exact
         if self._affordable(max(self._updates, self.num_steps or _SHORTEST_RUN)) < (1 if given else 2):
-            return
+            self._signal = min(self._signal, 0.0)  # no growth unseen
+            return _STEP_BACK if self._is_alarming(value) else 1.0
         self.num_forwards += 1 if given else 2
         with exchanged(self._parameters, self._reference):
             before, _ = closure_loss(closure, finite=False)
         here = value if given and value is not None else closure_loss(closure)[0]
         change = here - before if math.isfinite(before) else -abs(here)
+        self._take_reference()
+        if change > self._most_rise:
+            self._num_step_backs += 1
+            self._sum = self._size = change  # forget what was seen at lower rates
+            self._signal = -1.0
+            return _STEP_BACK
         self._sum = _SMOOTHING * self._sum + (1 - _SMOOTHING) * change
         self._size = _SMOOTHING * self._size + (1 - _SMOOTHING) * abs(change)
         self._signal = -self._sum / self._size if self._size > 0 else 0.0
-        self._take_reference()
+        return 1.0
+
+    def _is_alarming(self, value: float | None) -> bool:
+        """Whether a loss, known without a forward, has risen so much that it should be looked into at once."""
+        mean = self._mean_loss
+        return value is not None and mean is not None and value - mean > self._most_rise
+
+    def _remember(self, value: float | None) -> None:
+        if value is not None:
+            mean = value if self._mean_loss is None else self._mean_loss
+            self._mean_loss = _MEMORY * mean + (1 - _MEMORY) * value
 
     def _take_reference(self) -> None:
         self._reference = [p.detach().clone() for p in self._parameters]
         self._next_look = self._updates + math.ceil(_SPACING * (self._updates + 1))
 
-    def _grow(self) -> None:
+    def _grow(self, share: float) -> None:
+        """Let the rate grow over the updates since it was last set, times `share`."""
         since, factor = self._rates[-1]
         updates = self._updates - since
-        self._set_factor(min(1.0, factor * math.exp(_GROWTH * self._signal * updates)))
+        self._set_factor(min(1.0, share * factor * math.exp(_GROWTH * self._signal * updates)))
         at_target = self._rates[-1][1] == 1.0
         if not at_target:
             self._reached = None
@@ -241,6 +270,10 @@ class EdgeWarmup(Warmup):
         self._linear = (self._updates, start)
         self._end = self._updates + steps_to_target(warmup_steps=self._fallback_length, start=start) + 1
         self._reference = []
+
+    @property
+    def _most_rise(self) -> float:
+        return _MOST_RISE * abs(self.found.loss) if self.found is not None else math.inf
 
     @property
     def _fallback_length(self) -> int:

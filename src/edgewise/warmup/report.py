@@ -16,7 +16,7 @@ class WarmupReport:
     steps_to_target: int | None  # T_reach: number of the first update at the target; None: not known yet
     steps_saved: float | None  # T_save, of linear warmup of the same length; None: nothing to compare with
     num_catapults: int  # rises of the rate, each to the critical learning rate or less
-    num_step_backs: int  # catapults that were too large
+    num_step_backs: int  # times that the rate was halved, as the loss shot up
     lr_held: float | None  # where the warmup ended below the target; None: it did not
     num_searches: int
     num_forwards: int  # evaluations of the loss by `observe`
@@ -29,9 +29,14 @@ class WarmupReport:
         lines = [
             f"{self.warmup}: {'finished' if self.finished else 'under way'} after {self.updates} updates",
             f"  rate: {self.lr_start:.4g} at the start, now {self.lr:.4g}; target {self.lr_target:.4g} {reach}",
-            f"  catapults: {self.num_catapults}, of which {self.num_step_backs} were taken back",
             f"  overhead: {self.num_forwards} forwards, {self.num_searches} searches, {self.overhead:.1%} of training",
         ]
+        if self.num_catapults:
+            lines.insert(
+                2, f"  catapults: {self.num_catapults}, of which {self.num_step_backs} were taken back"
+            )
+        elif self.num_step_backs:
+            lines.insert(2, f"  halved {self.num_step_backs} times, as the loss shot up")
         if self.steps_saved is not None:
             lines.insert(2, f"  saved: {self.steps_saved:.1f} updates of linear warmup")
         if self.lr_held is not None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from edgewise.errors import known_name
 from edgewise.lab.recipes import (
+    edge_warmup,
     fig1,
     fig2,
     fig3,
@@ -33,6 +34,7 @@ from edgewise.lab.recipes.recipe import (
 
 __all__ = [
     "DEMO",
+    "PAPER",
     "RECIPES",
     "SCALES",
     "Claim",
@@ -83,6 +85,8 @@ RECIPES = {
         table1.TABLE1,
     )
 }
+PAPER = tuple(RECIPES)  # what "all" means
+RECIPES |= {edge_warmup.RECIPE.id: edge_warmup.RECIPE}
 DEMO = ("fig1", "fig6", "fig4")  # three parts, in the order of the story
 
 

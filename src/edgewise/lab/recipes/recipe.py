@@ -49,10 +49,12 @@ class Trajectories:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseDiagrams:
-    """A value over target rate × warmup, a panel for each `panel` label; training climbs the rates."""
+    """A value over target rate × warmup, a panel for each `panel` label."""
 
     panel: Callable[[RunConfig], str]
     value: CellValue = TEST_LOSS
+    climbs: bool = True
+    """Whether the rates of a row are trained upwards until training fails; otherwise all of them are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,9 @@ class Recipe:
     def ladders(self, scale: str) -> list[Ladder]:
         """Return the runs as they are to be trained: the rates of a phase diagram upwards, until training fails."""
         configs = self.configs(scale)
-        climbs = isinstance(self.layout, PhaseDiagrams) and self.layout.value.of_training
+        climbs = (
+            isinstance(self.layout, PhaseDiagrams) and self.layout.climbs and self.layout.value.of_training
+        )
         return ladders(configs) if climbs else [(config,) for config in configs]
 
 
