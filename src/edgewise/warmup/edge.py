@@ -59,7 +59,7 @@ class EdgeWarmup(Warmup):
       the target. η_c of the first update is no such scale: for Adam it is ten times as large.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout) and a copy of the parameters, until the warmup is over. They are a sixth of the updates so far apart,
-      k = ⌈t/6⌉, which makes their number grow like log t. Where `max_overhead` does not allow one, the rate does not rise.
+      k = ⌈t/6⌉, so that their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
     - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved and what
       was seen before is forgotten. A given loss so far above its average, known for free, calls for a look at once.
     - *End:* at the target for as many updates as it took to get there, or without a new highest rate for 200
