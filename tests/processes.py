@@ -164,10 +164,13 @@ def critical(model, mine) -> dict:
     }
 
 
-def warmed_rates(model, loss_fn) -> list[float]:
-    """The rates of a catapult warmup; each rank gives it its own loss."""
+WARMUPS = {"catapult": lambda optimizer: ew.CatapultWarmup(optimizer, smoothing=0.5), "edge": ew.EdgeWarmup}
+
+
+def warmed_rates(model, loss_fn, kind) -> list[float]:
+    """The rates of a warmup that looks at the loss; each rank gives it its own."""
     optimizer = torch.optim.SGD(model.parameters(), lr=20.0)
-    warmup = ew.CatapultWarmup(optimizer, smoothing=0.5)
+    warmup = WARMUPS[kind](optimizer)
     rates = []
     for _ in range(12):
         optimizer.zero_grad()
@@ -180,8 +183,15 @@ def warmed_rates(model, loss_fn) -> list[float]:
     return rates
 
 
-def warmed(model, mine) -> list[float]:
-    return warmed_rates(model, lambda model: mse(model, mine[0]))
+def warmed(model, mine) -> dict[str, list[float]]:
+    before = [p.detach().clone() for p in model.parameters()]
+    rates = {}
+    for kind in WARMUPS:
+        rates[kind] = warmed_rates(model, lambda model: mse(model, mine[0]), kind)
+        with torch.no_grad():
+            for p, start in zip(model.parameters(), before, strict=True):
+                p.copy_(start)
+    return rates
 
 
 def trained_state(model, optimizer, batch, measure) -> list[bytes]:

@@ -295,13 +295,16 @@ def test_the_critical_rate_is_that_of_one_process(how, which, request):
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_catapults_are_those_of_one_process_on_all_ranks(how, request):
+@pytest.mark.parametrize("kind", processes.WARMUPS)
+def test_warmups_are_those_of_one_process_on_all_ranks(how, kind, request):
     """Each rank sees the loss of its own batch only."""
-    first, second = (rank["warmed"] for rank in request.getfixturevalue(how))
+    first, second = (rank["warmed"][kind] for rank in request.getfixturevalue(how))
     assert first == second
     model, batches = MLP.build()
     firsts = [batches[share][0] for share in (processes.SHARES if how == "ddp" else processes.EVEN_SHARES)]
-    expected = processes.warmed_rates(model, lambda model: sum(mse(model, batch) for batch in firsts) / 2)
+    expected = processes.warmed_rates(
+        model, lambda model: sum(mse(model, batch) for batch in firsts) / 2, kind
+    )
     assert first == pytest.approx(expected, rel=1e-3)
     assert 0 < first[0] < 20.0  # searched, and found below the target
 

@@ -9,7 +9,6 @@ from edgewise.errors import (
     SecondDerivativeError,
     SideEffectError,
     Status,
-    UnknownNameError,
 )
 from edgewise.isolation import isolated
 from edgewise.monitor import Monitor
@@ -55,5 +54,4 @@ __all__ = [
     "PreconditionerError",
     "SecondDerivativeError",
     "SideEffectError",
-    "UnknownNameError",
 ]

@@ -21,6 +21,7 @@ from edgewise.lab.recipes import (
     PhaseDiagrams,
     Table,
     Trajectories,
+    edge_warmup,
     late_stability_limit,
     recipe,
     stability_limits,
@@ -49,7 +50,7 @@ def test_recipes_are_found_by_their_ids():
     assert set(DEMO) <= set(RECIPES)
     with pytest.raises(
         UnknownNameError,
-        match=r"unknown figure 'fig44'; known: fig1, fig10, .*\. Did you mean 'fig4'",
+        match=r"unknown figure 'fig44'; known: edge-warmup, fig1, fig10, .*\. Did you mean 'fig4'",
     ):
         recipe("fig44")
 
@@ -604,6 +605,59 @@ FLIPS += [
       for o, n, i, words in (("adam", 20, 0.0, "Adam, T_wrm = 20"), ("gi-adam", 1, 0.0, "GI-Adam, T_wrm = 1"),
                              ("radam", 1, 0.0, "RAdam, T_wrm = 1"), ("adam", 20, "critical", "Adam from η_c"))),
 ]  # fmt: skip
+
+
+def edge_cell(task, rate, *, kind="edge", but=()):
+    """Which runs of edge-warmup: of one task, of Adam at its rate-th target, by kind of warmup."""
+    lr = sorted(
+        {c.optimizer.lr for c in RECIPES["edge-warmup"].configs("demo") if in_task(c, task) and is_adam(c)}
+    )[rate]
+    return lambda c: (
+        in_task(c, task)
+        and is_adam(c)
+        and c.optimizer.lr == lr
+        and c.warmup.kind == kind
+        and c.warmup.steps not in but
+    )
+
+
+def in_task(config, task):
+    return edge_warmup.task_of(config) == task
+
+
+def is_adam(config):
+    return config.optimizer.name == "adam"
+
+
+def edge_flips(half, task):
+    """Flips of each claim on one half of the tasks, by cells of one task of it."""
+    warmup = {"overhead": 0.02, "lr_held": None, "lr_target": 1.0}
+    of_task = lambda kind, steps: (
+        lambda c: in_task(c, task) and c.warmup.kind == kind and c.warmup.steps == steps
+    )
+    failed = gets(5.0)
+    other_lengths = tuple(steps for steps in (*edge_warmup.LENGTHS, edge_warmup.NUM_STEPS) if steps != 64)
+    return [
+        ("edge-warmup", edits, f"{half}: {words}")
+        for edits, words in (
+            ([(of_task("linear", 8), gets(0.9))], "final loss within 1 %"),
+            ([(edge_cell(task, 2), gets(1.02))], "the same, against the one length"),
+            (
+                [
+                    (edge_cell(task, 2), failed),
+                    (edge_cell(task, 2, kind="linear", but=other_lengths), failed),
+                    (edge_cell(task, 1, kind="linear", but=(64,)), failed),
+                    (edge_cell(task, 3, kind="linear", but=(64,)), failed),
+                ],
+                "cells that fail",
+            ),
+            ([(edge_cell(task, 2), with_(warmup=warmup | {"overhead": 0.05}))], "forwards"),
+            ([(edge_cell(task, -1), with_(warmup=warmup))], "targets 4 and 16 times too high"),
+        )
+    ]
+
+
+FLIPS += [*edge_flips("held out", "LM, B = 64"), *edge_flips("development", "LM, B = 16")]
 
 
 @pytest.mark.parametrize(("figure", "edits", "words"), FLIPS)

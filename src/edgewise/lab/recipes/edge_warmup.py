@@ -259,8 +259,12 @@ def _claims(half: str, cells: list[CellResult]) -> list[Claim]:
 
 def _held(half: str, runs: Sequence[Run]) -> Claim:
     """Return what becomes of targets at which the longest length does not train."""
-    grid = {(cell.task, cell.lr) for cell in cell_results(runs)}
-    above = [run for run in runs if (task_of(run.config), run.config.optimizer.lr) not in grid]
+    grid = {
+        (task_of(run.config), run.config.optimizer)
+        for run in runs
+        if run.config.warmup.kind == LINEAR and run.config.warmup.steps == LENGTHS[0]
+    }
+    above = [run for run in runs if (task_of(run.config), run.config.optimizer) not in grid]
     too_high = {
         (task_of(run.config), run.config.optimizer)
         for run in above
@@ -289,7 +293,7 @@ def _median_share(held: Sequence[Run]) -> float:
 
 RECIPE = Recipe(
     id="edge-warmup",
-    title="One run instead of the warmup axis: EdgeWarmup beside linear warmup of every length",
+    title="One run instead of the warmup axis: EdgeWarmup beside every length",
     finding="Final test loss over target rate and warmup. The last rows are EdgeWarmup and persistent "
     "catapults, which have no length. Each panel is one optimizer on one task.",
     configs=configs,
