@@ -96,7 +96,7 @@ def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int
 def phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
     """Return a heatmap for each panel, with the failure boundary; each trace has its panel as `meta`."""
     diagrams = plots.panel_diagrams(layout, runs)
-    across = plots.panel_columns(len(diagrams))
+    across = plots.panel_columns(layout, len(diagrams))
     down = -(-len(diagrams) // across)
     rows = max(len(d.warmups) for d in diagrams.values())
     height = (130 + 70 * rows) * down + 100
@@ -104,14 +104,15 @@ def phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
         rows=down,
         cols=across,
         subplot_titles=list(diagrams),
-        shared_yaxes=True,
+        shared_yaxes=layout.columns is None,
         horizontal_spacing=0.05,
         vertical_spacing=110 / height,
     )
-    low, high = plots.color_limits(list(diagrams.values()))
+    limits = plots.panel_limits(layout, list(diagrams.values()))
     for i, (panel, diagram) in enumerate(diagrams.items()):
+        low, high = limits[i]
         at = {"row": i // across + 1, "col": i % across + 1}
-        for trace in _heatmaps(diagram, low, high, showscale=i == 0):
+        for trace in _heatmaps(diagram, low, high, showscale=i == 0 and layout.columns is None):
             trace.meta = panel
             figure.add_trace(trace, **at)
         if not layout.value.of_training:

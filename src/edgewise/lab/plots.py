@@ -191,14 +191,23 @@ def rate_axis(runs: Sequence[Run]) -> str:
     return "target learning rate × λ₀" if in_sharpness else "target learning rate"
 
 
-def panel_columns(number: int) -> int:
+def panel_limits(layout: PhaseDiagrams, diagrams: Sequence[PhaseDiagram]) -> list[tuple[float, float]]:
+    """Return the ends of the colours of each panel."""
+    line = layout.columns or len(diagrams)
+    lines = (diagrams[start : start + line] for start in range(0, len(diagrams), line))
+    return [color_limits(its) for its in lines for _ in its]
+
+
+def panel_columns(layout: PhaseDiagrams, number: int) -> int:
     """Return in how many columns so many panels stand."""
+    if layout.columns is not None:
+        return min(layout.columns, number)
     return number if number <= _PANEL_COLUMNS else -(-number // 2)
 
 
 def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
     diagrams = panel_diagrams(layout, runs)
-    across = panel_columns(len(diagrams))
+    across = panel_columns(layout, len(diagrams))
     down = -(-len(diagrams) // across)
     columns, rows = (
         max(len(d.lr_targets) for d in diagrams.values()),
@@ -208,11 +217,11 @@ def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
     cell = (0.12, 0.12) if large else (0.62, 0.55)
     size = ((cell[0] * columns + 1) * across, (cell[1] * rows + 1.3) * down + 0.6)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False, sharey=True)
-    low, high = color_limits(list(diagrams.values()))
-    norm, cmap = mpl.colors.Normalize(low, high), mpl.colormaps[color_map(layout.value)]
-    for ax, (panel, diagram) in zip(axes.flat, diagrams.items(), strict=False):
-        _draw_cells(ax, diagram, norm, cmap, with_numbers=not large)
+    axes = figure.subplots(down, across, squeeze=False, sharey=layout.columns is None)
+    limits = panel_limits(layout, list(diagrams.values()))
+    cmap = mpl.colormaps[color_map(layout.value)]
+    for ax, (panel, diagram), ends in zip(axes.flat, diagrams.items(), limits, strict=False):
+        _draw_cells(ax, diagram, mpl.colors.Normalize(*ends), cmap, with_numbers=not large)
         ax.set_title(panel, loc="left", fontsize=9)
     for ax in axes.flat[len(diagrams) :]:
         ax.set_visible(False)
@@ -220,7 +229,10 @@ def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> Figure:
         ax.set_ylabel("warmup length $T_{wrm}$ (steps)")
     for ax in axes[-1]:
         ax.set_xlabel(rate_axis(runs))
-    figure.colorbar(mpl.cm.ScalarMappable(norm, cmap), ax=list(axes.flat), label=layout.value.label, pad=0.01)
+    for i in range(0, len(limits), layout.columns or len(limits)):
+        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(*limits[i]), cmap)
+        its = axes[i // across] if layout.columns else axes.flat
+        figure.colorbar(scale, ax=list(its), label=layout.value.label, pad=0.01)
     handles: list[Any] = [mpl.lines.Line2D([], [], color="0.2", ls="", marker="*", label="best of its row")]
     if layout.value.of_training:
         handles += [

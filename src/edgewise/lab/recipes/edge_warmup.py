@@ -298,5 +298,5 @@ RECIPE = Recipe(
     "catapults, which have no length. Each panel is one optimizer on one task.",
     configs=configs,
     claims=claims,
-    layout=PhaseDiagrams(panel=panel_label, climbs=False),
+    layout=PhaseDiagrams(panel=panel_label, columns=len(_OPTIMIZERS) + 1, climbs=False),  # RAdam beside Adam,
 )

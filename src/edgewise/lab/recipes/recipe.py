@@ -53,6 +53,8 @@ class PhaseDiagrams:
 
     panel: Callable[[RunConfig], str]
     value: CellValue = TEST_LOSS
+    columns: int | None = None
+    """Panels side by side, each line of them with axes and colours of its own; shared by all if not given."""
     climbs: bool = True
     """Whether the rates of a row are trained upwards until training fails; otherwise all of them are."""
 
