@@ -1,0 +1,160 @@
+"""Pictures and tables for the page on EdgeWarmup, from the stored runs of its recipe.
+
+`edgewise figure edge-warmup --out DIR`, then `python benchmarks/edge_plots.py DIR`: writes docs/images/edge-warmup-*,
+prints the claims, and for each task and optimizer the gap to the best length of the grid. Of an unfinished sweep, the
+seeds count of which all runs of a task are stored.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from edgewise.lab import plots
+from edgewise.lab.phase_diagram import TEST_LOSS
+from edgewise.lab.recipes import PhaseDiagrams
+from edgewise.lab.recipes.edge_warmup import (
+    DEVELOPMENT,
+    HELD_OUT,
+    RECIPE,
+    CellResult,
+    cell_results,
+    panel_label,
+    task_of,
+)
+from edgewise.lab.recipes.recipe import optimizer_label
+from edgewise.lab.store import Run, Store
+
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+SHOWN = "LM, B = 64"  # task of the rates and of the diagram
+CLIP = 0.2  # of the histogram: a larger gap stands in the last bin
+
+
+def main(path: Path) -> None:
+    """Draw all pictures and print the table."""
+    store = Store.open(path)
+    runs = of_whole_seeds(store)
+    for claim in RECIPE.claims(runs):
+        print(f"| {'✓' if claim.holds else '✗'} | {claim.text} | {claim.expected} | {claim.measured} |")
+    cells = [cell for cell in cell_results(runs) if cell.trainable]
+    save(rates([run for run in runs if task_of(run.config) == SHOWN]), "edge-warmup-rates")
+    save(gaps(cells), "edge-warmup-gaps")
+    save(diagram(runs), "edge-warmup-diagram")
+    for line in table(cells):
+        print(line)
+
+
+def of_whole_seeds(store: Store) -> list[Run]:
+    """Return the runs of the seeds of which all runs of a task are stored."""
+    stored = store.finished()
+    wanted: dict[tuple[str, int], set[str]] = {}
+    for config in RECIPE.configs(store.figures[0].scale):
+        wanted.setdefault((task_of(config), config.seed), set()).add(config.run_id)
+    whole = set().union(*(ids for ids in wanted.values() if ids <= stored))
+    for task in DEVELOPMENT | HELD_OUT:
+        print(f"{task}: seeds {[seed for (of, seed), ids in wanted.items() if of == task and ids <= stored]}")
+    return [store.load(run_id) for run_id in sorted(whole)]
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write a picture."""
+    figure.savefig(IMAGES / f"{name}.png", dpi=130)
+
+
+def rates(runs: Sequence[Run]) -> Figure:
+    """Return the rates that EdgeWarmup chose: a panel an optimizer, a line a target rate, seed 0."""
+    edge = [run for run in runs if run.config.warmup.kind == "edge" and run.config.seed == 0]
+    names = list(dict.fromkeys(optimizer_label(run.config) for run in edge))
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    axes = figure.subplots(2, 4, sharex=True)
+    for ax, name in zip(axes.flat, names, strict=False):
+        own = [run for run in edge if optimizer_label(run.config) == name]
+        targets = sorted({run.config.optimizer.lr for run in own})
+        for run in own:
+            color = mpl.colormaps["viridis"](targets.index(run.config.optimizer.lr) / len(targets))
+            ax.plot(run.columns["step"] + 1, run.columns["lr"], color=color, lw=1.5)
+            ax.axhline(run.outcome["lr_target"], color=color, lw=0.8, ls="--", alpha=0.6)
+        ax.set(yscale="log", xscale="log")
+        ax.set_title(name, loc="left", fontsize=10)
+        ax.grid(alpha=0.25)
+    axes.flat[-1].set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("learning rate η (first group)")
+    for ax in (*axes[1], axes[0, -1]):
+        ax.set_xlabel("update")
+        ax.tick_params(labelbottom=True)
+    handles = [
+        mpl.lines.Line2D([], [], color="0.3", label="rate; then its cosine decay"),
+        mpl.lines.Line2D([], [], color="0.3", ls="--", lw=0.8, label="target; brighter is higher"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.suptitle(f"Rates of EdgeWarmup, {SHOWN}, five targets over three octaves and two far too high")
+    return figure
+
+
+def gaps(cells: Sequence[CellResult]) -> Figure:
+    """Return histograms of the gap to the best length, of both halves of the tasks."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    bins = np.linspace(-CLIP, CLIP, 41)
+    for ax, (half, tasks) in zip(
+        axes, (("held-out tasks", HELD_OUT), ("development tasks", DEVELOPMENT)), strict=True
+    ):
+        own = [cell for cell in cells if cell.task in tasks]
+        values = [cell.gap(cell.best_length) for cell in own]
+        clipped = np.clip([value if math.isfinite(value) else CLIP for value in values], -CLIP, CLIP)
+        tied = np.array([cell.ties(cell.best_length) for cell in own])
+        ax.hist(
+            [clipped[tied], clipped[~tied]],
+            bins=bins,
+            stacked=True,
+            color=[plots.COLORS[0], plots.COLORS[1]],
+            label=["within 1 % or a seed deviation", "worse"],
+        )
+        ax.axvline(0, color="0.3", lw=1)
+        ax.set_title(f"{half}: {tied.sum()} of {len(own)} cells tie or win", loc="left", fontsize=10)
+        ax.set_xlabel("final test loss ÷ that of the best of six lengths − 1")
+        ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axes[0].set_ylabel("cells")
+    axes[0].legend(fontsize=9)
+    return figure
+
+
+def diagram(runs: Sequence[Run]) -> Figure:
+    """Return the phase diagrams of two optimizers on one task, the lengths beside the one row without."""
+    shown = [
+        run
+        for run in runs
+        if task_of(run.config) == SHOWN and optimizer_label(run.config) in ("SGD with momentum", "Adam")
+    ]
+    layout = PhaseDiagrams(panel=panel_label, value=replace(TEST_LOSS, digits=2), columns=2)
+    title = "The warmup axis beside one row without a length"
+    return plots.draw(replace(RECIPE, title=title, layout=layout), shown)
+
+
+def table(cells: Sequence[CellResult]) -> list[str]:
+    """Return Markdown lines: for each task and optimizer the gap to the best length at each target rate."""
+    lines = [
+        "| task | optimizer | gap to the best length, lowest target first | ties |",
+        "|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[CellResult]] = {}
+    for cell in cells:
+        groups.setdefault((cell.task, cell.optimizer), []).append(cell)
+    for (task, optimizer), own in groups.items():
+        ties = [cell.ties(cell.best_length) for cell in own]
+        shown = ", ".join(
+            f"{cell.gap(cell.best_length):+.1%}{'' if tie else ' ✗'} ({cell.best_length})"
+            for cell, tie in zip(own, ties, strict=True)
+        )
+        lines.append(f"| {task} | {optimizer} | {shown} | {sum(ties)} of {len(own)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
