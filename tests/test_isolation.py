@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import edgewise as ew
 from cases import BY_NAME, MLP, OPT, train_step
-from edgewise.isolation import isolated
+from edgewise.isolation import exchanged, isolated
 from oracles import bits
 
 
@@ -427,3 +427,22 @@ def test_a_loss_that_raises_amid_a_search_leaves_no_trace(call):
     with pytest.raises(KeyError):
         ew.critical_lr(model, optimizer, failing_on(call, KeyError("mine")), batch)
     assert fingerprint(model, optimizer) == before
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_exchanged_tensors_come_back_bit_for_bit(raises):
+    ones = [torch.tensor([0.1, math.nan, -0.0]), torch.tensor(3, dtype=torch.int64)]
+    others = [torch.tensor([5.0, 6.0, 7.0]), torch.tensor(4)]
+    kept = [[t.clone() for t in tensors] for tensors in (ones, others)]
+    versions = [t._version for t in ones]
+    try:
+        with exchanged(ones, others):
+            assert ones[0].tolist() == [5.0, 6.0, 7.0]
+            assert others[1].item() == 3
+            if raises:
+                raise KeyError("user")
+    except KeyError:
+        assert raises
+    for tensors, before in zip((ones, others), kept, strict=True):
+        assert all(t.numpy().tobytes() == b.numpy().tobytes() for t, b in zip(tensors, before, strict=True))
+    assert [t._version for t in ones] == versions  # a graph that saved them is still good
