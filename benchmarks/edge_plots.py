@@ -53,12 +53,13 @@ def of_whole_seeds(store: Store) -> list[Run]:
     """Return the runs of the seeds of which all runs of a task are stored."""
     stored = store.finished()
     wanted: dict[tuple[str, int], set[str]] = {}
-    for config in RECIPE.configs(store.figures[0].scale):
+    configs = RECIPE.configs(store.figures[0].scale)
+    for config in configs:
         wanted.setdefault((task_of(config), config.seed), set()).add(config.run_id)
     whole = set().union(*(ids for ids in wanted.values() if ids <= stored))
     for task in DEVELOPMENT | HELD_OUT:
         print(f"{task}: seeds {[seed for (of, seed), ids in wanted.items() if of == task and ids <= stored]}")
-    return [store.load(run_id) for run_id in sorted(whole)]
+    return [store.load(config.run_id) for config in configs if config.run_id in whole]
 
 
 def save(figure: Figure, name: str) -> None:

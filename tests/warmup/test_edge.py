@@ -211,6 +211,14 @@ def test_forwards_stay_within_the_budget_of_the_run(num_steps, most):
     assert warmup.num_forwards / (3 * (num_steps or 400)) <= 0.03
 
 
+def test_the_rate_does_not_rise_unseen():
+    run = Quadratic(sgd(5.0))
+    warmup = EdgeWarmup(run.optimizer, num_steps=100, max_overhead=0.01)
+    rates, _ = run.train(warmup, range(50))  # the start took all that there is
+    assert warmup.num_forwards > 3
+    assert rates == [rates[0]] * 50
+
+
 def test_the_copy_of_the_parameters_is_given_up_when_the_warmup_is_over():
     run = Quadratic(sgd(0.2))
     warmup = EdgeWarmup(run.optimizer)
