@@ -473,8 +473,8 @@ FAULTS = [
     Fault(
         name="growth unseen when the budget is spent",
         file="warmup/edge.py",
-        old="            self._signal = 0.0  # nothing",
-        new="            pass  # nothing",
+        old="            self._signal = min(self._signal, 0.0)",
+        new="            pass",
         test="warmup/test_edge.py",
     ),
     Fault(

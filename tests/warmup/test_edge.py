@@ -98,11 +98,11 @@ def rule(losses, start, num_steps):
             change = here - losses(step, last)
             last, due = step, step + math.ceil((step + 1) / 6)
             if change > 0.5 * first:
-                total = size = signal = 0.0
+                total = size = change
                 share = 0.5
             else:
                 total, size = 0.8 * total + 0.2 * change, 0.8 * size + 0.2 * abs(change)
-                signal = -total / size
+            signal = -total / size
         mean = 0.9 * mean + 0.1 * here
         factor = min(1.0, share * factor * math.exp(0.05 * signal))
         factors.append(factor)

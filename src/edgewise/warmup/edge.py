@@ -59,7 +59,7 @@ class EdgeWarmup(Warmup):
       the target. η_c of the first update is no such scale: for Adam it is ten times as large.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout) and a copy of the parameters, until the warmup is over. They are a sixth of the updates so far apart,
-      k = ⌈t/6⌉, so that their number grows like log t. Where `max_overhead` does not allow one, the rate stays.
+      k = ⌈t/6⌉, so that their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
     - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved and what
       was seen before is forgotten. A given loss so far above its average, known for free, calls for a look at once.
     - *End:* at the target for as many updates as it took to get there, or without a new highest rate for 200
@@ -206,7 +206,7 @@ class EdgeWarmup(Warmup):
         """Measure how the loss on this fresh batch has changed since the last look; return a factor on the rate."""
         given = value is not None and self._loss_is_exact
         if self._affordable(max(self._updates, self.num_steps or _SHORTEST_RUN)) < (1 if given else 2):
-            self._signal = 0.0  # nothing changes unseen
+            self._signal = min(self._signal, 0.0)  # no growth unseen
             return _STEP_BACK if self._is_alarming(value) else 1.0
         self.num_forwards += 1 if given else 2
         with exchanged(self._parameters, self._reference):
@@ -216,7 +216,8 @@ class EdgeWarmup(Warmup):
         self._take_reference()
         if change > self._most_rise:
             self._num_step_backs += 1
-            self._sum = self._size = self._signal = 0.0  # forget what was seen at other rates
+            self._sum = self._size = change  # forget what was seen at lower rates
+            self._signal = -1.0
             return _STEP_BACK
         self._sum = _SMOOTHING * self._sum + (1 - _SMOOTHING) * change
         self._size = _SMOOTHING * self._size + (1 - _SMOOTHING) * abs(change)
