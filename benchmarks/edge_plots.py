@@ -120,9 +120,9 @@ def gaps(cells: Sequence[CellResult]) -> Figure:
         ax.axvline(0, color="0.3", lw=1)
         ax.set_title(f"{half}: {tied.sum()} of {len(own)} cells tie or win", loc="left", fontsize=10)
         ax.set_xlabel("final test loss ÷ that of the best of six lengths − 1")
-        ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+        ax.set_xticks([-0.2, -0.1, 0.0, 0.1, 0.2], ["≤ −20 %", "−10 %", "0", "10 %", "≥ 20 %"])
     axes[0].set_ylabel("cells")
-    axes[0].legend(fontsize=9)
+    axes[0].legend(fontsize=9, loc="upper left")
     return figure
 
 
@@ -150,11 +150,15 @@ def table(cells: Sequence[CellResult]) -> list[str]:
     for (task, optimizer), own in groups.items():
         ties = [cell.ties(cell.best_length) for cell in own]
         shown = ", ".join(
-            f"{cell.gap(cell.best_length):+.1%}{'' if tie else ' ✗'} ({cell.best_length})"
+            f"{_percent(cell.gap(cell.best_length))}{'' if tie else ' ✗'} ({cell.best_length})"
             for cell, tie in zip(own, ties, strict=True)
         )
         lines.append(f"| {task} | {optimizer} | {shown} | {sum(ties)} of {len(own)} |")
     return lines
+
+
+def _percent(gap: float) -> str:
+    return f"{gap:+.1%}" if math.isfinite(gap) else "fails"
 
 
 if __name__ == "__main__":

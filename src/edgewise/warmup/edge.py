@@ -60,8 +60,8 @@ class EdgeWarmup(Warmup):
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout) and a copy of the parameters, until the warmup is over. They are a sixth of the updates so far apart,
       k = ⌈t/6⌉, so that their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
-    - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved and what
-      was seen before is forgotten. A given loss so far above its average, known for free, calls for a look at once.
+    - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved, and
+      falls on until looks see the loss fall. A given loss so far above its average, known for free, calls for a look.
     - *End:* at the target for as many updates as it took to get there, or without a new highest rate for 200
       updates: `status` says whether it is AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at which rate. What
       follows by `then` starts from there, scaled to the rate that was found.
