@@ -18,7 +18,7 @@ import pytest
 from edgewise import cli
 from edgewise.lab import training
 from edgewise.lab.data import sources
-from edgewise.lab.recipes import RECIPES, PhaseDiagrams, Quantity, Table, Trajectories
+from edgewise.lab.recipes import PAPER, RECIPES, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
 from edgewise.lab.store import Store
 from lab_cases import TINY, stored, story, tiny
@@ -75,9 +75,9 @@ def test_commands_are_those_written_down(edgewise):
 
 def test_the_help_names_the_figures_and_the_data_sets(edgewise):
     words = " ".join(edgewise("figure", "--help")[1].split())
-    assert "fig1 to fig31, table1, or all" in words
-    assert next(iter(RECIPES)) == "fig1"
-    assert list(RECIPES)[-2:] == ["fig31", "table1"]
+    assert "fig1 to fig31, table1, all of these, or edge-warmup" in words
+    assert next(iter(PAPER)) == "fig1"
+    assert list(PAPER)[-2:] == ["fig31", "table1"]
     words = " ".join(edgewise("prepare", "--help")[1].split())
     assert all(name in words for name in sources.SOURCES)
 
@@ -105,7 +105,7 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("figure", "fig44"), "unknown figure 'fig44'; known: all, fig1, "),
+        (("figure", "fig44"), "unknown figure 'fig44'; known: all, edge-warmup, fig1, "),
         (("figure", "al"), "table1. Did you mean 'all'?"),
         (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, embedded, paper. Did you mean "),
         (("figure", "fig4", "--scale", "paper"), "data set 'wikitext-103' is not in data/wikitext-103: get it with "
@@ -186,7 +186,7 @@ def test_an_error_inside_a_run_keeps_its_traceback_and_one_before_is_a_line(edge
         (("demo",), ["fig1", "fig6", "fig4"], "demo", "runs/demo"),
         (("figure", "fig2"), ["fig2"], "embedded", "runs/fig2-embedded"),
         (("figure", "fig2", "--scale", "demo", "--out", "x"), ["fig2"], "demo", "x"),
-        (("figure", "all", "--scale", "demo"), list(RECIPES), "demo", "runs/all-demo"),
+        (("figure", "all", "--scale", "demo"), list(PAPER), "demo", "runs/all-demo"),
     ],
 )
 def test_what_a_command_runs_and_where(edgewise, monkeypatch, arguments, figures, scale, out):

@@ -221,7 +221,7 @@ BAD = [
     ("model", "parameterization", "simple-up", UnknownNameError, "unknown parameterization .* 'simple-mup'"),
     ("optimizer", "name", "gi-adm", UnknownNameError, "unknown optimizer .* Did you mean 'gi-adam'"),
     ("optimizer", "lr_unit", "sharpness", UnknownNameError, "unknown lr_unit .* Did you mean '1/sharpness'"),
-    ("warmup", "kind", "catapults", UnknownNameError, "unknown warmup 'catapults'; known: catapult, linear. Did you"),
+    ("warmup", "kind", "catapults", UnknownNameError, "unknown warmup 'catapults'; known: catapult, edge, linear"),
     ("warmup", "decay", "cosin", UnknownNameError, "unknown decay 'cosin'; known: cosine, none. Did you mean 'cosine'"),
     ("run", "loss", "mes", UnknownNameError, "unknown loss 'mes'; known: mse, xent. Did you mean 'mse'"),
     ("run", "measure", ("sharpnes",), UnknownNameError, "unknown measurement 'sharpnes'.* Did you mean 'sharpness'"),

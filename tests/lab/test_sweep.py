@@ -52,7 +52,7 @@ def test_a_plan_is_each_figure_s_runs():
 @pytest.mark.parametrize(
     ("figures", "scale", "message"),
     [
-        (["fig44"], "demo", "unknown figure 'fig44'; known: fig1, fig10"),
+        (["fig44"], "demo", "unknown figure 'fig44'; known: edge-warmup, fig1, fig10"),
         (["fig1"], "demos", "unknown scale 'demos'; known: demo, embedded, paper. Did you mean 'demo'"),
     ],
 )

@@ -131,5 +131,5 @@ def test_own_data_and_networks_are_trained_in_every_process(tmp_path):
 def test_an_own_network_goes_with_any_data(tmp_path):
     own.load(write(tmp_path, OWN))
     assert tiny(model={"name": "linear"}).model.name == "linear"
-    with pytest.raises(ValueError, match=r"unknown model 'lin'.* known: fcn, linear, lm, wrn"):
+    with pytest.raises(ValueError, match=r"unknown model 'lin'.* known: cnn, fcn, linear, lm, wrn"):
         tiny(model={"name": "lin"})
