@@ -5,6 +5,8 @@ formulas for rates. Cannot see: whether the settings are the paper's; test_recip
 """
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -544,3 +546,9 @@ def test_losses_are_means_over_samples_and_positions():
     assert float(training.half_squared_error(outputs, targets)) == pytest.approx(squares.mean(), rel=1e-5)
     entropies = np.log(np.exp(f).sum(-1)) - (f * hot).sum(-1)
     assert float(training.cross_entropy(outputs, targets)) == pytest.approx(entropies.mean(), rel=1e-5)
+
+
+def test_training_needs_no_library_of_a_single_optimizer():
+    """Machines without installs train all the others: benchmarks/gpu_fig4.py."""
+    code = "import sys; sys.modules['lion_pytorch'] = None; import edgewise.lab.batched_training"
+    subprocess.run([sys.executable, "-c", code], check=True)

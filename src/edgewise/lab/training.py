@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lion_pytorch import Lion
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -112,6 +111,8 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Opti
     if config.name == "sgd":
         return SGD(groups, lr=lr, momentum=config.momentum)
     if config.name == "lion":
+        from lion_pytorch import Lion  # noqa: PLC0415 - the other optimizers need torch and NumPy alone
+
         return Lion(groups, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
     options: dict[str, Any] = {"lr": lr, "betas": config.betas, "eps": config.eps}
     if config.name in DECAYED:
