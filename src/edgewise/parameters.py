@@ -82,4 +82,5 @@ def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     6.0
     """
     pairs = ((local(x).double(), local(y).double()) for x, y in zip(a, b, strict=True))
-    return math.fsum(float(torch.sum(x * y)) for x, y in pairs)
+    sums = [torch.sum(x * y) for x, y in pairs]  # all under way before the first is waited for
+    return math.fsum(map(float, sums))

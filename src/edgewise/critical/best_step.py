@@ -23,6 +23,9 @@ class BestStepResult:
     num_forwards: int
     loss: float  # at the current parameters
     slope: float  # dL/dη at η = 0
+    relative_change: (
+        float  # ‖u‖/‖θ‖: share of the parameters' norm that the update at rate 1 is; 0 if all are 0
+    )
 
 
 def search_best_step(
@@ -58,7 +61,12 @@ def search_best_step(
             fault = check_gradient(trace)
             lr, status = (lr, status) if fault is None else (0.0, fault)
         return BestStepResult(
-            lr=lr, status=status, num_forwards=loss.num_forwards, loss=loss.base, slope=slope
+            lr=lr,
+            status=status,
+            num_forwards=loss.num_forwards,
+            loss=loss.base,
+            slope=slope,
+            relative_change=update.relative_length,
         )
 
 

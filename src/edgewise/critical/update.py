@@ -62,6 +62,7 @@ class Update:
         size = sum(local(p).numel() for p in self._parameters)
         self._vector = torch.zeros(size, dtype=dtype, device=local(self._parameters[0]).device)
         self._rate = 0.0  # at which the vector was taken
+        self.relative_length = 0.0  # ‖u‖/‖θ‖; 0 where all parameters are
         self.is_linear = self._take(first)
         snapshot.rewind()
         if self.is_linear:
@@ -83,6 +84,7 @@ class Update:
             if share >= _SHORT:
                 break
             rate *= min(_SHORT / share, _RAISE) if share > 0 else _RAISE
+        self.relative_length = length / size if size > 0 else 0.0
         change, length, _ = self._step(_FACTOR * rate)
         rounding = max(torch.finfo(p.dtype).eps for p in self._parameters) * size / rate
         return change <= _NONLINEAR * length + rounding

@@ -138,8 +138,10 @@ def make_schedule(config: WarmupConfig, optimizer: Optimizer, num_steps: int) ->
     warmup: Warmup
     if config.kind == "linear":
         warmup = ew.LinearWarmup(optimizer, warmup_steps=config.steps, lr_init=config.lr_init)
+    elif config.kind == "catapult":
+        warmup = ew.CatapultWarmup(optimizer)
     else:
-        warmup = {"catapult": ew.CatapultWarmup, "edge": ew.EdgeWarmup}[config.kind](optimizer)
+        warmup = ew.EdgeWarmup(optimizer, num_steps=num_steps)
     if config.decay == "none":
         return warmup, warmup
 

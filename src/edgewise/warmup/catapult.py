@@ -1,40 +1,34 @@
 """Persistent catapults: warmup without a length."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.critical import CriticalLRResult, check_steps_alone, closure_loss
+from edgewise.critical import CriticalLRResult, closure_loss
 from edgewise.errors import Status, number_below_one, positive_count, positive_number
+from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import MOST_FORWARDS, Warmup, as_plain, from_plain
-from edgewise.warmup.schedules import linear_from, steps_to_target
+from edgewise.warmup.scheduler import MOST_FORWARDS, as_plain, from_plain
 
 _USABLE = (Status.FOUND, Status.MULTIPLE_CROSSINGS, Status.ABOVE_MAX_LR, Status.BUDGET_EXHAUSTED)
 _FEWEST_FORWARDS = 4  # to search with, after the first search
 _MOST_MOMENTUM = 0.99  # that its memory is waited for
-_STEP_BACK = 0.5  # factor on the rate when a catapult is too large
 _WITHOUT_CATAPULT = 0.1  # of the target: where to start if no rate raises the loss (Kalra & Barkeshli 2024)
 _PROGRESS = (
     "_first_critical",
-    "_rates",
-    "_linear",
     "_reference",
     "_previous",
     "_sum",
     "_weight",
     "_highest_since",
-    "_end",
     "_num_catapults",
-    "_num_step_backs",
 )
 
 
-class CatapultWarmup(Warmup):
+class CatapultWarmup(AdaptiveWarmup):
     """Raise the learning rate to just above critical, wait until the loss has come down again, and repeat.
 
     Each rise is a small catapult: the loss goes up, the sharpness falls, and the critical rate η_c rises. So the
@@ -107,7 +101,6 @@ class CatapultWarmup(Warmup):
         patience: int = 200,
         max_overhead: float | None = None,
     ) -> None:
-        check_steps_alone(optimizer)
         self.tolerance = positive_number("tolerance", tolerance)
         self.smoothing = number_below_one("smoothing", smoothing)
         self.max_growth = _above_one("max_growth", max_growth)
@@ -115,22 +108,12 @@ class CatapultWarmup(Warmup):
         self.patience = positive_count("patience", patience)
         self.found: CriticalLRResult | None = None
         self._first_critical = math.nan
-        self._rates: list[tuple[int, float]] = [(0, 1 / patience)]  # (first update, factor)
-        self._linear: tuple[int, float] | None = None  # the same, of the linear warmup it falls back to
         self._reference = math.inf  # L(θ*)
         self._previous = math.inf  # the loss observed last
         self._sum = self._weight = 0.0  # of the moving average
         self._highest_since = 0
         self._num_catapults = 0
-        self._num_step_backs = 0
-        super().__init__(optimizer, max_overhead=max_overhead)
-
-    def factor_at(self, update: int) -> float:
-        """Return the factor on the target rates, in (0, 1], of an update, counted from 0."""
-        if self._linear is not None and update >= self._linear[0]:
-            since, start = self._linear
-            return linear_from(update - since, warmup_steps=self.patience, start=start)
-        return self._rates[max(0, bisect_right(self._rates, (update, math.inf)) - 1)][1]
+        super().__init__(optimizer, fallback_length=self.patience, max_overhead=max_overhead)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Compare the loss to the reference; where it has come down, measure η_c and raise the rate.
@@ -161,7 +144,7 @@ class CatapultWarmup(Warmup):
             self._catapult(closure, mean)
         elif rising and value > self._reference + self.max_rise * abs(self._reference):
             self._num_step_backs += 1
-            self._set_factor(_STEP_BACK * self._factor)
+            self._set_factor(STEP_BACK * self._factor)
         elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
             if self._factor == 1.0:
                 self._end = self._updates + 1
@@ -173,12 +156,8 @@ class CatapultWarmup(Warmup):
 
     def report(self) -> WarmupReport:
         """Return what has happened so far."""
-        reached = next((update for update, factor in self._rates if factor == 1.0), None)
-        if self._linear is not None:
-            since, start = self._linear
-            reached = since + steps_to_target(warmup_steps=self.patience, start=start)
         return self._report(
-            steps_to_target=reached,
+            steps_to_target=self._reached,
             num_catapults=self._num_catapults,
             num_step_backs=self._num_step_backs,
         )
@@ -238,26 +217,14 @@ class CatapultWarmup(Warmup):
         else:
             self._fall_back(f"the rate has not risen for {self.patience} updates")
 
-    def _fall_back(self, reason: str, *, start: float | None = None) -> None:
-        super()._fall_back(reason)
-        start = self._factor if start is None else start
-        self._linear = (self._updates, start)
-        self._end = self._updates + steps_to_target(warmup_steps=self.patience, start=start) + 1
-
     @property
     def _unmeasured(self) -> bool:
         return self._weight == 0.0 and self._end is None
 
-    @property
-    def _factor(self) -> float:
-        return self.factor_at(self._updates)
-
     def _set_factor(self, factor: float) -> None:
         if factor > max(factor for _, factor in self._rates):
             self._highest_since = self._updates
-        if self._rates[-1][0] == self._updates:  # a step that was skipped
-            self._rates.pop()
-        self._rates.append((self._updates, factor))
+        super()._set_factor(factor)
 
     @property
     def _memory(self) -> int:
@@ -270,14 +237,14 @@ class CatapultWarmup(Warmup):
         return {name: getattr(self, name) for name in names}
 
     def _progress(self) -> dict[str, Any]:
-        progress = {name: getattr(self, name) for name in _PROGRESS}
-        return progress | {"found": as_plain(self.found), "_rates": list(self._rates)}
+        own = {name: getattr(self, name) for name in _PROGRESS}
+        return super()._progress() | own | {"found": as_plain(self.found)}
 
     def _restore(self, progress: dict[str, Any]) -> None:
+        super()._restore(progress)
         self.found = from_plain(CriticalLRResult, progress["found"])
         for name in _PROGRESS:
             setattr(self, name, progress[name])
-        self._rates = [(update, factor) for update, factor in self._rates]
 
 
 def _momentum(group: dict[str, Any]) -> float:

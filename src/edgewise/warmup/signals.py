@@ -1,0 +1,94 @@
+"""What training itself tells of its learning rate, on batches that the updates have not seen."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgewise.parameters import inner
+from edgewise.ranks import Ranks
+
+_SLOPES_KEPT = 0.8  # share that a moving average of the slopes keeps, from one update to the next
+_CHANGES_KEPT = 0.7  # share that a moving average of the changes keeps, from one look to the next
+
+
+class RateShare:
+    """ζ, the share of the critical rate that the updates take, from gradients alone: no forward.
+
+        ζ = ½(1 + Σ g_{t+1}·Δθ_t / Σ |g_t·Δθ_t|),  Δθ_t = θ_{t+1} − θ_t
+
+    The slopes of the loss at both ends of each update, the one at its end by the next batch, as moving averages. On a
+    quadratic ζ = η/η_c, η_c the rate at which the loss no longer falls: 0 for steps much too short, ½ where an update
+    ends at the minimum along it. The noise of small batches counts: what the next batch does not share is no descent.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []  # the parameters before an update; after it, the update Δθ
+        self.moved = False  # which of the two
+        self.slope_at_start = 0.0  # g_t·Δθ_t, of sharded parameters this rank's part
+        self.at_end = self.at_start = 0.0  # moving averages
+
+    def before_step(self, parameters: Sequence[Tensor]) -> None:
+        """Keep a copy of the parameters, in memory that is there already if possible."""
+        if self.kept:
+            for kept, parameter in zip(self.kept, parameters, strict=True):
+                kept.copy_(parameter.detach())
+        else:
+            self.kept = [p.detach().clone() for p in parameters]
+        self.moved = False
+
+    def after_step(self, parameters: Sequence[Tensor]) -> None:
+        """Turn the copy into the update, and take the slope at its start from the gradients that made it."""
+        if not self.kept or self.moved:
+            return
+        for kept, parameter in zip(self.kept, parameters, strict=True):
+            kept.neg_().add_(parameter.detach())
+        self.slope_at_start = self._slope(parameters)
+        self.moved = True
+
+    def measure(self, parameters: Sequence[Tensor], ranks: Ranks) -> float | None:
+        """Return ζ with the gradients of the next batch; `None` if they are not finite, or nothing has moved."""
+        if not self.moved:
+            return None
+        start, end = self.slope_at_start, self._slope(parameters)
+        if ranks.sharded:
+            start, end = ranks.sum(torch.tensor([start, end], dtype=torch.float64)).tolist()
+        if not (math.isfinite(start) and math.isfinite(end)):
+            return None
+        self.at_start = average(self.at_start, abs(start), _SLOPES_KEPT)
+        self.at_end = average(self.at_end, end, _SLOPES_KEPT)
+        return 0.5 * (1 + self.at_end / self.at_start) if self.at_start > 0 else None
+
+    def _slope(self, parameters: Sequence[Tensor]) -> float:
+        pairs = [(p.grad, kept) for p, kept in zip(parameters, self.kept, strict=True) if p.grad is not None]
+        return inner([gradient for gradient, _ in pairs], [kept for _, kept in pairs])
+
+
+class LossTrend:
+    """s ∈ [−1, 1], whether the loss of fresh batches falls: 1 at every look, 0 as often up as down, −1 at none.
+
+        s = −Σδ / Σ|δ|,  δ = (L_B(θ_t) − L_B(θ_{t−k})) / max(|L_B(θ_t)|, |L_B(θ_{t−k})|)
+
+    over moving averages of looks. Both losses are of one batch B that none of the k updates has seen, so that how hard
+    the batch is cancels; relative changes, as the loss falls by orders of magnitude.
+    """
+
+    def __init__(self) -> None:
+        self.sum = self.size = 0.0  # moving averages of δ and |δ|
+        self.value = 1.0  # s
+
+    def add(self, here: float, before: float) -> None:
+        """Take in the loss at the current parameters, finite, and at the earlier ones."""
+        scale = max(abs(here), abs(before))
+        change = (here - before) / scale if math.isfinite(scale) and scale > 0 else 0.0
+        if not math.isfinite(before):
+            change = -1.0
+        self.sum = average(self.sum, change, _CHANGES_KEPT)
+        self.size = average(self.size, abs(change), _CHANGES_KEPT)
+        self.value = -self.sum / self.size if self.size > 0 else 0.0
+
+
+def average(old: float, new: float, kept: float) -> float:
+    """Return a moving average after one more value, of which it keeps a share."""
+    return kept * old + (1 - kept) * new
