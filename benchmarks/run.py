@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import critical_rates
+import edge_overhead
 import laboratory
 import memory
 import optimizers
@@ -128,6 +129,9 @@ SECTIONS = {
         rows=critical_rates.rows,
     ),
     "warmups": Section(title="Warmups", columns=warmups.COLUMNS, rows=warmups.rows),
+    "edge": Section(
+        title="EdgeWarmup by the clock", columns=("training", "unit", "measured"), rows=edge_overhead.rows
+    ),
     "laboratory": Section(title="The laboratory", columns=("what", "unit", "measured"), rows=laboratory.rows),
     "rest": Section(
         title="Everything else",

@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from edgewise.ranks import local, reshard
 
+_MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
+
 
 class Snapshot:
     """What `isolated` saved; `rewind` returns to it without leaving."""
@@ -148,7 +150,7 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
 def exchanged(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
     """Let two lists of tensors hold each other's contents for the time being; both come back bit for bit.
 
-    Through `.data`, as a graph that saved a parameter sees its bits again; one tensor at a time is held twice.
+    Through `.data`, as a graph that saved a parameter sees its bits again; a few rows at a time are held twice.
 
     >>> a, b = torch.zeros(2), torch.ones(2)
     >>> with exchanged([a], [b]):
@@ -168,9 +170,12 @@ def exchanged(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[N
 def _exchange(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     torch.clear_autocast_cache()  # it holds casts of the parameters
     for one, other in pairs:
-        kept = one.detach().clone()
-        one.data.copy_(other)
-        other.data.copy_(kept)
+        rows = max(1, _MOST_EXCHANGED // max(1, one[:1].numel() if one.dim() else 1))
+        parts = (torch.atleast_1d(tensor.data).split(rows) for tensor in (one, other))
+        for part, other_part in zip(*parts, strict=True):
+            kept = part.clone()
+            part.copy_(other_part)
+            other_part.copy_(kept)
 
 
 def first_unrepeatable(model: nn.Module, evaluate: Callable[[], object]) -> str:

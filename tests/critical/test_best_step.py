@@ -26,7 +26,7 @@ def quadratic(make_optimizer, curvature):
 @pytest.mark.parametrize("max_lr", [1e3, 1e5])
 def test_on_a_quadratic_it_is_half_the_critical_rate_to_a_factor(curvature, max_lr):
     _, optimizer, loss_fn = quadratic(lambda p: SGD(p, lr=0.1), [curvature, curvature])
-    found = search_best_step(optimizer, loss_fn, max_lr=max_lr, max_forwards=30)
+    found = search_best_step(optimizer, loss_fn, max_lr=max_lr, max_change=math.inf, max_forwards=30)
     assert found.status is Status.FOUND
     assert 1 / 3 < found.lr * curvature < 1.5  # 1/h, by a parabola through rates a factor of four apart
     assert found.slope == pytest.approx(-(curvature**2) * 5)
@@ -41,7 +41,7 @@ def test_it_lies_beside_the_minimum_of_a_scan(make_optimizer):
     loss_fn = lambda: nn.functional.cross_entropy(3 * model(inputs), targets)
     optimizer = make_optimizer(model.parameters(), lr=1.0)
     loss_fn().backward()
-    found = search_best_step(optimizer, loss_fn, max_lr=100.0, max_forwards=30)
+    found = search_best_step(optimizer, loss_fn, max_lr=100.0, max_change=math.inf, max_forwards=30)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.step()
     updates = [p.detach() - start for p, start in zip(model.parameters(), before, strict=True)]
@@ -59,15 +59,22 @@ def test_it_lies_beside_the_minimum_of_a_scan(make_optimizer):
 
 def test_a_loss_that_falls_all_the_way_is_said_to():
     _, optimizer, loss_fn = quadratic(lambda p: SGD(p, lr=0.1), [1.0, 1.0])
-    found = search_best_step(optimizer, loss_fn, max_lr=0.1, max_forwards=10)
+    found = search_best_step(optimizer, loss_fn, max_lr=0.1, max_change=math.inf, max_forwards=10)
     assert (found.status, found.lr, found.num_forwards) == (Status.ABOVE_MAX_LR, 0.1, 3)
+
+
+def test_an_update_that_changes_the_parameters_more_is_not_tried():
+    _, optimizer, loss_fn = quadratic(lambda p: SGD(p, lr=0.1), [1.0, 1.0])  # the update is the parameters
+    found = search_best_step(optimizer, loss_fn, max_lr=1e3, max_change=0.1, max_forwards=10)
+    assert (found.status, found.num_forwards) == (Status.ABOVE_MAX_LR, 3)
+    assert found.lr == pytest.approx(0.1)
 
 
 def test_the_budget_is_kept_and_said_to_be_spent():
     _, optimizer, loss_fn = quadratic(lambda p: SGD(p, lr=0.1), [1.0, 1.0])
     calls = []
     closure = lambda: calls.append(0) or loss_fn()
-    found = search_best_step(optimizer, closure, max_lr=1e9, max_forwards=6)
+    found = search_best_step(optimizer, closure, max_lr=1e9, max_change=math.inf, max_forwards=6)
     assert (found.status, found.lr) == (Status.BUDGET_EXHAUSTED, 0.0)
     assert found.num_forwards == len(calls) == 6
 
@@ -86,7 +93,7 @@ def test_the_budget_is_kept_and_said_to_be_spent():
 def test_a_gradient_that_is_not_the_loss_s_gives_no_rate(spoil, status):
     w, optimizer, loss_fn = quadratic(lambda p: SGD(p, lr=0.1), [1.0, 1.0])
     spoil(w.grad)
-    found = search_best_step(optimizer, loss_fn, max_lr=1e3, max_forwards=40)
+    found = search_best_step(optimizer, loss_fn, max_lr=1e3, max_change=math.inf, max_forwards=40)
     assert (found.status, found.lr) == (status, 0.0)
 
 
@@ -98,5 +105,7 @@ def test_it_leaves_no_trace():
     loss_fn = lambda: model(inputs).square().mean()
     loss_fn().backward()
     assert_no_side_effects(
-        model, optimizer, lambda: search_best_step(optimizer, loss_fn, max_lr=1.0, max_forwards=20)
+        model,
+        optimizer,
+        lambda: search_best_step(optimizer, loss_fn, max_lr=1.0, max_change=math.inf, max_forwards=20),
     )

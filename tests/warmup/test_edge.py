@@ -286,7 +286,7 @@ def test_forwards_stay_within_the_budget_of_the_run(num_steps, most):
 
 def test_the_rate_does_not_rise_unseen():
     run, warmup, steps = creeping(sgd(5.0), num_steps=100, max_overhead=0.01)
-    assert warmup.num_forwards > 3  # the start took all that there is
+    assert warmup.num_forwards >= 3  # the start took all that there is
     due = warmup.state_dict()["_next_look"]
     rates, _ = run.train(warmup, range(steps, 50))
     assert rates[due - steps :] == [rates[due - steps]] * (50 - due)

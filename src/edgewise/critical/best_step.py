@@ -18,22 +18,24 @@ _FACTOR = 4.0  # between the rates that are tried
 class BestStepResult:
     """The rate of the first parameter group at which one update lowers the loss most."""
 
-    lr: float  # FOUND: the minimum; ABOVE_MAX_LR: `max_lr`, from where on nothing was tried; else 0
+    lr: float  # FOUND: the minimum; ABOVE_MAX_LR: the highest rate that was to be tried; else 0
     status: Status
     num_forwards: int
     loss: float  # at the current parameters
     slope: float  # dL/dη at η = 0
-    relative_change: (
-        float  # ‖u‖/‖θ‖: share of the parameters' norm that the update at rate 1 is; 0 if all are 0
-    )
 
 
 def search_best_step(
-    optimizer: Optimizer, closure: Callable[[], Tensor], *, max_lr: float, max_forwards: int
+    optimizer: Optimizer,
+    closure: Callable[[], Tensor],
+    *,
+    max_lr: float,
+    max_change: float,
+    max_forwards: int,
 ) -> BestStepResult:
-    """Find the rate at which one update lowers the loss most, at most `max_lr`.
+    """Find the rate at which one update lowers the loss most, of those not above `max_lr` that change little.
 
-        η* = argmin over 0 < η ≤ η_max of L(θ + ηu)
+        η* = argmin over 0 < η ≤ η_max, η‖u‖ ≤ c‖θ‖, of L(θ + ηu)
 
     On a quadratic η* is half the critical learning rate; for an update of signs it can be a tenth. The rates η_max/4ᵏ
     are tried from above, down to the first that lowers the loss less than the one before; η* is the minimum of the
@@ -42,7 +44,8 @@ def search_best_step(
     Args:
         optimizer: any whose step needs no closure; unchanged afterwards.
         closure: returns the loss on the batch of the gradients as they stand.
-        max_lr: > 0, in rates of the first parameter group.
+        max_lr: η_max > 0, in rates of the first parameter group.
+        max_change: c > 0; where all parameters are zero, no limit.
         max_forwards: budget of loss evaluations, ≥ 3.
 
     Raises:
@@ -57,7 +60,8 @@ def search_best_step(
                 slope=slope, resolution=loss.resolution, max_forwards=max_forwards - loss.num_forwards
             )
             trace = Trace(lambda lr: loss.change(update.at(lr), lr), line)
-            lr, status = _descend(trace, max_lr)
+            longest = max_change / update.relative_length if update.relative_length > 0 else math.inf
+            lr, status = _descend(trace, min(max_lr, longest))
             fault = check_gradient(trace)
             lr, status = (lr, status) if fault is None else (0.0, fault)
         return BestStepResult(
@@ -66,7 +70,6 @@ def search_best_step(
             num_forwards=loss.num_forwards,
             loss=loss.base,
             slope=slope,
-            relative_change=update.relative_length,
         )
 
 

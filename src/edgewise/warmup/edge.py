@@ -176,6 +176,7 @@ class EdgeWarmup(AdaptiveWarmup):
             self.optimizer,
             closure,
             max_lr=target / (_START * first_share),
+            max_change=_MOST_CHANGE / _START,
             max_forwards=_MOST_FIRST_FORWARDS,
         )
         self.num_forwards += found.num_forwards
@@ -187,10 +188,7 @@ class EdgeWarmup(AdaptiveWarmup):
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
         self._loss_is_exact = value is not None and abs(value - found.loss) <= _SAME_LOSS * abs(found.loss)
-        start = _START * found.lr
-        if found.relative_change > 0:
-            start = min(start, _MOST_CHANGE / found.relative_change)
-        self._set_factor(min(1.0, first_share * start / target))
+        self._set_factor(min(1.0, _START * first_share * found.lr / target))
         if self._factor == 1.0:  # no warmup is needed
             self._end = self._updates + 1
         else:
@@ -243,7 +241,11 @@ class EdgeWarmup(AdaptiveWarmup):
         return value is not None and mean is not None and value - mean > self._most_rise
 
     def _take_reference(self) -> None:
-        self._reference = [p.detach().clone() for p in self._parameters]
+        if self._reference:
+            for kept, parameter in zip(self._reference, self._parameters, strict=True):
+                kept.copy_(parameter.detach())
+        else:
+            self._reference = [p.detach().clone() for p in self._parameters]
         self._next_look = self._updates + math.ceil(_SPACING * (self._updates + 1))
 
     def _grow(self, speed: float, *, share: float = 1.0) -> None:

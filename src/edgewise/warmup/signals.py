@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from edgewise.parameters import inner
-from edgewise.ranks import Ranks
+from edgewise.ranks import Ranks, local
 
 _SLOPES_KEPT = 0.8  # share that a moving average of the slopes keeps, from one update to the next
+_MOST_ENTRIES = 2**18  # of all parameters, that the slopes of one update are taken over
 _CHANGES_KEPT = 0.7  # share that a moving average of the changes keeps, from one look to the next
 
 
@@ -21,21 +22,23 @@ class RateShare:
     The slopes of the loss at both ends of each update, the one at its end by the next batch, as moving averages. On a
     quadratic ζ = η/η_c, η_c the rate at which the loss no longer falls: 0 for steps much too short, ½ where an update
     ends at the minimum along it. The noise of small batches counts: what the next batch does not share is no descent.
+
+    Of a large model the products are over a block of each parameter, in proportion to its size, and another block at
+    every update: passes over memory cost, too.
     """
 
     def __init__(self) -> None:
-        self.kept: list[Tensor] = []  # the parameters before an update; after it, the update Δθ
+        self.kept: list[Tensor] = []  # blocks of the parameters before an update; after it, of the update Δθ
         self.moved = False  # which of the two
+        self.turn, self.share = 0, 1.0  # which blocks, and of which share of the entries
         self.slope_at_start = 0.0  # g_t·Δθ_t, of sharded parameters this rank's part
         self.at_end = self.at_start = 0.0  # moving averages
 
     def before_step(self, parameters: Sequence[Tensor]) -> None:
-        """Keep a copy of the parameters, in memory that is there already if possible."""
-        if self.kept:
-            for kept, parameter in zip(self.kept, parameters, strict=True):
-                kept.copy_(parameter.detach())
-        else:
-            self.kept = [p.detach().clone() for p in parameters]
+        """Keep the next blocks of the parameters as they are."""
+        self.turn += 1
+        self.share = min(1.0, _MOST_ENTRIES / sum(local(p).numel() for p in parameters))
+        self.kept = [self._block(p).clone() for p in parameters]
         self.moved = False
 
     def after_step(self, parameters: Sequence[Tensor]) -> None:
@@ -43,7 +46,7 @@ class RateShare:
         if not self.kept or self.moved:
             return
         for kept, parameter in zip(self.kept, parameters, strict=True):
-            kept.neg_().add_(parameter.detach())
+            torch.sub(self._block(parameter), kept, out=kept)
         self.slope_at_start = self._slope(parameters)
         self.moved = True
 
@@ -61,8 +64,18 @@ class RateShare:
         return 0.5 * (1 + self.at_end / self.at_start) if self.at_start > 0 else None
 
     def _slope(self, parameters: Sequence[Tensor]) -> float:
-        pairs = [(p.grad, kept) for p, kept in zip(parameters, self.kept, strict=True) if p.grad is not None]
+        pairs = [
+            (self._block(p.grad), kept)
+            for p, kept in zip(parameters, self.kept, strict=True)
+            if p.grad is not None
+        ]
         return inner([gradient for gradient, _ in pairs], [kept for _, kept in pairs])
+
+    def _block(self, tensor: Tensor) -> Tensor:
+        entries = local(tensor.detach()).reshape(-1)
+        length = math.ceil(self.share * entries.numel())
+        start = self.turn * length % max(1, entries.numel())
+        return entries.narrow(0, min(start, entries.numel() - length), length)
 
 
 class LossTrend:
