@@ -236,7 +236,7 @@ def _shown_slope(trace: Trace) -> float:
     """Return φ(0), by the line through the two smallest rates seen, over the slope; NaN if it cannot be told."""
     line = trace.line
     means = [point for point in trace.mean_slopes() if point[0] >= _CLEAR * line.smallest]
-    if trace.high == math.inf or len(means) < 2:
+    if len(means) < 2:
         return math.nan
     (a, at_a), (b, at_b) = means[:2]
     noise = line.resolution * (1 / a + 1 / b) * b / (b - a)
