@@ -88,12 +88,6 @@ def test_parameters_that_are_all_zero_have_no_hundredth():
     assert rates[0] == pytest.approx(warmup.found.lr / 4, rel=1e-12)
 
 
-def test_heavy_ball_momentum_starts_lower_by_its_share_of_the_first_update():
-    plain, heavy = (Quadratic(sgd(10.0, momentum=beta)) for beta in (0.0, 0.75))
-    starts = [run.train(EdgeWarmup(run.optimizer), [0])[0][0] for run in (plain, heavy)]
-    assert starts[1] == pytest.approx(starts[0] / 4, rel=0.2)  # 1 − 0.75; the rates tried differ
-
-
 def test_a_target_below_the_start_needs_no_warmup():
     run = Quadratic(sgd(0.01), offset=100.0)
     warmup = EdgeWarmup(run.optimizer)

@@ -18,7 +18,7 @@ from edgewise.warmup.signals import LossTrend, RateShare, average
 
 # One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
 _START = 1 / 4  # of the rate at which the first update lowers the loss most
-_MOST_CHANGE = 0.01  # of the parameters' norm, that the first update may make
+_MOST_CHANGE = 0.01  # of the parameters' norm, that the first update may be
 _ENOUGH = 0.6  # share ζ of the critical rate at which climbing ends
 _FASTEST_CLIMB = 0.3  # log-growth of the rate an update, without momentum
 _FASTEST_CREEP = 0.1  # the same
@@ -52,8 +52,8 @@ class EdgeWarmup(AdaptiveWarmup):
       the loss over the last k = ⌈t/10⌉ updates on the batch B of the coming one, L_B(θ_t) − L_B(θ_{t−k}), which none
       of them has trained on. Σ are moving averages.
     - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards,
-      but no update of more than 1 % of the parameters' norm; both times 1 − β under heavy-ball momentum β, whose
-      first update is that share of a long one. η_c of the first update is no such scale.
+      but no update of more than 1 % of the parameters' norm (of 1 − β as much under heavy-ball momentum β, whose first
+      update is that share of a long one). η_c of the first update is no such scale.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout). Their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
     - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved. A given
@@ -171,12 +171,12 @@ class EdgeWarmup(AdaptiveWarmup):
         )
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
-        target, first_share = float(self.base_lrs[0]), 1 - self._heavy_ball
+        target = float(self.base_lrs[0])
         found = search_best_step(
             self.optimizer,
             closure,
-            max_lr=target / (_START * first_share),
-            max_change=_MOST_CHANGE / _START,
+            max_lr=target / _START,
+            max_change=_MOST_CHANGE * (1 - self._heavy_ball) / _START,
             max_forwards=_MOST_FIRST_FORWARDS,
         )
         self.num_forwards += found.num_forwards
@@ -188,7 +188,7 @@ class EdgeWarmup(AdaptiveWarmup):
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
         self._loss_is_exact = value is not None and abs(value - found.loss) <= _SAME_LOSS * abs(found.loss)
-        self._set_factor(min(1.0, _START * first_share * found.lr / target))
+        self._set_factor(min(1.0, _START * found.lr / target))
         if self._factor == 1.0:  # no warmup is needed
             self._end = self._updates + 1
         else:
@@ -281,10 +281,8 @@ class EdgeWarmup(AdaptiveWarmup):
         self._give_up_copies()
 
     def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        before = self._updates
         super()._count(optimizer, args, kwargs)
-        if self._updates > before:
-            self._rate_share.after_step(self._parameters)
+        self._rate_share.after_step(self._parameters)
 
     @property
     def _most_rise(self) -> float:
