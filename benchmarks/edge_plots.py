@@ -21,6 +21,7 @@ from edgewise.lab.recipes import PhaseDiagrams
 from edgewise.lab.recipes.edge_warmup import (
     DEVELOPMENT,
     HELD_OUT,
+    LENGTHS,
     RECIPE,
     CellResult,
     cell_results,
@@ -45,7 +46,7 @@ def main(path: Path) -> None:
     save(rates([run for run in runs if task_of(run.config) == SHOWN]), "edge-warmup-rates")
     save(gaps(cells), "edge-warmup-gaps")
     save(diagram(runs), "edge-warmup-diagram")
-    for line in table(cells):
+    for line in (*fixed_lengths(cells), *table(cells)):
         print(line)
 
 
@@ -136,6 +137,29 @@ def diagram(runs: Sequence[Run]) -> Figure:
     layout = PhaseDiagrams(panel=panel_label, value=replace(TEST_LOSS, digits=2), columns=2)
     title = "The warmup axis beside one row without a length"
     return plots.draw(replace(RECIPE, title=title, layout=layout), shown)
+
+
+def fixed_lengths(cells: Sequence[CellResult]) -> list[str]:
+    """Return Markdown lines: how often EdgeWarmup ties with the best length, and how often each length does."""
+    lines = ["| half | EdgeWarmup | " + " | ".join(f"T = {steps}" for steps in LENGTHS) + " |"]
+    lines.append("|---|" + "---|" * (1 + len(LENGTHS)))
+    for half, tasks in (("held out", HELD_OUT), ("development", DEVELOPMENT)):
+        own = [cell for cell in cells if cell.task in tasks]
+        if own:
+            losses = [[cell.edge for cell in own]] + [
+                [cell.linear[steps] for cell in own] for steps in LENGTHS
+            ]
+            counts = [_ties_and_failures(own, its) for its in losses]
+            lines.append(f"| {half}, {len(own)} cells | " + " | ".join(counts) + " |")
+    return lines
+
+
+def _ties_and_failures(cells: Sequence[CellResult], losses: Sequence[tuple[float, ...]]) -> str:
+    ties = sum(
+        replace(cell, edge=own).ties(cell.best_length) for cell, own in zip(cells, losses, strict=True)
+    )
+    failures = sum(not all(map(math.isfinite, own)) for own in losses)
+    return f"{ties}, {failures} fail"
 
 
 def table(cells: Sequence[CellResult]) -> list[str]:

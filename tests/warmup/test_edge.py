@@ -158,6 +158,25 @@ def test_the_share_of_the_critical_rate_is_exact_on_a_quadratic(lr):
     assert measured == pytest.approx(lr / 0.5, rel=1e-12)
 
 
+def test_of_many_entries_a_block_of_each_parameter_is_enough_and_all_get_their_turn(monkeypatch):
+    monkeypatch.setattr("edgewise.warmup.signals._MOST_ENTRIES", 6)
+    sizes = [(4, 5), (3,), ()]
+    parameters = [nn.Parameter(torch.arange(1.0, 1 + math.prod(s)).reshape(s)) for s in sizes]
+    optimizer = SGD(parameters, lr=0.1)
+    share, seen = RateShare(), set()
+    for _ in range(8):
+        optimizer.zero_grad()
+        sum(2 * p.square().sum() for p in parameters).backward()  # critical is 2/4
+        measured = share.measure(parameters, Ranks())
+        assert measured is None or measured == pytest.approx(0.1 / 0.5, rel=1e-5)
+        share.before_step(parameters)
+        assert [kept.numel() for kept in share.kept] == [5, 1, 1]
+        seen.update((share.kept[0] / parameters[0][0, 0]).round().int().tolist())  # all shrink alike
+        optimizer.step()
+        share.after_step(parameters)
+    assert seen == set(range(1, 21))
+
+
 def creeping(make_optimizer, **kwargs):
     """Return a run whose climb is over, its warmup, and the number of updates so far."""
     run = Quadratic(make_optimizer, noise=0.1)
