@@ -445,7 +445,7 @@ FAULTS = [
     Fault(
         name="each rank decides by its own loss",
         file="warmup/scheduler.py",
-        old="return float(self._ranks.sum(own.cpu())) / self._ranks.num",
+        old="return float(ranks.sum(own.cpu())) / ranks.num",
         new="return float(own)",
         test="test_distributed.py",
     ),

@@ -164,7 +164,12 @@ def critical(model, mine) -> dict:
     }
 
 
-WARMUPS = {"catapult": lambda optimizer: ew.CatapultWarmup(optimizer, smoothing=0.5), "edge": ew.EdgeWarmup}
+WITHOUT_LOSS = "edge, loss not given"
+WARMUPS = {
+    "catapult": lambda optimizer: ew.CatapultWarmup(optimizer, smoothing=0.5),
+    "edge": ew.EdgeWarmup,
+    WITHOUT_LOSS: ew.EdgeWarmup,
+}
 
 
 def warmed_rates(model, loss_fn, kind) -> list[float]:
@@ -176,7 +181,7 @@ def warmed_rates(model, loss_fn, kind) -> list[float]:
         optimizer.zero_grad()
         loss = loss_fn(model)
         loss.backward()
-        warmup.observe(lambda: loss_fn(model), loss=loss)
+        warmup.observe(lambda: loss_fn(model), loss=None if kind == WITHOUT_LOSS else loss)
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         warmup.step()

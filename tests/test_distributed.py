@@ -307,6 +307,7 @@ def test_warmups_are_those_of_one_process_on_all_ranks(how, kind, request):
     )
     assert first == pytest.approx(expected, rel=1e-3)
     assert 0 < first[0] < 20.0  # searched, and found below the target
+    assert first[-1] > first[0] or kind == "catapult"  # which waits longer
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from edgewise.critical import BestStepResult, closure_loss, search_best_step
 from edgewise.errors import Status, positive_count
 from edgewise.isolation import exchanged
-from edgewise.ranks import Ranks
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import as_plain, from_plain
@@ -64,7 +63,7 @@ class EdgeWarmup(AdaptiveWarmup):
     - *Fallback:* where nothing can be measured, it is linear warmup, once, with a warning that names the reason: over a
       tenth of `num_steps`; if that is not known, over 2/(1 − β₂) updates or, without a β₂, 200.
 
-    A copy of the parameters is kept until the warmup is over.
+    While it creeps, a copy of the parameters is kept.
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
@@ -140,7 +139,7 @@ class EdgeWarmup(AdaptiveWarmup):
             self._begin(closure, value)
         elif self._updates > self._rates[-1][0]:  # a step that was skipped is no progress
             if self._climbing:
-                self._climb(value)
+                self._climb(closure, value)
             else:
                 self._creep(closure, value)
             self._settle()
@@ -195,8 +194,8 @@ class EdgeWarmup(AdaptiveWarmup):
             self._mark = (self._updates, self._factor)
             self._rate_share.before_step(self._parameters)
 
-    def _climb(self, value: float | None) -> None:
-        share = self._rate_share.measure(self._parameters, self._ranks or Ranks())
+    def _climb(self, closure: Callable[[], Tensor], value: float | None) -> None:
+        share = self._rate_share.measure(self._parameters, self._ranks_of(closure))
         if share is None:  # a step that is about to be skipped, or that moved nothing
             return
         speed = min(_FASTEST_CLIMB, 1 - self._momentum)

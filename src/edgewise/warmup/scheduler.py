@@ -211,12 +211,17 @@ class Warmup(LRScheduler):
 
     def _given_loss(self, closure: Callable[[], Tensor], loss: Tensor | float) -> float:
         """Return the mean of a given loss over the ranks that train the model."""
-        if self._ranks is None:  # the closure shows which modules run
-            alone = not (dist.is_available() and dist.is_initialized())
-            self._ranks = Ranks() if alone else closure_loss(closure)[1]
+        ranks = self._ranks_of(closure)
         given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
         own = checked_loss(given, "this update", finite=False).detach().double()
-        return float(self._ranks.sum(own.cpu())) / self._ranks.num
+        return float(ranks.sum(own.cpu())) / ranks.num
+
+    def _ranks_of(self, closure: Callable[[], Tensor]) -> Ranks:
+        """Return the ranks that train the model: the closure shows which modules run."""
+        if self._ranks is None:
+            alone = not (dist.is_available() and dist.is_initialized())
+            self._ranks = Ranks() if alone else closure_loss(closure)[1]
+        return self._ranks
 
     def _affordable(self, updates: int) -> int:
         """Return how many forwards `max_overhead` leaves over so many updates."""
