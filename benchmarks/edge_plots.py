@@ -6,6 +6,7 @@ seeds count of which all runs of a task are stored.
 """
 
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from edgewise.lab import plots
-from edgewise.lab.phase_diagram import TEST_LOSS
+from edgewise.lab.phase_diagram import TEST_LOSS, Cell, cell_of
 from edgewise.lab.recipes import PhaseDiagrams
 from edgewise.lab.recipes.edge_warmup import (
     DEVELOPMENT,
@@ -46,7 +47,7 @@ def main(path: Path) -> None:
     save(rates([run for run in runs if task_of(run.config) == SHOWN]), "edge-warmup-rates")
     save(gaps(cells), "edge-warmup-gaps")
     save(diagram(runs), "edge-warmup-diagram")
-    for line in (*fixed_lengths(cells), *table(cells)):
+    for line in (*fixed_lengths(cells), *others(runs), *table(cells)):
         print(line)
 
 
@@ -123,7 +124,7 @@ def gaps(cells: Sequence[CellResult]) -> Figure:
         ax.set_xlabel("final test loss ÷ that of the best of six lengths − 1")
         ax.set_xticks([-0.2, -0.1, 0.0, 0.1, 0.2], ["≤ −20 %", "−10 %", "0", "10 %", "≥ 20 %"])
     axes[0].set_ylabel("cells")
-    axes[0].legend(fontsize=9, loc="upper left")
+    axes[1].legend(fontsize=9, loc="upper left", bbox_to_anchor=(0.6, 0.8))
     return figure
 
 
@@ -160,6 +161,33 @@ def _ties_and_failures(cells: Sequence[CellResult], losses: Sequence[tuple[float
     )
     failures = sum(not all(map(math.isfinite, own)) for own in losses)
     return f"{ties}, {failures} fail"
+
+
+def others(runs: Sequence[Run]) -> list[str]:
+    """Return Markdown lines: EdgeWarmup beside warmups that are chosen without training all lengths."""
+    losses: dict[tuple[str, str, float], dict[str, list[float]]] = {}
+    for run in runs:
+        config, warmup = run.config, run.config.warmup
+        is_rule = warmup.kind == "linear" and warmup.steps not in LENGTHS
+        name = "RAdam" if config.optimizer.name == "radam" else "2/(1 − β₂)" if is_rule else warmup.kind
+        optimizer = optimizer_label(config).replace("RAdam", "Adam")
+        trained = cell_of(run.outcome) is Cell.TRAINED
+        cell = losses.setdefault((task_of(config), optimizer, config.optimizer.lr), {})
+        cell.setdefault(name, []).append(run.outcome["test_loss"] if trained else math.inf)
+    lines = [
+        "| beside | cells | lower by 1 % | higher by 1 % | its failures | the other's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("catapult", "2/(1 − β₂)", "RAdam"):
+        pairs = [
+            (statistics.fmean(its["edge"]), statistics.fmean(its[name]))
+            for its in losses.values()
+            if name in its and len(its.get("edge", ())) == len(its[name])
+        ]
+        lower, higher = sum(a < 0.99 * b for a, b in pairs), sum(a > 1.01 * b for a, b in pairs)
+        failures = [sum(not math.isfinite(pair[side]) for pair in pairs) for side in (0, 1)]
+        lines.append(f"| {name} | {len(pairs)} | {lower} | {higher} | {failures[0]} | {failures[1]} |")
+    return lines
 
 
 def table(cells: Sequence[CellResult]) -> list[str]:

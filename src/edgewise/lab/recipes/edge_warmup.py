@@ -280,15 +280,21 @@ def _held(half: str, runs: Sequence[Run]) -> Claim:
     return Claim(
         text=f"{half}: targets 4 and 16 times too high, where T_wrm = {LENGTHS[-1]} fails",
         expected="all train, held below the target",
-        measured=f"{len(trained)} of {len(edge)} train, {len(held)} of them held; {number(_median_share(held))} of the "
-        "target in the median",
+        measured=f"{len(trained)} of {len(edge)} train, {len(held)} of them held; loss in the median "
+        f"{number(_over_best(trained, runs))} times that of the best rate with its best length",
         holds=bool(edge) and len(held) == len(edge),
     )
 
 
-def _median_share(held: Sequence[Run]) -> float:
-    shares = [run.outcome["warmup"]["lr_held"] / run.outcome["warmup"]["lr_target"] for run in held]
-    return statistics.median(shares) if shares else math.nan
+def _over_best(trained: Sequence[Run], runs: Sequence[Run]) -> float:
+    """Return the median of the losses over the smallest that linear warmup reaches with the optimizer, on a seed."""
+    best: dict[tuple[str, int], float] = {}
+    for run in runs:
+        if run.config.warmup.kind == LINEAR and cell_of(run.outcome) is Cell.TRAINED:
+            key = panel_label(run.config), run.config.seed
+            best[key] = min(best.get(key, math.inf), run.outcome["test_loss"])
+    ratios = [run.outcome["test_loss"] / best[panel_label(run.config), run.config.seed] for run in trained]
+    return statistics.median(ratios) if ratios else math.nan
 
 
 RECIPE = Recipe(
