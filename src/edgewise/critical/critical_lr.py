@@ -212,7 +212,7 @@ class _Search:
             exponent=self._exponent,
         )
         trace, status = _SEARCHES[self._method](lambda lr: loss.change(update.at(lr), lr), line, self.first)
-        if doubtful:
+        if doubtful and trace.high < math.inf:  # else a loss that levels off far away hides the slope
             status = check_gradient(trace) or status
         return self._result(loss, trace, slope, status)
 
