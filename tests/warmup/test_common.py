@@ -101,13 +101,13 @@ def test_rates_are_positive_at_most_the_targets_and_keep_their_ratios(make, make
 @every_warmup
 @every_optimizer
 def test_it_gets_to_the_target_and_stays_there(make, make_optimizer):
-    run = training(make_optimizer, lr=0.01)
+    run = training(make_optimizer, lr=0.005)
     warmup = make(run.optimizer)
     rates = train(run, warmup, range(STEPS))
     assert warmup.finished
-    assert rates[-1] == [0.01, 0.03]
+    assert rates[-1] == [0.005, 0.015]
     reached = warmup.report().steps_to_target
-    assert [first < 0.01 for first, _ in rates] == [update < reached for update in range(STEPS)]
+    assert [first < 0.005 for first, _ in rates] == [update < reached for update in range(STEPS)]
 
 
 @every_warmup

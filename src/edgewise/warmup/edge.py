@@ -12,8 +12,8 @@ from edgewise.errors import Status, positive_count
 from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import as_plain, from_plain
-from edgewise.warmup.signals import LossTrend, RateShare, average
+from edgewise.warmup.scheduler import as_plain, from_plain, rates, set_rates
+from edgewise.warmup.signals import LossTrend, RateShare, SpikeGuard
 
 # One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
 _START = 1 / 4  # of the rate at which the first update lowers the loss most
@@ -27,12 +27,11 @@ _SETTLED_GROWTH = 1.2  # a rate that grows by less …
 _SETTLED_TIME = 1.5  # … while the number of updates grows by this factor, has settled
 _SHORTEST_HOLD = 50  # updates that it must have stood for at least
 _MOST_RISE = 1 / 2  # of the loss, over the first loss: more is taken for instability
-_LOSSES_KEPT = 0.9  # share that the average of the losses given keeps, above which a single one is alarming
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
 _SAME_LOSS = 2.0**-20  # relative difference up to which the closure's loss is the one given
-_PROGRESS = ("_climbing", "_mark", "_mean_loss", "_next_look", "_loss_is_exact")
+_PROGRESS = ("_climbing", "_mark", "_next_look", "_loss_is_exact")
 
 
 class EdgeWarmup(AdaptiveWarmup):
@@ -45,7 +44,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     - ζ is η/η_c on a quadratic, from the slopes at both ends of each update Δθ_t = θ_{t+1} − θ_t, with the gradient of
       the next batch at its end: no forward. ρ is 1 − β under momentum β, at most 0.3: no rate before the last one
-      shows.
+      shows. Under Adam and its kin, whose squares are averaged as well, it is half of that.
     - s is 1 while the loss falls, and the rate then grows like t² (linear warmup grows like t); 0 where noise and
       instability eat up the progress, and the rate stays; negative where the loss rises. δ is the relative change of
       the loss over the last k = ⌈t/10⌉ updates on the batch B of the coming one, L_B(θ_t) − L_B(θ_{t−k}), which none
@@ -55,8 +54,10 @@ class EdgeWarmup(AdaptiveWarmup):
       update is that share of a long one). η_c of the first update is no such scale.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout). Their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
-    - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved. A given
-      loss so far above its average, known for free, calls for a look.
+    - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved.
+    - *Spikes:* an update on a batch whose given loss stands out from those before, by more than six mean deviations,
+      takes a share of the rate, and so do those after it until momentum has forgotten it (`SpikeGuard`). This costs no
+      forward, and goes on when the warmup is over, for as long as `observe` is called. `export` does not show it.
     - *End:* when the rate has settled, at the target or below: it grew by less than a fifth over the last third of the
       updates, and over 50 at least. `status` says whether it is AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at
       which rate. What follows by `then` starts from there, scaled to the rate that was found.
@@ -110,43 +111,37 @@ class EdgeWarmup(AdaptiveWarmup):
         self._reference: list[Tensor] = []  # the parameters at the last look
         self._climbing = True
         self._mark = (0, 0.0)  # (update, factor) at which the rate had last grown by a fifth
-        self._mean_loss: float | None = None  # moving average of the losses given
+        self._guard = SpikeGuard()
+        self._rates_withheld: list[float | Tensor] = []  # during an update that takes a share of them
         self._next_look = 0
         self._loss_is_exact = False
         length = _fallback_length(optimizer, self.num_steps)
         super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
-        """Find the start at the first update; then let the rate grow, and look at the loss where it is due.
+        """Find the start at the first update; let the rate grow, and look at the loss where it is due; guard all along.
 
         Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping, at every update. Where
-        several ranks train the model, they must all call it.
+        several ranks train the model, they must all call it. Once the warmup is over it never calls the closure: it
+        holds back updates on batches that stand out. Their share of the rate is in the optimizer's groups until
+        `optimizer.step()` has run.
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward.
-            loss: the value that was just computed for `backward()`: saves a forward at each look.
+            loss: the value that was just computed for `backward()`: saves a forward at each look, and shows spikes.
 
         Raises:
             ValueError: no parameter has a gradient.
             LossError: the closure does not return a finite scalar tensor, or `loss` is not a number.
         """
-        if self._end is not None:
-            return
+        self._release()
         value = None if loss is None else self._given_loss(closure, loss)
-        if value is not None and not math.isfinite(value):
-            self._fall_back(f"the loss is {value}")
-        elif self.found is None:
-            self._begin(closure, value)
-        elif self._updates > self._rates[-1][0]:  # a step that was skipped is no progress
-            if self._climbing:
-                self._climb(closure, value)
-            else:
-                self._creep(closure, value)
-            self._settle()
-        if value is not None:
-            mean = value if self._mean_loss is None else self._mean_loss
-            self._mean_loss = average(mean, value, _LOSSES_KEPT)
-        self._apply()
+        if value is not None and math.isfinite(value):
+            self._guard.add(value, recovery=self._forgetting)
+        if self._end is None:
+            self._warm_up(closure, value)
+            self._apply()
+        self._hold_back()
 
     @property
     def status(self) -> Status:
@@ -166,8 +161,23 @@ class EdgeWarmup(AdaptiveWarmup):
     def report(self) -> WarmupReport:
         """Return what has happened so far."""
         return self._report(
-            steps_to_target=self._reached, num_step_backs=self._num_step_backs, lr_held=self.lr_held
+            steps_to_target=self._reached,
+            num_step_backs=self._num_step_backs,
+            num_spikes=self._guard.num_spikes,
+            lr_held=self.lr_held,
         )
+
+    def _warm_up(self, closure: Callable[[], Tensor], value: float | None) -> None:
+        if value is not None and not math.isfinite(value):
+            self._fall_back(f"the loss is {value}")
+        elif self.found is None:
+            self._begin(closure, value)
+        elif self._updates > self._rates[-1][0]:  # a step that was skipped is no progress
+            if self._climbing:
+                self._climb(closure)
+            else:
+                self._creep(closure, value)
+            self._settle()
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
         target = float(self.base_lrs[0])
@@ -194,13 +204,12 @@ class EdgeWarmup(AdaptiveWarmup):
             self._mark = (self._updates, self._factor)
             self._rate_share.before_step(self._parameters)
 
-    def _climb(self, closure: Callable[[], Tensor], value: float | None) -> None:
+    def _climb(self, closure: Callable[[], Tensor]) -> None:
         share = self._rate_share.measure(self._parameters, self._ranks_of(closure))
         if share is None:  # a step that is about to be skipped, or that moved nothing
             return
-        speed = min(_FASTEST_CLIMB, 1 - self._momentum)
-        self._grow(speed * max(0.0, 1 - share / _ENOUGH))
-        if share >= _ENOUGH or self._factor == 1.0 or self._is_alarming(value):
+        self._grow(self._forgetting / self._num_averages * max(0.0, 1 - share / _ENOUGH))
+        if share >= _ENOUGH or self._factor == 1.0:
             self._start_to_creep()
         else:
             self._rate_share.before_step(self._parameters)
@@ -212,32 +221,25 @@ class EdgeWarmup(AdaptiveWarmup):
         self._take_reference()
 
     def _creep(self, closure: Callable[[], Tensor], value: float | None) -> None:
-        alarming = self._is_alarming(value)
-        steps_back = (alarming or self._updates >= self._next_look) and self._look(closure, value, alarming)
+        steps_back = self._updates >= self._next_look and self._look(closure, value)
         speed = min(_FASTEST_CREEP, _POWER / (self._updates + 1))
         self._grow(speed * self._trend.value, share=STEP_BACK if steps_back else 1.0)
 
-    def _look(self, closure: Callable[[], Tensor], value: float | None, alarming: bool) -> bool:
+    def _look(self, closure: Callable[[], Tensor], value: float | None) -> bool:
         """Measure how the loss on this fresh batch has changed since the last look; return whether to step back."""
         given = value is not None and self._loss_is_exact
         if self._affordable(max(self._updates, self.num_steps or _SHORTEST_RUN)) < (1 if given else 2):
             self._trend.value = min(self._trend.value, 0.0)  # no growth unseen
-            return alarming
+            return False
         self.num_forwards += 1 if given else 2
         with exchanged(self._parameters, self._reference):
             before, _ = closure_loss(closure, finite=False)
         here = value if given and value is not None else closure_loss(closure)[0]
         self._trend.add(here, before)
         self._take_reference()
-        if here - before <= self._most_rise or not math.isfinite(before):
-            return False
-        self._num_step_backs += 1
-        return True
-
-    def _is_alarming(self, value: float | None) -> bool:
-        """Whether a loss, known without a forward, has risen so much that it should be looked into at once."""
-        mean = self._mean_loss
-        return value is not None and mean is not None and value - mean > self._most_rise
+        steps_back = self.found is not None and here - before > _MOST_RISE * abs(self.found.loss)
+        self._num_step_backs += steps_back
+        return steps_back
 
     def _take_reference(self) -> None:
         if self._reference:
@@ -250,6 +252,8 @@ class EdgeWarmup(AdaptiveWarmup):
     def _grow(self, speed: float, *, share: float = 1.0) -> None:
         """Let the rate grow exponentially over the updates since it was last set, times `share`."""
         since, factor = self._rates[-1]
+        if self._guard.share < 1:  # the rate is not the one that was measured
+            speed = min(0.0, speed)
         self._set_factor(min(1.0, share * factor * math.exp(speed * (self._updates - since))))
 
     def _settle(self) -> None:
@@ -271,6 +275,18 @@ class EdgeWarmup(AdaptiveWarmup):
         self._end = self._updates + 1
         self._give_up_copies()
 
+    def _hold_back(self) -> None:
+        """Let the coming update take its share of the rates, whoever set them."""
+        if self._guard.share < 1:
+            self._rates_withheld = rates(self.optimizer)
+            set_rates(self.optimizer, [rate * self._guard.share for rate in self._rates_withheld])
+
+    def _release(self) -> None:
+        """Give back the rates that were held back."""
+        if self._rates_withheld:
+            set_rates(self.optimizer, self._rates_withheld)
+            self._rates_withheld = []
+
     def _give_up_copies(self) -> None:
         self._reference = []
         self._rate_share = RateShare()
@@ -281,11 +297,18 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         super()._count(optimizer, args, kwargs)
+        self._release()
         self._rate_share.after_step(self._parameters)
 
     @property
-    def _most_rise(self) -> float:
-        return _MOST_RISE * abs(self.found.loss) if self.found is not None else math.inf
+    def _forgetting(self) -> float:
+        """1 − β, the share of an update that momentum has forgotten by the next one; at most the fastest climb."""
+        return min(_FASTEST_CLIMB, 1 - self._momentum)
+
+    @property
+    def _num_averages(self) -> int:
+        """How many moving averages an update is made of: of the gradients and, under Adam, of their squares."""
+        return 2 if any("betas" in group for group in self.optimizer.param_groups) else 1
 
     @property
     def _heavy_ball(self) -> float:
@@ -317,6 +340,7 @@ class EdgeWarmup(AdaptiveWarmup):
             | {
                 "found": as_plain(self.found),
                 "trend": dict(vars(self._trend)),
+                "guard": dict(vars(self._guard)),
                 "rate_share": rate_share,  # and copies of the parameters, as checkpoints hold them
                 "reference": [p.clone() for p in self._reference],
             }
@@ -329,6 +353,7 @@ class EdgeWarmup(AdaptiveWarmup):
         self._mark = (progress["_mark"][0], progress["_mark"][1])
         self.found = from_plain(BestStepResult, progress["found"])
         vars(self._trend).update(progress["trend"])
+        vars(self._guard).update(progress["guard"])
         vars(self._rate_share).update(progress["rate_share"])
         self._rate_share.kept = self._on_device(progress["rate_share"]["kept"])
         self._reference = self._on_device(progress["reference"])

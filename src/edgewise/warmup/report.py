@@ -17,6 +17,7 @@ class WarmupReport:
     steps_saved: float | None  # T_save, of linear warmup of the same length; None: nothing to compare with
     num_catapults: int  # rises of the rate, each to the critical learning rate or less
     num_step_backs: int  # times that the rate was halved, as the loss shot up
+    num_spikes: int  # losses that stood out, after which updates took a share of the rate
     lr_held: float | None  # where the warmup ended below the target; None: it did not
     num_searches: int
     num_forwards: int  # evaluations of the loss by `observe`
@@ -37,6 +38,8 @@ class WarmupReport:
             )
         elif self.num_step_backs:
             lines.insert(2, f"  halved {self.num_step_backs} times, as the loss shot up")
+        if self.num_spikes:
+            lines.insert(2, f"  spikes: {self.num_spikes}, after which updates took a share of the rate")
         if self.steps_saved is not None:
             lines.insert(2, f"  saved: {self.steps_saved:.1f} updates of linear warmup")
         if self.lr_held is not None:

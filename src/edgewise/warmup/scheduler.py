@@ -237,6 +237,7 @@ class Warmup(LRScheduler):
         steps_saved: float | None = None,
         num_catapults: int = 0,
         num_step_backs: int = 0,
+        num_spikes: int = 0,
         lr_held: float | None = None,
     ) -> WarmupReport:
         target = float(self.base_lrs[0])
@@ -251,6 +252,7 @@ class Warmup(LRScheduler):
             steps_saved=steps_saved,
             num_catapults=num_catapults,
             num_step_backs=num_step_backs,
+            num_spikes=num_spikes,
             lr_held=lr_held,
             num_searches=self.num_searches,
             num_forwards=self.num_forwards,

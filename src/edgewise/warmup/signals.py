@@ -12,6 +12,10 @@ from edgewise.ranks import Ranks, local
 _SLOPES_KEPT = 0.8  # share that a moving average of the slopes keeps, from one update to the next
 _MOST_ENTRIES = 2**18  # of all parameters, that the slopes of one update are taken over
 _CHANGES_KEPT = 0.7  # share that a moving average of the changes keeps, from one look to the next
+_LOSSES_KEPT = 0.9  # share that the moving average of the losses keeps, from one update to the next
+_DEVIATIONS_KEPT = 0.95  # the same of their deviations from it
+_LEAST_DEVIATION = 0.01  # of the average itself: a loss without noise may ripple
+_SPIKE = 6.0  # deviations above the average, beyond which a loss is a spike
 
 
 class RateShare:
@@ -100,6 +104,40 @@ class LossTrend:
         self.sum = average(self.sum, change, _CHANGES_KEPT)
         self.size = average(self.size, abs(change), _CHANGES_KEPT)
         self.value = -self.sum / self.size if self.size > 0 else 0.0
+
+
+class SpikeGuard:
+    """Share c of the rate that an update may take: below 1 where the loss of its batch is far above the average.
+
+        c ← min(1, c·exp(ρ)),  and where L − L̄ > 6D:  c ← min(c, 6D/(L − L̄))
+
+    L̄ and D are moving averages of L and |L − L̄|, to which no loss adds more than 6D. One batch whose loss stands out
+    has a gradient that can undo a training in a single update. It takes a short step instead, and so do those after
+    it, until momentum has forgotten it: with ρ = 1 − β the rate grows back as fast as that gradient decays.
+
+    In units of D, how noisy the batches are and on what scale the loss is do not matter: six of them are 4.8 standard
+    deviations of a normal distribution. D counts as a hundredth of L̄ at least, as on full batches there is no noise.
+    """
+
+    def __init__(self) -> None:
+        self.mean: float | None = None
+        self.deviation = 0.0
+        self.share = 1.0
+        self.num_spikes = 0
+
+    def add(self, loss: float, *, recovery: float) -> None:
+        """Take in the loss of the coming update, finite; `recovery` is ρ."""
+        if self.mean is None:
+            self.mean, self.deviation = loss, abs(loss)
+        self.share = min(1.0, self.share * math.exp(recovery))
+        excess = loss - self.mean
+        most = _SPIKE * max(self.deviation, _LEAST_DEVIATION * abs(self.mean))
+        if excess > most > 0:
+            self.share = min(self.share, most / excess)
+            excess = most
+            self.num_spikes += 1
+        self.mean = average(self.mean, self.mean + excess, _LOSSES_KEPT)
+        self.deviation = average(self.deviation, abs(excess), _DEVIATIONS_KEPT)
 
 
 def average(old: float, new: float, kept: float) -> float:
