@@ -459,8 +459,8 @@ FAULTS = [
     Fault(
         name="looks compare with the first look for ever",
         file="warmup/edge.py",
-        old="        self._take_reference()\n        if here",
-        new="        if here",
+        old="        self._take_reference()\n        steps_back",
+        new="        steps_back",
         test="warmup/test_edge.py",
     ),
     Fault(
@@ -482,6 +482,34 @@ FAULTS = [
         file="warmup/edge.py",
         old="            self._trend.value = min(self._trend.value, 0.0)",
         new="            pass",
+        test="warmup/test_edge.py",
+    ),
+    Fault(
+        name="rates that were held back stay so",
+        file="warmup/edge.py",
+        old="        self._release()\n        self._rate_share",
+        new="        self._rate_share",
+        test="warmup/test_edge.py",
+    ),
+    Fault(
+        name="the guard ends with the warmup",
+        file="warmup/edge.py",
+        old="        self._hold_back()\n",
+        new="        if self._end is None:\n            self._hold_back()\n",
+        test="warmup/test_edge.py",
+    ),
+    Fault(
+        name="one loss that stands out makes the next ones common",
+        file="warmup/signals.py",
+        old="            excess = most\n",
+        new="",
+        test="warmup/test_edge.py",
+    ),
+    Fault(
+        name="Adam climbs as momentum does",
+        file="warmup/edge.py",
+        old="return 2 if any",
+        new="return 1 if any",
         test="warmup/test_edge.py",
     ),
     Fault(

@@ -102,7 +102,7 @@ def test_a_target_below_the_start_needs_no_warmup():
 # How it goes on
 
 
-def rule(run, places, start, averages=1):
+def rule(run, places, start, averages):
     """Return the factors by the equations of the docstring, the shares of the guard, and where the creep begins."""
     factors, creeps, due, last = [start], None, 0, 0
     at_end = at_start = total = size = 0.0
@@ -141,12 +141,17 @@ def rule(run, places, start, averages=1):
 
 
 @pytest.mark.parametrize("outliers", [[], [20, 45]], ids=["plain", "outliers"])
-def test_the_rates_are_those_of_the_rule_on_batches_not_yet_trained_on(outliers):
-    run = Quadratic(sgd(5.0), noise=0.1, offset=10.0)
+@pytest.mark.parametrize(
+    ("make_optimizer", "averages"),
+    [(sgd(5.0), 1), (lambda parameters: Adam(parameters, lr=5.0, betas=(0.7, 0.9)), 2)],
+    ids=["sgd", "adam"],
+)
+def test_the_rates_are_those_of_the_rule_on_batches_not_yet_trained_on(make_optimizer, averages, outliers):
+    run = Quadratic(make_optimizer, noise=0.1, offset=10.0)
     run.noise[outliers] *= 300
     warmup = EdgeWarmup(run.optimizer, max_overhead=None)
     rates, places = run.train(warmup, range(60))
-    factors, shares, creeps = rule(run, places, rates[0] / 5.0)
+    factors, shares, creeps = rule(run, places, rates[0] / 5.0, averages)
     assert 5 < creeps < 50
     assert rates == pytest.approx(
         [5.0 * f * share for f, share in zip(factors, shares, strict=True)], rel=1e-9
