@@ -487,15 +487,15 @@ FAULTS = [
     Fault(
         name="rates that were held back stay so",
         file="warmup/edge.py",
-        old="        self._release()\n        self._rate_share",
-        new="        self._rate_share",
+        old="        super()._count(optimizer, args, kwargs)\n        self._release()\n",
+        new="        super()._count(optimizer, args, kwargs)\n",
         test="warmup/test_edge.py",
     ),
     Fault(
         name="the guard ends with the warmup",
         file="warmup/edge.py",
-        old="        self._hold_back()\n",
-        new="        if self._end is None:\n            self._hold_back()\n",
+        old="        if self._is_guarded and",
+        new="        if self._end is None and",
         test="warmup/test_edge.py",
     ),
     Fault(
@@ -529,8 +529,8 @@ FAULTS = [
     Fault(
         name="exchanged parameters stay exchanged when user code raises",
         file="isolation.py",
-        old="    try:\n        yield\n    finally:\n        _exchange(pairs)",
-        new="    yield\n    _exchange(pairs)",
+        old="    try:\n        yield\n    finally:\n        _exchange(pairs[::-1])",
+        new="    yield\n    _exchange(pairs[::-1])",
         test="test_isolation.py",
     ),
     Fault(

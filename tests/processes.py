@@ -294,6 +294,13 @@ def ddp_training(rank: int) -> dict:
     return found
 
 
+def observed(model, mine, loss_fn) -> None:
+    """Let a warmup see a loss for the first time."""
+    warmup = ew.EdgeWarmup(adamw(model))
+    mse(model, mine[0]).backward()
+    warmup.observe(lambda: loss_fn(model, mine[0]))
+
+
 def ddp_errors(rank: int) -> dict:
     _, model, mine = build_ddp(rank)
     random = iter(torch.rand(99).double())
@@ -311,6 +318,7 @@ def ddp_errors(rank: int) -> dict:
         ),
         "no batches to follow": error_of(ew.Monitor, model, adamw(model), mse, batches=[] if rank else mine),
         "a wrapped model inside": error_of(ew.sharpness, nn.Sequential(model), mse, mine),
+        "not a number in a warmup": error_of(observed, model, mine, failing(rank, 1, not_a_number)),
         "unwrapped": ranks_of(model.module).num,
     }
 

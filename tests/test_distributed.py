@@ -100,6 +100,13 @@ def test_a_derivative_that_one_rank_lacks_is_taken_by_none(ddp):
     assert "rank 1 of 2 failed" in ddp[0]["one rank lacks a derivative"]["reason"]
 
 
+def test_a_loss_that_is_not_a_number_on_one_rank_is_none_in_a_warmup(ddp):
+    for rank in ddp:
+        assert rank["not a number in a warmup"].startswith(
+            "LossError: the loss of the current parameters is nan"
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "raised", "told"),
     [

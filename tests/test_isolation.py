@@ -429,6 +429,15 @@ def test_a_loss_that_raises_amid_a_search_leaves_no_trace(call):
     assert fingerprint(model, optimizer) == before
 
 
+def test_tied_tensors_are_exchanged_and_come_back():
+    one = torch.tensor([1.0, 2.0])
+    ones, others = [one, one.view(2)], [torch.tensor([3.0, 4.0]), torch.tensor([5.0, 6.0])]
+    with exchanged(ones, others):
+        assert one.tolist() == [5.0, 6.0]
+    assert one.tolist() == [1.0, 2.0]
+    assert [other.tolist() for other in others] == [[3.0, 4.0], [5.0, 6.0]]
+
+
 @pytest.mark.parametrize("raises", [False, True])
 def test_exchanged_tensors_come_back_bit_for_bit(raises):
     ones = [torch.tensor([0.1, math.nan, -0.0]), torch.tensor(3, dtype=torch.int64)]

@@ -164,7 +164,7 @@ def exchanged(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[N
     try:
         yield
     finally:
-        _exchange(pairs)
+        _exchange(pairs[::-1])  # backwards, as tied tensors were exchanged twice
 
 
 def _exchange(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:

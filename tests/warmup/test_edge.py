@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneCycleLR
 
 from edgewise import EdgeWarmup, GIAdam, Status
 from edgewise.ranks import Ranks
@@ -40,8 +40,11 @@ class Quadratic:
         return H * (w - self.offset) + self.noise[step]
 
     def train(self, warmup, steps, *, scheduler=None, give_loss=True, observed=lambda step: True):
-        """Return the rates of the updates and the parameters before them."""
+        """Return the rates within the updates and the parameters before them."""
         rates, places = [], []
+        hook = self.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: rates.append(float(optimizer.param_groups[0]["lr"]))
+        )
         for step in steps:
             self.optimizer.zero_grad()
             loss = self.loss(step)
@@ -49,9 +52,9 @@ class Quadratic:
             places.append(self.w.detach().clone())
             if observed(step):
                 warmup.observe(lambda step=step: self.loss(step), loss=loss if give_loss else None)
-            rates.append(float(self.optimizer.param_groups[0]["lr"]))
             self.optimizer.step()
             (scheduler or warmup).step()
+        hook.remove()
         return rates, places
 
 
@@ -114,7 +117,8 @@ def rule(run, places, start, averages):
         factor, here = factors[-1], float(run.loss(t, places[t]))
         share = min(1.0, share * math.exp(0.3))
         excess, most = here - mean, 6 * max(deviation, abs(mean) / 100)
-        if excess > most:
+        spikes = excess > most
+        if spikes:
             share, excess = min(share, most / excess), most
         mean, deviation = mean + 0.1 * excess, 0.95 * deviation + 0.05 * abs(excess)
         shares.append(share)
@@ -128,7 +132,7 @@ def rule(run, places, start, averages):
             if zeta >= 0.6 or factors[-1] == 1.0:
                 creeps, last, due = t, t, t + math.ceil((t + 1) / 10)
             continue
-        if t >= due:
+        if t >= due or spikes:
             before = float(run.loss(t, places[last]))
             factor *= 0.5 if here - before > 0.5 * first else 1.0
             change = (here - before) / max(abs(here), abs(before))
@@ -357,44 +361,110 @@ def test_a_loss_that_stays_high_is_the_average_soon():
     assert guard.mean == pytest.approx(100.0, rel=0.01)
 
 
-def watched(steps, *, outlier, skipped=()):
-    """Return the rates of updates long after the warmup, before and after `optimizer.step()`, under a cosine."""
+def watched(*, outlier, skipped=()):
+    """Return the rates before, within and after `optimizer.step()` of 200 updates, a cosine after 50 of them."""
     run = Quadratic(sgd(0.2, momentum=0.5), noise=0.01)
     run.noise[outlier] *= 1e4
     warmup = EdgeWarmup(run.optimizer, num_steps=100)
     scheduler = warmup.then(CosineAnnealingLR(run.optimizer, T_max=200))
-    during, after = [], []
-    for step in steps:
+    before, within, after = [], [], []
+    for step in range(200):
         run.optimizer.zero_grad()
         loss = run.loss(step)
         loss.backward()
         warmup.observe(lambda step=step: run.loss(step), loss=loss)
-        during.append(run.optimizer.param_groups[0]["lr"])
+        before.append(run.optimizer.param_groups[0]["lr"])
         if step not in skipped:
+            hook = run.optimizer.register_step_pre_hook(
+                lambda optimizer, *_: within.append(optimizer.param_groups[0]["lr"])
+            )
             run.optimizer.step()
+            hook.remove()
         scheduler.step()
         after.append(run.optimizer.param_groups[0]["lr"])
     assert scheduler.handed_over
-    return during, after
+    assert (warmup.report().num_spikes > 0) == bool(outlier)
+    return before, within, after
 
 
-def test_the_guard_stays_when_the_warmup_is_over_and_does_not_disturb_what_follows():
-    during, after = watched(range(200), outlier=150)
-    undisturbed, _ = watched(range(200), outlier=[])
-    assert during[:150] == undisturbed[:150]
-    assert during[150] < 0.1 * undisturbed[150]
-    assert all(during[t] < undisturbed[t] for t in range(150, 160))
-    assert during[190:] == undisturbed[190:]
+def test_the_guard_stays_when_the_warmup_is_over_and_only_the_update_sees_it():
+    before, within, after = watched(outlier=[150])
+    undisturbed, same, _ = watched(outlier=[])
+    assert before == undisturbed == same
     assert after[60:-1] == undisturbed[61:]
+    assert within[:150] == undisturbed[:150]
+    assert within[150] < 0.1 * undisturbed[150]
+    assert all(within[t] < undisturbed[t] for t in range(150, 155))
+    assert within[190:] == undisturbed[190:]
 
 
-def test_a_skipped_step_leaves_the_rates_that_were_held_back_for_the_next():
-    """As a GradScaler does where the gradients overflow, which the loss of such a batch may show."""
-    during, after = watched(range(200), outlier=150, skipped=[150])
-    undisturbed, _ = watched(range(199), outlier=[])
-    assert during[150] < 0.1 * undisturbed[150]
-    assert during[189:] == pytest.approx(undisturbed[188:], rel=1e-12)
-    assert after[152:-1] == pytest.approx(undisturbed[152:], rel=1e-12)
+def test_a_step_that_is_skipped_or_raises_leaves_no_rate_behind():
+    """As a GradScaler skips one where the gradients overflow, which the loss of such a batch may show."""
+    before, _, _ = watched(outlier=[150], skipped=[150])
+    undisturbed, _, _ = watched(outlier=[])
+    assert before[:151] == undisturbed[:151]
+    assert before[151:] == undisturbed[150:-1]
+    run = Quadratic(sgd(0.2), noise=0.01)
+    warmup = EdgeWarmup(run.optimizer, num_steps=20)
+    run.train(warmup, range(100))
+    full = run.optimizer.param_groups[0]["lr"]
+    run.noise[100] = 100 * run.w.detach().sign()
+    failing = run.optimizer.register_step_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.train(warmup, [100])
+    failing.remove()
+    assert run.optimizer.param_groups[0]["lr"] < 0.5 * full
+    run.noise[101] = 0.0
+    run.train(warmup, [101])
+    assert run.optimizer.param_groups[0]["lr"] == full
+
+
+def test_updates_that_move_nothing_say_nothing_and_the_climb_goes_on_after_them():
+    runs = [Quadratic(sgd(5.0)) for _ in range(2)]
+    warmups = [EdgeWarmup(run.optimizer) for run in runs]
+    rates = [run.train(warmup, [0])[0] for run, warmup in zip(runs, warmups, strict=True)]
+    run, warmup = runs[0], warmups[0]
+    for _ in range(3):
+        run.optimizer.zero_grad()
+        loss = 0.0 * run.w.sum()
+        loss.backward()
+        warmup.observe(lambda: 0.0 * run.w.sum())
+        run.optimizer.step()
+        warmup.step()
+    for k, (run, warmup) in enumerate(zip(runs, warmups, strict=True)):
+        rates[k] += run.train(warmup, range(1, 8))[0]
+    assert rates[0][-1] > 3 * rates[0][0]
+    assert rates[1][-1] > 3 * rates[1][0]
+
+
+def test_sparse_gradients_and_empty_parameters():
+    table = nn.Embedding(5, 2, sparse=True)
+    empty = nn.Parameter(torch.zeros(0))
+    optimizer = SGD([*table.parameters(), empty], lr=10.0)
+    warmup = EdgeWarmup(optimizer)
+    for step in range(30):
+        optimizer.zero_grad()
+        loss = table(torch.tensor([step % 5, 1])).square().sum() + empty.sum()
+        loss.backward()
+        warmup.observe(lambda step=step: table(torch.tensor([step % 5, 1])).square().sum(), loss=loss)
+        optimizer.step()
+        warmup.step()
+    assert warmup.fallback is None
+    assert warmup.report().lr > 2 * warmup.report().lr_start
+
+
+@pytest.mark.parametrize(
+    "follow",
+    [
+        lambda optimizer: OneCycleLR(optimizer, max_lr=1.0, total_steps=10),
+        lambda optimizer: CyclicLR(optimizer, base_lr=0.1, max_lr=1.0),
+    ],
+)
+def test_a_follower_that_would_ignore_the_rate_that_was_held_is_refused(follow):
+    run = Quadratic(sgd(1.0, momentum=0.9))
+    warmup = EdgeWarmup(run.optimizer)
+    with pytest.raises(TypeError, match="whose rates are its own"):
+        warmup.then(follow(run.optimizer))
 
 
 # What it costs

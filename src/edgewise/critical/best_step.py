@@ -91,11 +91,11 @@ def _descend(trace: Trace, max_lr: float) -> tuple[float, Status]:
 
 
 def _place(above: float, middle: float, below: float) -> float:
-    """Return where the parabola through heights at 1, 0, −1 has its minimum; 0 where the upper one is infinite.
+    """Return where the parabola through heights at 1, 0, −1 has its minimum; 0 where a height is infinite.
 
     >>> _place(1.0, 0.0, 1.0), round(_place(1.0, 0.0, 3.0), 2)
     (0.0, 0.25)
     """
-    if not math.isfinite(above):
+    if not math.isfinite(above + below):
         return 0.0
     return 0.5 * (below - above) / (below - 2 * middle + above)

@@ -45,9 +45,10 @@ class ClosureLoss:
         self._parameters = list(parameters)
         self._snapshot = snapshot
         self.ranks = Ranks()
-        loss = checked_loss(self._evaluate(), _HERE, finite=finite)
+        loss = checked_loss(self._evaluate(), _HERE, finite=False)
         self.ranks = _ranks_among(snapshot.modules)
         self.base = self._mean(loss.item())
+        checked_loss(torch.tensor(self.base), _HERE, finite=finite)  # on all ranks alike
         # A step may vanish in parameters of half precision, where the loss is float32.
         coarsest = max(torch.finfo(dtype).eps for dtype in {loss.dtype, *(p.dtype for p in self._parameters)})
         self.resolution = coarsest * abs(self.base)

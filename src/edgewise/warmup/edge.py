@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -23,8 +24,8 @@ _FASTEST_CLIMB = 0.3  # log-growth of the rate an update, without momentum
 _FASTEST_CREEP = 0.1  # the same
 _POWER = 2.0  # p: while every look finds that the loss has fallen, the rate grows like tᵖ
 _SPACING = 1 / 10  # of the updates so far: how many lie between two looks
-_SETTLED_GROWTH = 1.2  # a rate that grows by less …
-_SETTLED_TIME = 1.5  # … while the number of updates grows by this factor, has settled
+_SETTLED_CHANGE = 1.2  # a rate that changes by less than this factor …
+_SETTLED_TIME = 1.5  # … while the number of updates grows by this one, has settled
 _SHORTEST_HOLD = 50  # updates that it must have stood for at least
 _MOST_RISE = 1 / 2  # of the loss, over the first loss: more is taken for instability
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
@@ -54,12 +55,14 @@ class EdgeWarmup(AdaptiveWarmup):
       update is that share of a long one). η_c of the first update is no such scale.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout). Their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
-    - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved.
+    - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved. A given
+      loss that stands out calls for a look at once.
     - *Spikes:* an update on a batch whose given loss stands out from those before, by more than six mean deviations,
       takes a share of the rate, and so do those after it until momentum has forgotten it (`SpikeGuard`). This costs no
-      forward, and goes on when the warmup is over, for as long as `observe` is called. `export` does not show it.
-    - *End:* when the rate has settled, at the target or below: it grew by less than a fifth over the last third of the
-      updates, and over 50 at least. `status` says whether it is AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at
+      forward, and goes on when the warmup is over, for as long as `observe` is called. The groups hold that share
+      within `optimizer.step()` alone: neither a scheduler that follows nor `export` sees it.
+    - *End:* when the rate has settled, at the target or below: it changed by less than a fifth over the last third of
+      the updates, and over 50 at least. `status` says whether it is AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at
       which rate. What follows by `then` starts from there, scaled to the rate that was found.
     - *Fallback:* where nothing can be measured, it is linear warmup, once, with a warning that names the reason: over a
       tenth of `num_steps`; if that is not known, over 2/(1 − β₂) updates or, without a β₂, 200.
@@ -110,21 +113,22 @@ class EdgeWarmup(AdaptiveWarmup):
         self._trend = LossTrend()
         self._reference: list[Tensor] = []  # the parameters at the last look
         self._climbing = True
-        self._mark = (0, 0.0)  # (update, factor) at which the rate had last grown by a fifth
+        self._mark = (0, 0.0)  # (update, factor) since which the rate has changed by less than a fifth
         self._guard = SpikeGuard()
-        self._rates_withheld: list[float | Tensor] = []  # during an update that takes a share of them
+        self._is_guarded = False  # the coming update
+        self._full_rates: list[float | Tensor] = []  # during an update that takes a share of them
         self._next_look = 0
         self._loss_is_exact = False
         length = _fallback_length(optimizer, self.num_steps)
         super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
+        optimizer.register_step_pre_hook(torch.compiler.disable(self._hold_back))
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Find the start at the first update; let the rate grow, and look at the loss where it is due; guard all along.
 
         Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping, at every update. Where
-        several ranks train the model, they must all call it. Once the warmup is over it never calls the closure: it
-        holds back updates on batches that stand out. Their share of the rate is in the optimizer's groups until
-        `optimizer.step()` has run.
+        several ranks train the model, they must all call it. Once the warmup is over it calls the closure no more, and
+        guards the update.
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward.
@@ -138,10 +142,10 @@ class EdgeWarmup(AdaptiveWarmup):
         value = None if loss is None else self._given_loss(closure, loss)
         if value is not None and math.isfinite(value):
             self._guard.add(value, recovery=self._forgetting)
+            self._is_guarded = True
         if self._end is None:
             self._warm_up(closure, value)
             self._apply()
-        self._hold_back()
 
     @property
     def status(self) -> Status:
@@ -206,7 +210,9 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _climb(self, closure: Callable[[], Tensor]) -> None:
         share = self._rate_share.measure(self._parameters, self._ranks_of(closure))
-        if share is None:  # a step that is about to be skipped, or that moved nothing
+        if share is None:
+            if not self._rate_share.kept:
+                self._rate_share.before_step(self._parameters)
             return
         self._grow(self._forgetting / self._num_averages * max(0.0, 1 - share / _ENOUGH))
         if share >= _ENOUGH or self._factor == 1.0:
@@ -216,12 +222,14 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _start_to_creep(self) -> None:
         self._climbing = False
+        self._set_factor(self._factor)  # it grows from here on, also where it has stood
         self._rate_share = RateShare()
         self._mark = (self._updates, self._factor)
         self._take_reference()
 
     def _creep(self, closure: Callable[[], Tensor], value: float | None) -> None:
-        steps_back = self._updates >= self._next_look and self._look(closure, value)
+        is_due = self._updates >= self._next_look or self._guard.spikes
+        steps_back = is_due and self._look(closure, value)
         speed = min(_FASTEST_CREEP, _POWER / (self._updates + 1))
         self._grow(speed * self._trend.value, share=STEP_BACK if steps_back else 1.0)
 
@@ -260,7 +268,7 @@ class EdgeWarmup(AdaptiveWarmup):
         """See whether the rate still grows: if not, stop climbing, or finish."""
         since, factor = self._mark
         arrives = self._factor == 1.0 > factor
-        if arrives or self._factor > _SETTLED_GROWTH * factor:
+        if arrives or not 1 / _SETTLED_CHANGE <= self._factor / factor <= _SETTLED_CHANGE:
             since = self._updates
             self._mark = (since, self._factor)
         has_settled = self._updates >= max(_SETTLED_TIME * since, since + _SHORTEST_HOLD)
@@ -275,17 +283,19 @@ class EdgeWarmup(AdaptiveWarmup):
         self._end = self._updates + 1
         self._give_up_copies()
 
-    def _hold_back(self) -> None:
-        """Let the coming update take its share of the rates, whoever set them."""
-        if self._guard.share < 1:
-            self._rates_withheld = rates(self.optimizer)
-            set_rates(self.optimizer, [rate * self._guard.share for rate in self._rates_withheld])
+    def _hold_back(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Let this update take its share of the rates, whoever set them: within the step, where no one else sees it."""
+        self._release()
+        if self._is_guarded and self._guard.share < 1:
+            self._full_rates = rates(optimizer)
+            set_rates(optimizer, [rate * self._guard.share for rate in self._full_rates])
+        self._is_guarded = False
 
     def _release(self) -> None:
-        """Give back the rates that were held back."""
-        if self._rates_withheld:
-            set_rates(self.optimizer, self._rates_withheld)
-            self._rates_withheld = []
+        """Give back the full rates, also after a step that raised."""
+        if self._full_rates:
+            set_rates(self.optimizer, self._full_rates)
+            self._full_rates = []
 
     def _give_up_copies(self) -> None:
         self._reference = []
@@ -307,7 +317,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     @property
     def _num_averages(self) -> int:
-        """How many moving averages an update is made of: of the gradients and, under Adam, of their squares."""
+        """How many moving averages an update is made of: two under Adam and its kin, of gradients and squares."""
         return 2 if any("betas" in group for group in self.optimizer.param_groups) else 1
 
     @property
@@ -352,6 +362,7 @@ class EdgeWarmup(AdaptiveWarmup):
             setattr(self, name, progress[name])
         self._mark = (progress["_mark"][0], progress["_mark"][1])
         self.found = from_plain(BestStepResult, progress["found"])
+        self._is_guarded, self._full_rates = False, []
         vars(self._trend).update(progress["trend"])
         vars(self._guard).update(progress["guard"])
         vars(self._rate_share).update(progress["rate_share"])

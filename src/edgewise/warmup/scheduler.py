@@ -145,7 +145,7 @@ class Warmup(LRScheduler):
         return WarmupThen(self, scheduler)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, loadable with `weights_only=True`."""
+        """Return plain numbers and strings, and copies of parameters where needed; `weights_only=True` loads them."""
         return {
             "warmup": type(self).__name__,
             **self._settings(),
@@ -167,7 +167,11 @@ class Warmup(LRScheduler):
                     f"the saved state has {name} = {state_dict.get(name)!r}, this warmup has {ours!r}: "
                     "construct it with the saved values to resume."
                 )
-        for name in ("base_lrs", *_POSITION):
+        self.base_lrs = [
+            ours.new_tensor(saved) if isinstance(ours, Tensor) else saved
+            for ours, saved in zip(self.base_lrs, state_dict["base_lrs"], strict=True)
+        ]
+        for name in _POSITION:
             setattr(self, name, state_dict[name])
         self._restore(state_dict)
         self._apply()
@@ -220,7 +224,7 @@ class Warmup(LRScheduler):
         """Return the ranks that train the model: the closure shows which modules run."""
         if self._ranks is None:
             alone = not (dist.is_available() and dist.is_initialized())
-            self._ranks = Ranks() if alone else closure_loss(closure)[1]
+            self._ranks = Ranks() if alone else closure_loss(closure, finite=False)[1]
         return self._ranks
 
     def _affordable(self, updates: int) -> int:

@@ -41,7 +41,7 @@ class RateShare:
     def before_step(self, parameters: Sequence[Tensor]) -> None:
         """Keep the next blocks of the parameters as they are."""
         self.turn += 1
-        self.share = min(1.0, _MOST_ENTRIES / sum(local(p).numel() for p in parameters))
+        self.share = min(1.0, _MOST_ENTRIES / max(1, sum(local(p).numel() for p in parameters)))
         self.kept = [self._block(p).clone() for p in parameters]
         self.moved = False
 
@@ -55,17 +55,23 @@ class RateShare:
         self.moved = True
 
     def measure(self, parameters: Sequence[Tensor], ranks: Ranks) -> float | None:
-        """Return ζ with the gradients of the next batch; `None` if they are not finite, or nothing has moved."""
+        """Return ζ with the gradients of the next batch; `None` if they are not finite, or nothing has moved.
+
+        Where the update itself says nothing, as it moved nothing that shows, its copy is given up.
+        """
         if not self.moved:
             return None
         start, end = self.slope_at_start, self._slope(parameters)
         if ranks.sharded:
             start, end = ranks.sum(torch.tensor([start, end], dtype=torch.float64)).tolist()
-        if not (math.isfinite(start) and math.isfinite(end)):
+        if start == 0 or not math.isfinite(start):
+            self.kept, self.moved = [], False
+            return None
+        if not math.isfinite(end):
             return None
         self.at_start = average(self.at_start, abs(start), _SLOPES_KEPT)
         self.at_end = average(self.at_end, end, _SLOPES_KEPT)
-        return 0.5 * (1 + self.at_end / self.at_start) if self.at_start > 0 else None
+        return 0.5 * (1 + self.at_end / self.at_start)
 
     def _slope(self, parameters: Sequence[Tensor]) -> float:
         pairs = [
@@ -76,7 +82,8 @@ class RateShare:
         return inner([gradient for gradient, _ in pairs], [kept for _, kept in pairs])
 
     def _block(self, tensor: Tensor) -> Tensor:
-        entries = local(tensor.detach()).reshape(-1)
+        dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+        entries = local(dense.detach()).reshape(-1)
         length = math.ceil(self.share * entries.numel())
         start = self.turn * length % max(1, entries.numel())
         return entries.narrow(0, min(start, entries.numel() - length), length)
@@ -123,6 +130,7 @@ class SpikeGuard:
         self.mean: float | None = None
         self.deviation = 0.0
         self.share = 1.0
+        self.spikes = False  # whether the last loss stood out
         self.num_spikes = 0
 
     def add(self, loss: float, *, recovery: float) -> None:
@@ -132,7 +140,8 @@ class SpikeGuard:
         self.share = min(1.0, self.share * math.exp(recovery))
         excess = loss - self.mean
         most = _SPIKE * max(self.deviation, _LEAST_DEVIATION * abs(self.mean))
-        if excess > most > 0:
+        self.spikes = excess > most > 0
+        if self.spikes:
             self.share = min(self.share, most / excess)
             excess = most
             self.num_spikes += 1
