@@ -11,12 +11,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from edgewise.lab import plots
+from edgewise.lab.configs import RunConfig
 from edgewise.lab.phase_diagram import TEST_LOSS, Cell, cell_of
 from edgewise.lab.recipes import PhaseDiagrams
 from edgewise.lab.recipes.edge_warmup import (
@@ -31,9 +33,12 @@ from edgewise.lab.recipes.edge_warmup import (
 )
 from edgewise.lab.recipes.recipe import optimizer_label
 from edgewise.lab.store import Run, Store
+from edgewise.lab.training import train
+from edgewise.warmup.signals import SpikeGuard
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SHOWN = "LM, B = 64"  # task of the rates and of the diagram
+NEAR_THE_EDGE = "FCN, SP, MSE; GI-AdamW"  # panel of the run with a batch that stands out
 CLIP = 0.2  # of the histogram: a larger gap stands in the last bin
 
 
@@ -47,7 +52,8 @@ def main(path: Path) -> None:
     save(rates([run for run in runs if task_of(run.config) == SHOWN]), "edge-warmup-rates")
     save(gaps(cells), "edge-warmup-gaps")
     save(diagram(runs), "edge-warmup-diagram")
-    for line in (*fixed_lengths(cells), *others(runs), *table(cells)):
+    save(spike(), "edge-warmup-spike")
+    for line in (*fixed_lengths(cells), *others(runs), *interventions(runs), *table(cells)):
         print(line)
 
 
@@ -71,7 +77,7 @@ def save(figure: Figure, name: str) -> None:
 
 def rates(runs: Sequence[Run]) -> Figure:
     """Return the rates that EdgeWarmup chose: a panel an optimizer, a line a target rate, seed 0."""
-    edge = [run for run in runs if run.config.warmup.kind == "edge" and run.config.seed == 0]
+    edge = [run for run in runs if is_edge(run.config) and run.config.seed == 0]
     names = list(dict.fromkeys(optimizer_label(run.config) for run in edge))
     figure = Figure(figsize=(13, 6), layout="constrained")
     axes = figure.subplots(2, 4, sharex=True)
@@ -138,6 +144,56 @@ def diagram(runs: Sequence[Run]) -> Figure:
     layout = PhaseDiagrams(panel=panel_label, value=replace(TEST_LOSS, digits=2), columns=2)
     title = "The warmup axis beside one row without a length"
     return plots.draw(replace(RECIPE, title=title, layout=layout), shown)
+
+
+def spike() -> Figure:
+    """Return one run near the edge with the guard and without: the same until a batch stands out."""
+    config = max(
+        (
+            c
+            for c in RECIPE.configs("embedded")
+            if panel_label(c) == NEAR_THE_EDGE and c.seed == 1 and is_edge(c)
+        ),
+        key=lambda c: c.optimizer.lr,
+    )
+    shares: list[float] = []
+
+    def add(guard: SpikeGuard, loss: float, *, recovery: float) -> None:
+        original(guard, loss, recovery=recovery)
+        shares.append(guard.share)
+
+    original = SpikeGuard.add
+    with mock.patch.object(SpikeGuard, "add", add):
+        guarded = [row["train_loss"] for row in train(config).rows]
+    with mock.patch.object(SpikeGuard, "add"):
+        unguarded = [row["train_loss"] for row in train(config).rows]
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True)
+    left.plot(unguarded, color=plots.COLORS[1], lw=1, label="without the guard")
+    left.plot(guarded, color=plots.COLORS[0], lw=1, label="with it")
+    left.set_title("loss of the batch, before the update on it", loc="left", fontsize=10)
+    left.legend(fontsize=9)
+    right.plot(shares, color=plots.COLORS[0], lw=1.5)
+    right.set_title("share of the rate that the update takes", loc="left", fontsize=10)
+    left.set_yscale("log")
+    right.set_ylim(0, 1.05)
+    for ax in (left, right):
+        ax.set_xlabel("update")
+        ax.grid(alpha=0.25)
+    return figure
+
+
+def is_edge(config: RunConfig) -> bool:
+    """Whether the run is one of EdgeWarmup."""
+    return config.warmup.kind == "edge"
+
+
+def interventions(runs: Sequence[Run]) -> list[str]:
+    """Return a line: in how many runs the rate was halved, or an update held back."""
+    reports = [run.outcome["warmup"] for run in runs if is_edge(run.config)]
+    halved = sum(report["num_step_backs"] > 0 for report in reports)
+    guarded = sum(report["num_spikes"] > 0 for report in reports)
+    return [f"halved in {halved}, spikes in {guarded} of {len(reports)} runs of EdgeWarmup"]
 
 
 def fixed_lengths(cells: Sequence[CellResult]) -> list[str]:
