@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import matplotlib as mpl
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 
 from edgewise.lab import plots
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.phase_diagram import TEST_LOSS, Cell, cell_of
+from edgewise.lab.phase_diagram import TEST_LOSS
 from edgewise.lab.recipes import PhaseDiagrams
 from edgewise.lab.recipes.edge_warmup import (
     DEVELOPMENT,
@@ -31,6 +30,7 @@ from edgewise.lab.recipes.edge_warmup import (
     RECIPE,
     CellResult,
     cell_results,
+    final_loss,
     panel_label,
     task_of,
 )
@@ -155,8 +155,8 @@ def guard(runs: Sequence[Run]) -> Figure:
     torch.set_num_threads(1)  # as the stored ones
     own = [run for run in runs if task_of(run.config) == NEAR_THE_EDGE and is_edge(run.config)]
     with mock.patch.object(SpikeGuard, "add"):
-        without = np.array([_loss(train(run.config).outcome) for run in own])
-    guarded = np.array([_loss(run.outcome) for run in own])
+        without = np.array([min(FAILS, final_loss(train(run.config).outcome)) for run in own])
+    guarded = np.array([min(FAILS, final_loss(run.outcome)) for run in own])
     lower, higher = (guarded < without / 1.5).sum(), (guarded > 1.5 * without).sum()
     print(f"guard: of {len(own)} runs {lower} end lower by a third with it, {higher} higher by half")
     touched = np.array([run.outcome["warmup"]["num_spikes"] > 0 for run in own])
@@ -176,10 +176,6 @@ def guard(runs: Sequence[Run]) -> Figure:
     ax.grid(alpha=0.25)
     ax.legend(fontsize=9)
     return figure
-
-
-def _loss(outcome: dict[str, Any]) -> float:
-    return float(outcome["test_loss"]) if cell_of(outcome) is Cell.TRAINED else FAILS
 
 
 def is_edge(config: RunConfig) -> bool:
@@ -226,9 +222,8 @@ def others(runs: Sequence[Run]) -> list[str]:
         is_rule = warmup.kind == "linear" and warmup.steps not in LENGTHS
         name = "RAdam" if config.optimizer.name == "radam" else "2/(1 − β₂)" if is_rule else warmup.kind
         optimizer = optimizer_label(config).replace("RAdam", "Adam")
-        trained = cell_of(run.outcome) is Cell.TRAINED
         cell = losses.setdefault((task_of(config), optimizer, config.optimizer.lr), {})
-        cell.setdefault(name, []).append(run.outcome["test_loss"] if trained else math.inf)
+        cell.setdefault(name, []).append(final_loss(run.outcome))
     lines = [
         "| beside | cells | lower by 1 % | higher by 1 % | its failures | the other's |",
         "|---|---|---|---|---|---|",

@@ -5,10 +5,9 @@ from bisect import bisect_right
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from edgewise.critical import check_steps_alone
-from edgewise.warmup.scheduler import Warmup, WarmupThen
+from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear_from, steps_to_target
 
 STEP_BACK = 0.5  # factor on a rate at which the loss has shot up
@@ -42,25 +41,6 @@ class AdaptiveWarmup(Warmup):
             since, start = self._linear
             return linear_from(update - since, warmup_steps=self._fallback_length, start=start)
         return self._rates[max(0, bisect_right(self._rates, (update, math.inf)) - 1)][1]
-
-    def then(self, scheduler: LRScheduler) -> WarmupThen:
-        """Return a scheduler that runs this warmup and then `scheduler`, scaled to the rate that was found.
-
-        What a scheduler keeps as a rate of its own, such as `eta_min`, is not scaled.
-
-        Args:
-            scheduler: a fresh scheduler on the same optimizer; its lengths do not count the warmup.
-
-        Raises:
-            ValueError: another optimizer, a scheduler or warmup already under way, or called twice.
-            TypeError: the scheduler needs a metric, is made of several, or has all its rates from elsewhere.
-        """
-        if isinstance(scheduler, OneCycleLR | CyclicLR):
-            raise TypeError(
-                f"then() takes a scheduler of the optimizer's rates, got {type(scheduler).__name__}, whose rates are "
-                "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
-            )
-        return super().then(scheduler)
 
     @property
     def _factor(self) -> float:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from edgewise.critical import BestStepResult, closure_loss, search_best_step
 from edgewise.errors import Status, positive_count
 from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import as_plain, from_plain, rates, set_rates
+from edgewise.warmup.scheduler import WarmupThen, as_plain, from_plain, rates, set_rates
 from edgewise.warmup.signals import LossTrend, RateShare, SpikeGuard
 
 # One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
@@ -146,6 +147,25 @@ class EdgeWarmup(AdaptiveWarmup):
         if self._end is None:
             self._warm_up(closure, value)
             self._apply()
+
+    def then(self, scheduler: LRScheduler) -> WarmupThen:
+        """Return a scheduler that runs this warmup and then `scheduler`, scaled to the rate that was found.
+
+        What a scheduler keeps as a rate of its own, such as `eta_min`, is not scaled.
+
+        Args:
+            scheduler: a fresh scheduler on the same optimizer; its lengths do not count the warmup.
+
+        Raises:
+            ValueError: another optimizer, a scheduler or warmup already under way, or called twice.
+            TypeError: the scheduler needs a metric, is made of several, or has all its rates from elsewhere.
+        """
+        if isinstance(scheduler, OneCycleLR | CyclicLR):
+            raise TypeError(
+                f"then() takes a scheduler of the optimizer's rates, got {type(scheduler).__name__}, whose rates are "
+                "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
+            )
+        return super().then(scheduler)
 
     @property
     def status(self) -> Status:

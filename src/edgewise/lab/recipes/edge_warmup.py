@@ -170,6 +170,11 @@ class CellResult:
         return self.gap(length) <= max(_CLOSE, deviation)
 
 
+def final_loss(outcome: dict[str, Any]) -> float:
+    """Return the test loss at the end, infinite where the run did not train."""
+    return float(outcome["test_loss"]) if cell_of(outcome) is Cell.TRAINED else math.inf
+
+
 def cell_results(runs: Sequence[Run]) -> list[CellResult]:
     """Return the cells of the grid."""
     losses: dict[tuple[str, OptimizerConfig], dict[Any, list[float]]] = {}
@@ -179,10 +184,7 @@ def cell_results(runs: Sequence[Run]) -> list[CellResult]:
         key = task_of(config), config.optimizer
         kind = config.warmup.kind
         row = config.warmup.steps if kind == LINEAR else kind
-        trained = cell_of(run.outcome) is Cell.TRAINED
-        losses.setdefault(key, {}).setdefault(row, []).append(
-            run.outcome["test_loss"] if trained else math.inf
-        )
+        losses.setdefault(key, {}).setdefault(row, []).append(final_loss(run.outcome))
         if kind == EDGE:
             overheads.setdefault(key, []).append(run.outcome["warmup"]["overhead"])
     return [
