@@ -492,6 +492,13 @@ FAULTS = [
         test="warmup/test_edge.py",
     ),
     Fault(
+        name="a rate that falls has settled",
+        file="warmup/edge.py",
+        old="not 1 / _SETTLED_CHANGE <= self._factor / factor <= _SETTLED_CHANGE",
+        new="self._factor > _SETTLED_CHANGE * factor",
+        test="warmup/test_edge.py",
+    ),
+    Fault(
         name="the guard ends with the warmup",
         file="warmup/edge.py",
         old="        if self._is_guarded and",

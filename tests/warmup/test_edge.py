@@ -301,6 +301,19 @@ def test_it_ends_where_the_rate_has_stood_for_a_third_of_the_updates_and_for_fif
     assert (warmup.status, warmup.length) == (Status.AT_TARGET, reached + 50 + 1)
 
 
+@pytest.mark.parametrize(("lr", "noise"), [(0.1, 1.0), (0.8, 0.1), (0.8, 3.0)])
+def test_a_rate_that_falls_has_not_settled(lr, noise):
+    run = Quadratic(sgd(lr), noise=noise)
+    warmup = EdgeWarmup(run.optimizer, max_overhead=None)
+    run.train(warmup, range(600))
+    assert warmup.status is Status.HELD_BELOW_TARGET
+    factors = warmup.export()
+    last = len(factors) - 1
+    stood = factors[math.floor(min(last - 50, last / 1.5)) :]
+    assert max(stood) / min(stood) <= 1.2**2  # a fifth up, a fifth down
+    assert factors[-1] < 0.8 * max(factors)
+
+
 def test_it_ends_at_half_of_a_run_whose_length_is_known():
     run = Quadratic(sgd(0.2, momentum=0.98))  # climbs slowly
     warmup = EdgeWarmup(run.optimizer, num_steps=30)
