@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneC
 
 from edgewise import EdgeWarmup, GIAdam, Status
 from edgewise.ranks import Ranks
-from edgewise.warmup.signals import RateShare, SpikeGuard
+from edgewise.warmup.signals import RateShare, RiseAlarm, SpikeGuard
 
 H = torch.tensor([4.0, 1.0], dtype=torch.float64)  # curvatures: SGD is stable below 2/4
 
@@ -107,12 +107,14 @@ def test_a_target_below_the_start_needs_no_warmup():
 
 def rule(run, places, start, averages):
     """Return the factors by the equations of the docstring, the shares of the guard, and where the creep begins."""
+    alarm = RiseAlarm()
     factors, creeps, due, last = [start], None, 0, 0
     at_end = at_start = total = size = 0.0
     signal = share = 1.0
     mean = first = float(run.loss(0, places[0]))
     deviation = 0.95 * first
     shares = [1.0]
+    alarm.add(first)
     for t in range(1, len(places)):
         factor, here = factors[-1], float(run.loss(t, places[t]))
         share = min(1.0, share * math.exp(0.3))
@@ -120,6 +122,7 @@ def rule(run, places, start, averages):
         spikes = excess > most
         if spikes:
             share, excess = min(share, most / excess), most
+        alarm.add(here)
         mean, deviation = mean + 0.1 * excess, 0.95 * deviation + 0.05 * abs(excess)
         shares.append(share)
         if creeps is None:
@@ -129,7 +132,8 @@ def rule(run, places, start, averages):
             zeta = 0.5 * (1 + at_end / at_start)
             growth = max(0.0, 0.3 / averages * (1 - zeta / 0.6))
             factors.append(min(1.0, factor * math.exp(growth if share == 1 else 0.0)))
-            if zeta >= 0.6 or factors[-1] == 1.0:
+            factors[-1] *= 0.5 if alarm.rings else 1.0
+            if zeta >= 0.6 or factors[-1] == 1.0 or alarm.rings:
                 creeps, last, due = t, t, t + math.ceil((t + 1) / 10)
             continue
         if t >= due or spikes:
@@ -141,6 +145,7 @@ def rule(run, places, start, averages):
             last, due = t, t + math.ceil((t + 1) / 10)
         growth = min(0.1, 2 / (t + 1)) * signal
         factors.append(min(1.0, factor * math.exp(growth if share == 1 else min(0.0, growth))))
+        factors[-1] *= 0.5 if alarm.rings else 1.0
     return factors, shares, creeps
 
 
@@ -375,13 +380,13 @@ def test_a_loss_that_stays_high_is_the_average_soon():
 
 
 def watched(*, outlier, skipped=()):
-    """Return the rates before, within and after `optimizer.step()` of 200 updates, a cosine after 50 of them."""
+    """Return the rates before, within and after `optimizer.step()` of 300 updates, a cosine after 50 of them."""
     run = Quadratic(sgd(0.2, momentum=0.5), noise=0.01)
     run.noise[outlier] *= 1e4
     warmup = EdgeWarmup(run.optimizer, num_steps=100)
-    scheduler = warmup.then(CosineAnnealingLR(run.optimizer, T_max=200))
+    scheduler = warmup.then(CosineAnnealingLR(run.optimizer, T_max=400))
     before, within, after = [], [], []
-    for step in range(200):
+    for step in range(300):
         run.optimizer.zero_grad()
         loss = run.loss(step)
         loss.backward()
@@ -401,14 +406,14 @@ def watched(*, outlier, skipped=()):
 
 
 def test_the_guard_stays_when_the_warmup_is_over_and_only_the_update_sees_it():
-    before, within, after = watched(outlier=[150])
+    before, within, after = watched(outlier=[250])
     undisturbed, same, _ = watched(outlier=[])
     assert before == undisturbed == same
     assert after[60:-1] == undisturbed[61:]
-    assert within[:150] == undisturbed[:150]
-    assert within[150] < 0.1 * undisturbed[150]
-    assert all(within[t] < undisturbed[t] for t in range(150, 155))
-    assert within[190:] == undisturbed[190:]
+    assert within[:250] == undisturbed[:250]
+    assert within[250] < 0.1 * undisturbed[250]
+    assert all(within[t] < undisturbed[t] for t in range(250, 255))
+    assert within[290:] == undisturbed[290:]
 
 
 def test_a_step_that_is_skipped_or_raises_leaves_no_rate_behind():
@@ -430,6 +435,143 @@ def test_a_step_that_is_skipped_or_raises_leaves_no_rate_behind():
     run.noise[101] = 0.0
     run.train(warmup, [101])
     assert run.optimizer.param_groups[0]["lr"] == full
+
+
+# Losses that rise for good
+
+
+def rung(losses):
+    """Return at which of the losses an alarm rings."""
+    alarm, rings = RiseAlarm(), []
+    for t, loss in enumerate(losses):
+        alarm.add(loss)
+        rings += [t] * alarm.rings
+    return rings
+
+
+ALTERNATING = [1.1, 0.9] * 200  # the level is 1, the noise 0.1
+
+
+@pytest.mark.parametrize(("rise", "after"), [(100.0, 4), (6.0, 4), (3.0, 10), (1.4, None)])
+def test_a_rise_of_many_deviations_rings_soon_and_one_that_chance_explains_never(rise, after):
+    rings = rung([*ALTERNATING, *(loss + 0.1 * rise for loss in ALTERNATING)])
+    assert rings == ([] if after is None else [pytest.approx(400 + after, abs=1)])
+
+
+def test_the_sum_is_that_of_the_equation():
+    losses = [*ALTERNATING[:200], 1.4, 1.2, 1.5, 3.0, 1.0]
+    level, deviation, total, lowest, noise = losses[0], losses[0], 0.0, math.inf, math.inf
+    alarm, sums = RiseAlarm(), []
+    for t, loss in enumerate(losses, start=1):
+        alarm.add(loss)
+        change = min(loss - level, 6 * deviation)
+        level += change / max(10, t / 8)
+        deviation += (abs(change) - deviation) / max(20, t / 8)
+        if t > 20:
+            if level <= lowest:
+                lowest, noise, total = level, deviation, 0.0
+            lowest += (level - lowest) * 2 / t
+            noise = min(deviation, noise + (deviation - noise) * 2 / t)
+            total = max(0.0, total + min(6, (loss - lowest) / noise) - 1.5)
+            sums.append(total)
+            assert alarm.sum == pytest.approx(total, rel=1e-12)
+    assert max(sums) < 15
+    assert sums[-2] == pytest.approx(sums[-3] + 4.5)
+    assert sums[-1] == pytest.approx(sums[-2] - 1.5, abs=0.3)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (1.0, -5.0), (1.0, 4.0)])
+def test_neither_scale_nor_sign_of_the_loss_matter_to_the_alarm(scale, offset):
+    losses = [*ALTERNATING, *[1.5] * 20]
+    assert rung([scale * loss + offset for loss in losses]) == rung(losses) != []
+
+
+def test_noise_and_a_loss_that_falls_or_stands_do_not_ring():
+    """However long: of ever more averages the lowest is ever lower, and has to be forgotten."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(10_000, generator=generator)
+    exponential = -(1 - torch.rand(10_000, generator=generator)).log()
+    falling = 3 * torch.arange(1, 10_001) ** -0.3 + 0.1 * normal
+    for losses in (3 + 0.3 * normal, 0.3 * normal, exponential, falling, torch.zeros(500), torch.ones(500)):
+        assert rung(losses.tolist()) == []
+
+
+def recursive(optimizer):
+    return CosineAnnealingLR(optimizer, T_max=400)
+
+
+def closed_form(optimizer):
+    return LambdaLR(optimizer, lambda update: 0.5 * (1 + math.cos(math.pi * update / 400)))
+
+
+def shaken(at, *, cosine=closed_form, num_updates=220, give_loss=True, resumed=None):
+    """Return a run with a cosine after 51 updates of warmup, at one of which the parameters are thrown far off."""
+    rates = []
+    run = Quadratic(sgd(0.02, momentum=0.5), noise=0.01)
+    warmup = EdgeWarmup(run.optimizer, num_steps=100)
+    scheduler = warmup.then(cosine(run.optimizer))
+    for step in range(num_updates):
+        if step == at:
+            with torch.no_grad():
+                run.w += 3.0
+        if step == resumed:
+            saved, where, state = scheduler.state_dict(), run.w.detach().clone(), run.optimizer.state_dict()
+            run = Quadratic(sgd(0.02, momentum=0.5), noise=0.01)
+            warmup = EdgeWarmup(run.optimizer, num_steps=100)
+            scheduler = warmup.then(cosine(run.optimizer))
+            run.optimizer.load_state_dict(state)
+            scheduler.load_state_dict(saved)
+            with torch.no_grad():
+                run.w.copy_(where)
+        rates += run.train(warmup, [step], scheduler=scheduler, give_loss=give_loss)[0]
+    assert warmup.length == 51
+    return rates, warmup
+
+
+@pytest.mark.parametrize("cosine", [recursive, closed_form])
+def test_where_the_loss_has_risen_after_the_warmup_what_follows_goes_on_at_half_the_rate(cosine):
+    calm, _ = shaken(None, cosine=cosine)
+    rates, warmup = shaken(120, cosine=cosine)
+    halved = warmup.report().num_step_backs
+    assert halved >= 1
+    assert rates[:120] == calm[:120]
+    assert rates[180:] == pytest.approx([rate * 0.5**halved for rate in calm[180:]], rel=1e-9)
+    assert warmup.status is Status.HELD_BELOW_TARGET
+    assert warmup.lr_held == pytest.approx(0.02 * 0.5**halved)
+    assert f"halved {halved} times, as the loss rose" in str(warmup.report())
+
+
+@pytest.mark.parametrize("cosine", [recursive, closed_form])
+def test_a_run_resumed_after_its_rate_was_halved_goes_on_at_the_same_rates(cosine):
+    expected, warmup = shaken(120, cosine=cosine)
+    for resumed in (122, 126, 160):
+        rates, again = shaken(120, cosine=cosine, resumed=resumed)
+        assert rates == expected
+        assert again.report() == warmup.report()
+
+
+def test_long_after_the_warmup_or_unseen_a_rise_halves_nothing():
+    for at, give_loss in ((205, True), (120, False)):
+        _, warmup = shaken(at, give_loss=give_loss)
+        assert warmup.report().num_step_backs == 0
+        assert (warmup.report().num_spikes > 0) == give_loss
+
+
+def test_a_climb_at_which_the_loss_rises_is_over():
+    run = Quadratic(sgd(0.2, momentum=0.98), noise=0.01)  # climbs slowly
+    warmup = EdgeWarmup(run.optimizer)
+    run.train(warmup, range(30))
+    assert warmup.state_dict()["_climbing"]
+    before = warmup.export()[-1]
+    with torch.no_grad():
+        run.w += 100.0
+    steps = 30
+    while not warmup.report().num_step_backs:
+        run.train(warmup, [steps])
+        steps += 1
+    assert steps < 40
+    assert not warmup.state_dict()["_climbing"]
+    assert warmup.export()[-1] <= 0.6 * before
 
 
 def test_updates_that_move_nothing_say_nothing_and_the_climb_goes_on_after_them():
@@ -497,7 +639,7 @@ def test_the_rate_does_not_rise_unseen():
     due = warmup.state_dict()["_next_look"]
     run.train(warmup, range(steps, 50))
     factors = warmup.export()
-    assert factors[due:] == [factors[due]] * (50 - due)
+    assert all(later <= earlier for earlier, later in pairwise(factors[due:]))
 
 
 def test_the_copy_of_the_parameters_is_given_up_when_the_warmup_is_over():

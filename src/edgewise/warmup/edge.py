@@ -15,7 +15,7 @@ from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import WarmupThen, as_plain, from_plain, rates, set_rates
-from edgewise.warmup.signals import LossTrend, RateShare, SpikeGuard
+from edgewise.warmup.signals import LossTrend, RateShare, RiseAlarm, SpikeGuard
 
 # One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
 _START = 1 / 4  # of the rate at which the first update lowers the loss most
@@ -29,6 +29,7 @@ _SETTLED_CHANGE = 1.2  # a rate that changes by less than this factor …
 _SETTLED_TIME = 1.5  # … while the number of updates grows by this one, has settled
 _SHORTEST_HOLD = 50  # updates that it must have stood for at least
 _MOST_RISE = 1 / 2  # of the loss, over the first loss: more is taken for instability
+_WATCHED = 4  # lengths of the warmup, after which a rise of the loss no longer halves the rate
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
@@ -56,15 +57,18 @@ class EdgeWarmup(AdaptiveWarmup):
       update is that share of a long one). η_c of the first update is no such scale.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout). Their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
-    - *Instability:* where a look finds the loss risen by more than half of the first loss, the rate is halved. A given
-      loss that stands out calls for a look at once.
+    - *Instability:* where a look finds the loss risen by more than half of the first loss, or the given losses have
+      risen above their lowest level by more than chance explains (`RiseAlarm`), the rate is halved. The latter goes on
+      for four times the length of the warmup, and halves what follows by `then` as well. A given loss that stands out
+      calls for a look at once.
     - *Spikes:* an update on a batch whose given loss stands out from those before, by more than six mean deviations,
       takes a share of the rate, and so do those after it until momentum has forgotten it (`SpikeGuard`). This costs no
       forward, and goes on when the warmup is over, for as long as `observe` is called. The groups hold that share
       within `optimizer.step()` alone: neither a scheduler that follows nor `export` sees it.
     - *End:* when the rate has settled, at the target or below: it changed by less than a fifth over the last third of
       the updates, and over 50 at least. `status` says whether it is AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at
-      which rate. What follows by `then` starts from there, scaled to the rate that was found.
+      which rate, both also where it was halved since. What follows by `then` starts from there, scaled to the rate that
+      was found.
     - *Fallback:* where nothing can be measured, it is linear warmup, once, with a warning that names the reason: over a
       tenth of `num_steps`; if that is not known, over 2/(1 − β₂) updates or, without a β₂, 200.
 
@@ -116,6 +120,7 @@ class EdgeWarmup(AdaptiveWarmup):
         self._climbing = True
         self._mark = (0, 0.0)  # (update, factor) since which the rate has changed by less than a fifth
         self._guard = SpikeGuard()
+        self._alarm = RiseAlarm()
         self._is_guarded = False  # the coming update
         self._full_rates: list[float | Tensor] = []  # during an update that takes a share of them
         self._next_look = 0
@@ -128,12 +133,14 @@ class EdgeWarmup(AdaptiveWarmup):
         """Find the start at the first update; let the rate grow, and look at the loss where it is due; guard all along.
 
         Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping, at every update. Where
-        several ranks train the model, they must all call it. Once the warmup is over it calls the closure no more, and
-        guards the update.
+        several ranks train the model, they must all call it. Once the warmup is over it calls the closure no more,
+        guards the update, and halves the rate if the loss rises for good. A loss that rises because the data become
+        harder looks the same: give none from there on, if they do.
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward.
-            loss: the value that was just computed for `backward()`: saves a forward at each look, and shows spikes.
+            loss: the value that was just computed for `backward()`: saves a forward at each look, and shows spikes and
+                rises.
 
         Raises:
             ValueError: no parameter has a gradient.
@@ -141,12 +148,18 @@ class EdgeWarmup(AdaptiveWarmup):
         """
         self._release()
         value = None if loss is None else self._given_loss(closure, loss)
-        if value is not None and math.isfinite(value):
+        self._is_guarded = value is not None and math.isfinite(value)
+        if value is not None and self._is_guarded:
             self._guard.add(value, recovery=self._forgetting)
-            self._is_guarded = True
+            self._alarm.add(value)
+        rings = self._is_guarded and self._alarm.rings
         if self._end is None:
             self._warm_up(closure, value)
+            if rings:
+                self._step_back()
             self._apply()
+        elif rings and self._linear is None and self._updates < _WATCHED * self._end:
+            self._step_back()
 
     def then(self, scheduler: LRScheduler) -> WarmupThen:
         """Return a scheduler that runs this warmup and then `scheduler`, scaled to the rate that was found.
@@ -178,7 +191,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     @property
     def lr_held(self) -> float | None:
-        """The first group's rate at which the warmup ended below the target; `None` if it did not."""
+        """The first group's rate that the warmup found below the target; `None` if it reached it."""
         ended_below = self._end is not None and self._linear is None and self._rates[-1][1] < 1.0
         return self._rates[-1][1] * float(self.base_lrs[0]) if ended_below else None
 
@@ -268,6 +281,15 @@ class EdgeWarmup(AdaptiveWarmup):
         steps_back = self.found is not None and here - before > _MOST_RISE * abs(self.found.loss)
         self._num_step_backs += steps_back
         return steps_back
+
+    def _step_back(self) -> None:
+        """Halve the rate; once the warmup is over, that of the scheduler that follows, which learns of it in `step`."""
+        self._num_step_backs += 1
+        self._set_factor(STEP_BACK * self._factor)
+        if self._end is not None:
+            set_rates(self.optimizer, [STEP_BACK * rate for rate in rates(self.optimizer)])
+        elif self._climbing:
+            self._start_to_creep()
 
     def _take_reference(self) -> None:
         if self._reference:
@@ -371,6 +393,7 @@ class EdgeWarmup(AdaptiveWarmup):
                 "found": as_plain(self.found),
                 "trend": dict(vars(self._trend)),
                 "guard": dict(vars(self._guard)),
+                "alarm": dict(vars(self._alarm)),
                 "rate_share": rate_share,  # and copies of the parameters, as checkpoints hold them
                 "reference": [p.clone() for p in self._reference],
             }
@@ -385,6 +408,7 @@ class EdgeWarmup(AdaptiveWarmup):
         self._is_guarded, self._full_rates = False, []
         vars(self._trend).update(progress["trend"])
         vars(self._guard).update(progress["guard"])
+        vars(self._alarm).update(progress["alarm"])
         vars(self._rate_share).update(progress["rate_share"])
         self._rate_share.kept = self._on_device(progress["rate_share"]["kept"])
         self._reference = self._on_device(progress["reference"])

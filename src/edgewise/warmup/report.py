@@ -16,9 +16,9 @@ class WarmupReport:
     steps_to_target: int | None  # T_reach: number of the first update at the target; None: not known yet
     steps_saved: float | None  # T_save, of linear warmup of the same length; None: nothing to compare with
     num_catapults: int  # rises of the rate, each to the critical learning rate or less
-    num_step_backs: int  # times that the rate was halved, as the loss shot up
+    num_step_backs: int  # times that the rate was halved, as the loss rose
     num_spikes: int  # losses that stood out, after which updates took a share of the rate
-    lr_held: float | None  # where the warmup ended below the target; None: it did not
+    lr_held: float | None  # where the warmup ended below the target, or was halved since; None: at the target
     num_searches: int
     num_forwards: int  # evaluations of the loss by `observe`
     overhead: float  # num_forwards over the cost of the updates so far, three forwards each
@@ -37,7 +37,7 @@ class WarmupReport:
                 2, f"  catapults: {self.num_catapults}, of which {self.num_step_backs} were taken back"
             )
         elif self.num_step_backs:
-            lines.insert(2, f"  halved {self.num_step_backs} times, as the loss shot up")
+            lines.insert(2, f"  halved {self.num_step_backs} times, as the loss rose")
         if self.num_spikes:
             lines.insert(2, f"  spikes: {self.num_spikes}, after which updates took a share of the rate")
         if self.steps_saved is not None:

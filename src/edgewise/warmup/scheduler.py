@@ -286,6 +286,7 @@ class WarmupThen(LRScheduler):
         self.warmup, self.follower = warmup, follower
         self.base_lrs = warmup.base_lrs
         self.handed_over = False
+        self._found = 1.0  # factor of the warmup that the follower's rates hold
         self.last_epoch = 0
         warmup._apply()  # the follower's constructor may have written its own rates
 
@@ -299,6 +300,7 @@ class WarmupThen(LRScheduler):
             return
         self.last_epoch = self.warmup.last_epoch
         if self.handed_over:
+            self._scale_follower()  # the warmup may have halved its rate since
             self.follower.step()
         elif self.warmup.finished:
             self._hand_over()
@@ -308,16 +310,22 @@ class WarmupThen(LRScheduler):
     def _hand_over(self) -> None:
         # Chainable schedulers compute from the current rate: give them their base rate first.
         self.handed_over = True
-        found = self.warmup.factor_at(self.warmup.last_epoch)  # below 1 where the target was not reached
-        self.follower.base_lrs = [base * found for base in self.follower.base_lrs]
+        self._scale_follower()
         set_rates(self.optimizer, self.follower.base_lrs)
         self.follower._update_lr(0)
+
+    def _scale_follower(self) -> None:
+        """Scale the rates that the follower starts from to the warmup's factor: below 1 short of the target."""
+        found = self.warmup.factor_at(self.warmup.last_epoch)
+        self.follower.base_lrs = [base * (found / self._found) for base in self.follower.base_lrs]
+        self._found = found
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both parts."""
         return {
             "last_epoch": self.last_epoch,
             "handed_over": self.handed_over,
+            "found": self._found,
             "warmup": self.warmup.state_dict(),
             "follower": self.follower.state_dict(),
         }
@@ -327,6 +335,7 @@ class WarmupThen(LRScheduler):
         self.warmup.load_state_dict(state_dict["warmup"])
         self.follower.load_state_dict(state_dict["follower"])
         self.last_epoch, self.handed_over = state_dict["last_epoch"], state_dict["handed_over"]
+        self._found = state_dict["found"]
         if self.handed_over:
             set_rates(self.optimizer, self.follower.get_last_lr())
 

@@ -16,6 +16,11 @@ _LOSSES_KEPT = 0.9  # share that the moving average of the losses keeps, from on
 _DEVIATIONS_KEPT = 0.95  # the same of their deviations from it
 _LEAST_DEVIATION = 0.01  # of the average itself: a loss without noise may ripple
 _SPIKE = 6.0  # deviations above the average, beyond which a loss is a spike
+_MEMORY = 1 / 8  # of the losses so far, that the level of the loss is the average of
+_LEVEL_MEMORY, _NOISE_MEMORY = 10.0, 20.0  # losses at least, for the level and the deviations from it
+_FORGETTING = 2.0  # over the losses so far: how fast the lowest level follows the level up
+_DRIFT = 1.5  # deviations above the lowest level, that chance explains
+_RISE = 15.0  # what losses above that have to add up to
 
 
 class RateShare:
@@ -147,6 +152,55 @@ class SpikeGuard:
             self.num_spikes += 1
         self.mean = average(self.mean, self.mean + excess, _LOSSES_KEPT)
         self.deviation = average(self.deviation, abs(excess), _DEVIATIONS_KEPT)
+
+
+class RiseAlarm:
+    """Whether the loss has risen for good: a cumulative sum of by how much losses exceed the lowest level so far.
+
+        C ← max(0, C + min(6, (L − lowest)/noise) − 1.5),  and where C > 15 it rings;  C = 0 at a new lowest
+
+    Level and noise are moving averages of L and |L − level| over the last eighth of the losses, and over 10 and 20 at
+    least. `lowest` and `noise` are the least of them, but follow them up within half of the losses so far: of ever
+    more averages some are ever lower, by chance. A rise by three deviations rings after ten losses, one by six or more
+    after four. After that the level is where it has risen to. Of the first 20 losses none counts.
+
+    Reference: Page, "Continuous inspection schemes", Biometrika 41, 1954: of tests that give as few false alarms
+    this one is the soonest to ring.
+    """
+
+    def __init__(self) -> None:
+        self.num_losses = 0
+        self.level = self.deviation = 0.0
+        self.lowest = self.noise = math.inf
+        self.sum = 0.0
+        self.rings = False
+
+    def add(self, loss: float) -> None:
+        """Take in a loss, finite."""
+        if self.num_losses == 0:
+            self.level, self.deviation = loss, abs(loss)
+        elif self.rings:
+            self.level = loss
+        self.num_losses += 1
+        memory = _MEMORY * self.num_losses
+        change = min(loss - self.level, _SPIKE * self._least(self.deviation))
+        self.level += change / max(_LEVEL_MEMORY, memory)
+        self.deviation += (abs(change) - self.deviation) / max(_NOISE_MEMORY, memory)
+        self.rings = self.num_losses > _NOISE_MEMORY and self._exceeds(loss)
+
+    def _exceeds(self, loss: float) -> bool:
+        noise = self._least(self.deviation)
+        if self.rings or self.level <= self.lowest:
+            self.lowest, self.noise, self.sum = self.level, noise, 0.0
+        self.lowest += (self.level - self.lowest) * _FORGETTING / self.num_losses
+        self.noise = min(noise, self.noise + (noise - self.noise) * _FORGETTING / self.num_losses)
+        if self.noise > 0:
+            excess = min(_SPIKE, (loss - self.lowest) / self.noise)
+            self.sum = max(0.0, self.sum + excess - _DRIFT)
+        return self.sum > _RISE
+
+    def _least(self, deviation: float) -> float:
+        return max(deviation, _LEAST_DEVIATION * abs(self.level))
 
 
 def average(old: float, new: float, kept: float) -> float:

@@ -673,6 +673,36 @@ def test_a_claim_does_not_hold_where_the_runs_do_not_show_it(figure, edits, word
     assert failing[0].startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("edge", "best_before", "words", "holds"),
+    [
+        (0.95, 1.0, "5 of 5, fails in 0; that length 5, fails in 0", True),
+        (1.2, 1.0, "0 of 5, fails in 0; that length 5, fails in 0", False),
+        (1.2, 1.2, "0 of 5, fails in 0; that length 0, fails in 0", True),
+        (0.95, 5.0, "5 of 5, fails in 0; that length 0, fails in 5", True),
+        (5.0, 1.2, "0 of 5, fails in 5; that length 0, fails in 0", False),
+    ],
+)
+def test_edge_warmup_is_held_against_the_length_that_was_best_on_other_seeds(edge, best_before, words, holds):
+    def on_other_seeds(run):
+        warmup = run.config.warmup
+        if run.config.seed < 3:
+            return run
+        loss = edge if warmup.kind == "edge" else best_before if warmup.steps == 64 else 1.0
+        return gets(loss)(run)
+
+    runs = [
+        run
+        for run in story("edge-warmup", "paper")
+        if in_task(run.config, "LM, B = 64") and is_adam(run.config)
+    ]
+    kinds = {(c.warmup.kind, c.warmup.steps) for c in (run.config for run in runs) if c.seed >= 3}
+    assert kinds == {("edge", 1), *(("linear", steps) for steps in edge_warmup.LENGTHS)}
+    claim = RECIPES["edge-warmup"].claims([on_other_seeds(run) for run in runs])[-1]
+    assert claim.text.startswith("held out: as the first, on seeds 3 to 5")
+    assert (claim.measured, claim.holds) == (words, holds)
+
+
 @pytest.mark.parametrize("figure", RECIPES)
 def test_every_claim_is_flipped_above(figure):
     words = [w for flipped, _, w in FLIPS if flipped == figure]
