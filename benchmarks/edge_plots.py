@@ -1,8 +1,8 @@
 """Pictures and tables for the page on EdgeWarmup, from the stored runs of its recipe.
 
-`edgewise figure edge-warmup --out DIR`, then `python benchmarks/edge_plots.py DIR`: writes docs/images/edge-warmup-*,
-prints the claims, and for each task and optimizer the gap to the best length of the grid. Of an unfinished sweep, the
-seeds count of which all runs of a task are stored.
+`edgewise figure edge-warmup --scale paper --out DIR`, then `python benchmarks/edge_plots.py DIR`: writes
+docs/images/edge-warmup-*, prints the claims, and for each task and optimizer the gap to the best length of the grid. Of
+an unfinished sweep, the seeds count of which all runs of a task are stored.
 """
 
 import math
@@ -27,7 +27,9 @@ from edgewise.lab.recipes.edge_warmup import (
     DEVELOPMENT,
     HELD_OUT,
     LENGTHS,
+    OTHER_SEEDS,
     RECIPE,
+    SEEDS,
     CellResult,
     cell_results,
     final_loss,
@@ -37,12 +39,13 @@ from edgewise.lab.recipes.edge_warmup import (
 from edgewise.lab.recipes.recipe import optimizer_label
 from edgewise.lab.store import Run, Store
 from edgewise.lab.training import train
-from edgewise.warmup.signals import SpikeGuard
+from edgewise.warmup.signals import RiseAlarm, SpikeGuard
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SHOWN = "LM, B = 64"  # task of the rates and of the diagram
 NEAR_THE_EDGE = "FCN, SP, MSE"  # task of the runs with and without the guard
 FAILS = 0.5  # test loss there at which a run that failed is drawn
+RISES = 3  # which of the targets there, lowest first, shows what the alarm does
 CLIP = 0.2  # of the histogram: a larger gap stands in the last bin
 
 
@@ -52,12 +55,18 @@ def main(path: Path) -> None:
     runs = of_whole_seeds(store)
     for claim in RECIPE.claims(runs):
         print(f"| {'✓' if claim.holds else '✗'} | {claim.text} | {claim.expected} | {claim.measured} |")
+    for seeds in (SEEDS, OTHER_SEEDS):
+        cells = [cell for cell in cell_results(runs, seeds) if cell.trainable]
+        for line in (f"seeds {seeds[0]} to {seeds[-1]}", *fixed_lengths(cells), *table(cells)):
+            print(line)
+    runs = [run for run in runs if run.config.seed in SEEDS]
     cells = [cell for cell in cell_results(runs) if cell.trainable]
     save(rates([run for run in runs if task_of(run.config) == SHOWN]), "edge-warmup-rates")
     save(gaps(cells), "edge-warmup-gaps")
     save(diagram(runs), "edge-warmup-diagram")
     save(guard(runs), "edge-warmup-guard")
-    for line in (*fixed_lengths(cells), *others(runs), *interventions(runs), *table(cells)):
+    save(alarm(runs), "edge-warmup-alarm")
+    for line in (*others(runs), *interventions(runs)):
         print(line)
 
 
@@ -175,6 +184,36 @@ def guard(runs: Sequence[Run]) -> Figure:
     ax.set(xlabel="final test loss without the guard", ylabel="final test loss with it")
     ax.grid(alpha=0.25)
     ax.legend(fontsize=9)
+    return figure
+
+
+def alarm(runs: Sequence[Run]) -> Figure:
+    """Return loss and rate of one run as stored, and of the same run where no rise of the loss halves the rate."""
+    torch.set_num_threads(1)
+    own = [
+        run
+        for run in runs
+        if task_of(run.config) == SHOWN
+        and optimizer_label(run.config) == "SGD with momentum"
+        and is_edge(run.config)
+        and run.config.seed == 0
+    ]
+    shown = sorted(own, key=lambda run: run.config.optimizer.lr)[RISES]
+    with mock.patch.object(RiseAlarm, "add"):
+        without = train(shown.config).rows
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    labels = {"train_loss": "training loss of the batch", "lr": "learning rate η"}
+    for ax, (name, label) in zip(axes, labels.items(), strict=True):
+        values = np.array([row[name] for row in without])
+        ax.plot(values, color=plots.COLORS[1], lw=1.2, label="without the alarm: diverges")
+        ax.plot(*shown.measured(name), color=plots.COLORS[0], lw=1.2, label="as it is")
+        ax.set(yscale="log", xlabel="update", ylabel=label)
+        ax.grid(alpha=0.25)
+    axes[0].set_ylim(1, 1e4)
+    axes[1].axhline(shown.config.optimizer.lr, color="0.3", ls="--", lw=0.8, label="target")
+    axes[1].legend(fontsize=9, loc="lower right")
+    figure.suptitle(f"{SHOWN}, SGD with momentum, target {shown.config.optimizer.lr:.3g}")
     return figure
 
 

@@ -508,8 +508,8 @@ FAULTS = [
     Fault(
         name="no rise of the loss halves the rate once the warmup is over",
         file="warmup/edge.py",
-        old="elif rings and self._linear is None",
-        new="elif False and self._linear is None",
+        old="(self._end is None or self._updates < _WATCHED * length)",
+        new="self._end is None",
         test="warmup/test_edge.py",
     ),
     Fault(

@@ -557,6 +557,19 @@ def test_long_after_the_warmup_or_unseen_a_rise_halves_nothing():
         assert (warmup.report().num_spikes > 0) == give_loss
 
 
+@pytest.mark.parametrize(("at", "halved"), [(120, 1), (205, 0)])
+def test_a_warmup_of_one_update_watches_over_two_hundred(at, halved):
+    run = Quadratic(sgd(0.01), noise=0.01, offset=100.0)
+    warmup = EdgeWarmup(run.optimizer)
+    run.train(warmup, range(at))
+    assert (warmup.status, warmup.length) == (Status.AT_TARGET, 1)
+    with torch.no_grad():
+        run.w += 3.0
+    run.train(warmup, range(at, at + 40))
+    assert warmup.report().num_step_backs == halved
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**halved)
+
+
 def test_a_climb_at_which_the_loss_rises_is_over():
     run = Quadratic(sgd(0.2, momentum=0.98), noise=0.01)  # climbs slowly
     warmup = EdgeWarmup(run.optimizer)

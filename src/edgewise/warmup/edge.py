@@ -29,7 +29,9 @@ _SETTLED_CHANGE = 1.2  # a rate that changes by less than this factor …
 _SETTLED_TIME = 1.5  # … while the number of updates grows by this one, has settled
 _SHORTEST_HOLD = 50  # updates that it must have stood for at least
 _MOST_RISE = 1 / 2  # of the loss, over the first loss: more is taken for instability
-_WATCHED = 4  # lengths of the warmup, after which a rise of the loss no longer halves the rate
+_WATCHED = (
+    4  # lengths of the warmup, 50 updates at least, after which a rise of the loss no longer halves the rate
+)
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
@@ -152,14 +154,13 @@ class EdgeWarmup(AdaptiveWarmup):
         if value is not None and self._is_guarded:
             self._guard.add(value, recovery=self._forgetting)
             self._alarm.add(value)
-        rings = self._is_guarded and self._alarm.rings
-        if self._end is None:
+        under_way = self._end is None
+        if under_way:
             self._warm_up(closure, value)
-            if rings:
-                self._step_back()
-            self._apply()
-        elif rings and self._linear is None and self._updates < _WATCHED * self._end:
+        if self._is_guarded and self._alarm.rings and self._is_watched:
             self._step_back()
+        if under_way:
+            self._apply()
 
     def then(self, scheduler: LRScheduler) -> WarmupThen:
         """Return a scheduler that runs this warmup and then `scheduler`, scaled to the rate that was found.
@@ -375,6 +376,12 @@ class EdgeWarmup(AdaptiveWarmup):
     @property
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether a rise of the loss is still the warmup's concern."""
+        length = max(self._end or 0, _SHORTEST_HOLD)
+        return self._linear is None and (self._end is None or self._updates < _WATCHED * length)
 
     @property
     def _unmeasured(self) -> bool:
