@@ -211,8 +211,9 @@ def alarm(runs: Sequence[Run]) -> Figure:
         ax.set(yscale="log", xlabel="update", ylabel=label)
         ax.grid(alpha=0.25)
     axes[0].set_ylim(1, 1e4)
-    axes[1].axhline(shown.config.optimizer.lr, color="0.3", ls="--", lw=0.8, label="target")
-    axes[1].legend(fontsize=9, loc="lower right")
+    axes[0].legend(fontsize=9, loc="upper left")
+    target = axes[1].axhline(shown.config.optimizer.lr, color="0.3", ls="--", lw=0.8, label="target")
+    axes[1].legend(handles=[target], fontsize=9, loc="lower center")
     figure.suptitle(f"{SHOWN}, SGD with momentum, target {shown.config.optimizer.lr:.3g}")
     return figure
 
