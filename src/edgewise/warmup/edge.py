@@ -29,9 +29,7 @@ _SETTLED_CHANGE = 1.2  # a rate that changes by less than this factor …
 _SETTLED_TIME = 1.5  # … while the number of updates grows by this one, has settled
 _SHORTEST_HOLD = 50  # updates that it must have stood for at least
 _MOST_RISE = 1 / 2  # of the loss, over the first loss: more is taken for instability
-_WATCHED = (
-    4  # lengths of the warmup, 50 updates at least, after which a rise of the loss no longer halves the rate
-)
+_WATCHED = 4  # lengths of the warmup, of 50 updates at least, in which a rise of the loss halves the rate
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
