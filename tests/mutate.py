@@ -501,8 +501,8 @@ FAULTS = [
     Fault(
         name="the guard ends with the warmup",
         file="warmup/edge.py",
-        old="        if self._is_guarded and",
-        new="        if self._end is None and",
+        old="        if self._is_guarded and self._guard.share < 1:",
+        new="        if self._end is None and self._guard.share < 1:",
         test="warmup/test_edge.py",
     ),
     Fault(
@@ -571,7 +571,7 @@ FAULTS = [
     Fault(
         name="a decay from the target after holding below it",
         file="warmup/scheduler.py",
-        old="[base * found for base in self.follower.base_lrs]",
+        old="[base * (found / self._found) for base in self.follower.base_lrs]",
         new="list(self.follower.base_lrs)",
         test="warmup/test_edge.py",
     ),

@@ -317,8 +317,9 @@ class WarmupThen(LRScheduler):
     def _scale_follower(self) -> None:
         """Scale the rates that the follower starts from to the warmup's factor: below 1 short of the target."""
         found = self.warmup.factor_at(self.warmup.last_epoch)
-        self.follower.base_lrs = [base * (found / self._found) for base in self.follower.base_lrs]
-        self._found = found
+        if found != self._found:
+            self.follower.base_lrs = [base * (found / self._found) for base in self.follower.base_lrs]
+            self._found = found
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both parts."""
