@@ -42,10 +42,10 @@ from edgewise.lab.training import train
 from edgewise.warmup.signals import RiseAlarm, SpikeGuard
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
-SHOWN = "LM, B = 64"  # task of the rates and of the diagram
+SHOWN = "LM, B = 64"  # task of the rates, of the diagram and of the alarm
+RISES = 3  # which of its targets, lowest first, shows what the alarm does
 NEAR_THE_EDGE = "FCN, SP, MSE"  # task of the runs with and without the guard
 FAILS = 0.5  # test loss there at which a run that failed is drawn
-RISES = 3  # which of the targets there, lowest first, shows what the alarm does
 CLIP = 0.2  # of the histogram: a larger gap stands in the last bin
 
 

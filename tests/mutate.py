@@ -459,8 +459,8 @@ FAULTS = [
     Fault(
         name="looks compare with the first look for ever",
         file="warmup/edge.py",
-        old="        self._take_reference()\n        steps_back",
-        new="        steps_back",
+        old="        self._take_reference()\n        return",
+        new="        return",
         test="warmup/test_edge.py",
     ),
     Fault(
@@ -556,7 +556,7 @@ FAULTS = [
     ),
     Fault(
         name="Adam climbs as momentum does",
-        file="warmup/edge.py",
+        file="warmup/averages.py",
         old="return 2 if any",
         new="return 1 if any",
         test="warmup/test_edge.py",

@@ -650,9 +650,9 @@ def test_the_rate_does_not_rise_unseen():
     run, warmup, steps = creeping(sgd(5.0), noise=0.01, num_steps=100, max_overhead=0.01)
     assert warmup.num_forwards >= 3  # the start took all that there is
     due = warmup.state_dict()["_next_look"]
-    run.train(warmup, range(steps, 50))
+    run.train(warmup, range(steps, 50), give_loss=False)
     factors = warmup.export()
-    assert all(later <= earlier for earlier, later in pairwise(factors[due:]))
+    assert factors[due:] == [factors[due]] * (50 - due)
 
 
 def test_the_copy_of_the_parameters_is_given_up_when_the_warmup_is_over():

@@ -13,8 +13,9 @@ from edgewise.critical import BestStepResult, closure_loss, search_best_step
 from edgewise.errors import Status, positive_count
 from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
+from edgewise.warmup.averages import heavy_ball, momentum, num_averages
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import WarmupThen, as_plain, from_plain, rates, set_rates
+from edgewise.warmup.scheduler import as_plain, from_plain, rates, set_rates
 from edgewise.warmup.signals import LossTrend, RateShare, RiseAlarm, SpikeGuard
 
 # One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
@@ -148,10 +149,11 @@ class EdgeWarmup(AdaptiveWarmup):
         """
         self._release()
         value = None if loss is None else self._given_loss(closure, loss)
-        self._is_guarded = value is not None and math.isfinite(value)
-        if value is not None and self._is_guarded:
+        self._is_guarded = False
+        if value is not None and math.isfinite(value):
             self._guard.add(value, recovery=self._forgetting)
             self._alarm.add(value)
+            self._is_guarded = True
         under_way = self._end is None
         if under_way:
             self._warm_up(closure, value)
@@ -159,25 +161,6 @@ class EdgeWarmup(AdaptiveWarmup):
             self._step_back()
         if under_way:
             self._apply()
-
-    def then(self, scheduler: LRScheduler) -> WarmupThen:
-        """Return a scheduler that runs this warmup and then `scheduler`, scaled to the rate that was found.
-
-        What a scheduler keeps as a rate of its own, such as `eta_min`, is not scaled.
-
-        Args:
-            scheduler: a fresh scheduler on the same optimizer; its lengths do not count the warmup.
-
-        Raises:
-            ValueError: another optimizer, a scheduler or warmup already under way, or called twice.
-            TypeError: the scheduler needs a metric, is made of several, or has all its rates from elsewhere.
-        """
-        if isinstance(scheduler, OneCycleLR | CyclicLR):
-            raise TypeError(
-                f"then() takes a scheduler of the optimizer's rates, got {type(scheduler).__name__}, whose rates are "
-                "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
-            )
-        return super().then(scheduler)
 
     @property
     def status(self) -> Status:
@@ -203,6 +186,14 @@ class EdgeWarmup(AdaptiveWarmup):
             lr_held=self.lr_held,
         )
 
+    def _check_follower(self, scheduler: LRScheduler) -> None:
+        super()._check_follower(scheduler)
+        if isinstance(scheduler, OneCycleLR | CyclicLR):
+            raise TypeError(
+                f"then() takes a scheduler of the optimizer's rates, got {type(scheduler).__name__}, whose rates are "
+                "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
+            )
+
     def _warm_up(self, closure: Callable[[], Tensor], value: float | None) -> None:
         if value is not None and not math.isfinite(value):
             self._fall_back(f"the loss is {value}")
@@ -221,7 +212,7 @@ class EdgeWarmup(AdaptiveWarmup):
             self.optimizer,
             closure,
             max_lr=target / _START,
-            max_change=_MOST_CHANGE * (1 - self._heavy_ball) / _START,
+            max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
             max_forwards=_MOST_FIRST_FORWARDS,
         )
         self.num_forwards += found.num_forwards
@@ -246,7 +237,7 @@ class EdgeWarmup(AdaptiveWarmup):
             if not self._rate_share.kept:
                 self._rate_share.before_step(self._parameters)
             return
-        self._grow(self._forgetting / self._num_averages * max(0.0, 1 - share / _ENOUGH))
+        self._grow(self._forgetting / num_averages(self.optimizer) * max(0.0, 1 - share / _ENOUGH))
         if share >= _ENOUGH or self._factor == 1.0:
             self._start_to_creep()
         else:
@@ -263,7 +254,9 @@ class EdgeWarmup(AdaptiveWarmup):
         is_due = self._updates >= self._next_look or self._guard.spikes
         steps_back = is_due and self._look(closure, value)
         speed = min(_FASTEST_CREEP, _POWER / (self._updates + 1))
-        self._grow(speed * self._trend.value, share=STEP_BACK if steps_back else 1.0)
+        self._grow(speed * self._trend.value)
+        if steps_back:
+            self._step_back()
 
     def _look(self, closure: Callable[[], Tensor], value: float | None) -> bool:
         """Measure how the loss on this fresh batch has changed since the last look; return whether to step back."""
@@ -277,9 +270,7 @@ class EdgeWarmup(AdaptiveWarmup):
         here = value if given and value is not None else closure_loss(closure)[0]
         self._trend.add(here, before)
         self._take_reference()
-        steps_back = self.found is not None and here - before > _MOST_RISE * abs(self.found.loss)
-        self._num_step_backs += steps_back
-        return steps_back
+        return self.found is not None and here - before > _MOST_RISE * abs(self.found.loss)
 
     def _step_back(self) -> None:
         """Halve the rate; once the warmup is over, that of the scheduler that follows, which learns of it in `step`."""
@@ -298,12 +289,12 @@ class EdgeWarmup(AdaptiveWarmup):
             self._reference = [p.detach().clone() for p in self._parameters]
         self._next_look = self._updates + math.ceil(_SPACING * (self._updates + 1))
 
-    def _grow(self, speed: float, *, share: float = 1.0) -> None:
-        """Let the rate grow exponentially over the updates since it was last set, times `share`."""
+    def _grow(self, speed: float) -> None:
+        """Let the rate grow exponentially over the updates since it was last set."""
         since, factor = self._rates[-1]
         if self._guard.share < 1:  # the rate is not the one that was measured
             speed = min(0.0, speed)
-        self._set_factor(min(1.0, share * factor * math.exp(speed * (self._updates - since))))
+        self._set_factor(min(1.0, factor * math.exp(speed * (self._updates - since))))
 
     def _settle(self) -> None:
         """See whether the rate still grows: if not, stop climbing, or finish."""
@@ -354,22 +345,7 @@ class EdgeWarmup(AdaptiveWarmup):
     @property
     def _forgetting(self) -> float:
         """1 − β, the share of an update that momentum has forgotten by the next one; at most the fastest climb."""
-        return min(_FASTEST_CLIMB, 1 - self._momentum)
-
-    @property
-    def _num_averages(self) -> int:
-        """How many moving averages an update is made of: two under Adam and its kin, of gradients and squares."""
-        return 2 if any("betas" in group for group in self.optimizer.param_groups) else 1
-
-    @property
-    def _heavy_ball(self) -> float:
-        """β of `momentum`, under which the first update is 1 − β of a long one; 0 without."""
-        return max(float(group.get("momentum") or 0.0) for group in self.optimizer.param_groups)
-
-    @property
-    def _momentum(self) -> float:
-        """β, under the names that torch's optimizers use; 0 without."""
-        return max(self._heavy_ball, *(_first_beta(group) for group in self.optimizer.param_groups))
+        return min(_FASTEST_CLIMB, 1 - momentum(self.optimizer))
 
     @property
     def _parameters(self) -> list[Tensor]:
@@ -420,10 +396,6 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _on_device(self, saved: list[Tensor]) -> list[Tensor]:
         return [old.clone().to(p.device) for old, p in zip(saved, self._parameters, strict=bool(saved))]
-
-
-def _first_beta(group: dict[str, Any]) -> float:
-    return float((group.get("betas") or (0.0,))[0])
 
 
 def _fallback_length(optimizer: Optimizer, num_steps: int | None) -> int:

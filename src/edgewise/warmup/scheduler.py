@@ -116,21 +116,18 @@ class Warmup(LRScheduler):
     def then(self, scheduler: LRScheduler) -> "WarmupThen":
         """Return a scheduler that runs this warmup and then `scheduler`, from its step 0 on.
 
-        The rates are those of torch's `SequentialLR` with one milestone at the end of the warmup.
+        The rates are those of torch's `SequentialLR` with one milestone at the end of the warmup, scaled to the rate
+        that was found where that is below the target. What a scheduler keeps as a rate of its own, such as `eta_min`,
+        is not scaled.
 
         Args:
             scheduler: a fresh scheduler on the same optimizer; its lengths do not count the warmup.
 
         Raises:
             ValueError: another optimizer, a scheduler or warmup already under way, or called twice.
-            TypeError: the scheduler needs a metric, or is made of several.
+            TypeError: the scheduler needs a metric, is made of several, or (`EdgeWarmup`) has rates of its own alone.
         """
-        compound = (ReduceLROnPlateau, SequentialLR, ChainedScheduler)
-        if isinstance(scheduler, compound) or not isinstance(scheduler, LRScheduler):
-            raise TypeError(
-                "then() takes a single LRScheduler whose step() needs no metric, got "
-                f"{type(scheduler).__name__}: write compound schedules as one LambdaLR."
-            )
+        self._check_follower(scheduler)
         if scheduler.optimizer is not self.optimizer:
             raise ValueError("then() takes a scheduler on the same optimizer, got one on another.")
         if self._follower is not None:
@@ -143,6 +140,15 @@ class Warmup(LRScheduler):
             )
         self._follower = scheduler
         return WarmupThen(self, scheduler)
+
+    def _check_follower(self, scheduler: LRScheduler) -> None:
+        """Raise where a scheduler cannot follow."""
+        compound = (ReduceLROnPlateau, SequentialLR, ChainedScheduler)
+        if isinstance(scheduler, compound) or not isinstance(scheduler, LRScheduler):
+            raise TypeError(
+                "then() takes a single LRScheduler whose step() needs no metric, got "
+                f"{type(scheduler).__name__}: write compound schedules as one LambdaLR."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, and copies of parameters where needed; `weights_only=True` loads them."""

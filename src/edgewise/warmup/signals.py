@@ -144,7 +144,7 @@ class SpikeGuard:
             self.mean, self.deviation = loss, abs(loss)
         self.share = min(1.0, self.share * math.exp(recovery))
         excess = loss - self.mean
-        most = _SPIKE * max(self.deviation, _LEAST_DEVIATION * abs(self.mean))
+        most = _SPIKE * _noise(self.deviation, self.mean)
         self.spikes = excess > most > 0
         if self.spikes:
             self.share = min(self.share, most / excess)
@@ -183,13 +183,13 @@ class RiseAlarm:
             self.level = loss
         self.num_losses += 1
         memory = _MEMORY * self.num_losses
-        change = min(loss - self.level, _SPIKE * self._least(self.deviation))
+        change = min(loss - self.level, _SPIKE * _noise(self.deviation, self.level))
         self.level += change / max(_LEVEL_MEMORY, memory)
         self.deviation += (abs(change) - self.deviation) / max(_NOISE_MEMORY, memory)
         self.rings = self.num_losses > _NOISE_MEMORY and self._exceeds(loss)
 
     def _exceeds(self, loss: float) -> bool:
-        noise = self._least(self.deviation)
+        noise = _noise(self.deviation, self.level)
         if self.rings or self.level <= self.lowest:
             self.lowest, self.noise, self.sum = self.level, noise, 0.0
         self.lowest += (self.level - self.lowest) * _FORGETTING / self.num_losses
@@ -199,8 +199,10 @@ class RiseAlarm:
             self.sum = max(0.0, self.sum + excess - _DRIFT)
         return self.sum > _RISE
 
-    def _least(self, deviation: float) -> float:
-        return max(deviation, _LEAST_DEVIATION * abs(self.level))
+
+def _noise(deviation: float, level: float) -> float:
+    """Return a mean deviation, at least a hundredth of what it is from."""
+    return max(deviation, _LEAST_DEVIATION * abs(level))
 
 
 def average(old: float, new: float, kept: float) -> float:

@@ -698,7 +698,9 @@ def test_edge_warmup_is_held_against_the_length_that_was_best_on_other_seeds(edg
     ]
     kinds = {(c.warmup.kind, c.warmup.steps) for c in (run.config for run in runs) if c.seed >= 3}
     assert kinds == {("edge", 1), *(("linear", steps) for steps in edge_warmup.LENGTHS)}
-    best, fixed = RECIPES["edge-warmup"].claims([on_other_seeds(run) for run in runs])[-2:]
+    claims = RECIPES["edge-warmup"].claims([on_other_seeds(run) for run in runs])
+    assert [claim.text[:22] for claim in claims[-2:]] == ["held out, seeds 0 to 2"] * 2
+    best, fixed = claims[-4:-2]
     assert best.text.startswith("held out, seeds 3 to 5: the best of six lengths")
     assert (best.measured, best.holds) == (words, holds)
     assert fixed.text.startswith("held out, seeds 3 to 5: T_wrm = 64")

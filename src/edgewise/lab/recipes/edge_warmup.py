@@ -226,9 +226,8 @@ def claims(runs: Sequence[Run]) -> list[Claim]:
         if cells:
             found += _claims(half, cells)
             found.append(_held(half, [run for run in runs if task_of(run.config) in tasks]))
-        others = [cell for cell in cell_results(runs, OTHER_SEEDS) if cell.task in tasks and cell.trainable]
-        if cells and others:
-            found += _on_other_seeds(half, cells, others)
+            for first, second in ((SEEDS, OTHER_SEEDS), (OTHER_SEEDS, SEEDS)):
+                found += _beside_tuned(half, tasks, runs, first, second)
     return found
 
 
@@ -268,8 +267,16 @@ def _claims(half: str, cells: list[CellResult]) -> list[Claim]:
     ]
 
 
-def _on_other_seeds(half: str, cells: list[CellResult], others: list[CellResult]) -> list[Claim]:
-    """Return how often EdgeWarmup ties on other seeds, and how often the length does that was best on the first."""
+def _beside_tuned(
+    half: str, tasks: Iterable[str], runs: Sequence[Run], first: range, second: range
+) -> list[Claim]:
+    """Return how often EdgeWarmup ties on the second seeds, and the length that was best on the first."""
+    cells, others = (
+        [cell for cell in cell_results(runs, seeds) if cell.task in tasks and cell.trainable]
+        for seeds in (first, second)
+    )
+    if not cells or not others:
+        return []
     best = {(cell.task, cell.optimizer, cell.lr): cell.best_length for cell in cells}
     own = [cell for cell in others if (cell.task, cell.optimizer, cell.lr) in best]
     tuned = [replace(cell, edge=cell.linear[best[cell.task, cell.optimizer, cell.lr]]) for cell in own]
@@ -283,8 +290,8 @@ def _on_other_seeds(half: str, cells: list[CellResult], others: list[CellResult]
         ties = [sum(map(CellResult.ties, its, lengths)) for its in (own, tuned)]
         found.append(
             Claim(
-                text=f"{half}, seeds {OTHER_SEEDS[0]} to {OTHER_SEEDS[-1]}: {words}, beside the length that was best "
-                f"on seeds {SEEDS[0]} to {SEEDS[-1]}",
+                text=f"{half}, seeds {second[0]} to {second[-1]}: {words}, beside the length that was best "
+                f"on seeds {first[0]} to {first[-1]}",
                 expected="ties as often as that length, and fails no more",
                 measured=f"{ties[0]} of {len(own)}, {fails[0]} fail; that length {ties[1]}, {fails[1]} fail",
                 holds=ties[0] >= ties[1] and fails[0] <= fails[1],
