@@ -20,7 +20,6 @@ import torch
 from matplotlib.figure import Figure
 
 from edgewise.lab import plots
-from edgewise.lab.configs import RunConfig
 from edgewise.lab.phase_diagram import TEST_LOSS
 from edgewise.lab.recipes import PhaseDiagrams
 from edgewise.lab.recipes.edge_warmup import (
@@ -33,6 +32,7 @@ from edgewise.lab.recipes.edge_warmup import (
     CellResult,
     cell_results,
     final_loss,
+    is_edge,
     panel_label,
     task_of,
 )
@@ -216,11 +216,6 @@ def alarm(runs: Sequence[Run]) -> Figure:
     axes[1].legend(handles=[target], fontsize=9, loc="lower center")
     figure.suptitle(f"{SHOWN}, SGD with momentum, target {shown.config.optimizer.lr:.3g}")
     return figure
-
-
-def is_edge(config: RunConfig) -> bool:
-    """Whether the run is one of EdgeWarmup."""
-    return config.warmup.kind == "edge"
 
 
 def interventions(runs: Sequence[Run]) -> list[str]:

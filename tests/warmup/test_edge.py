@@ -470,8 +470,8 @@ def test_the_sum_is_that_of_the_equation():
         if t > 20:
             if level <= lowest:
                 lowest, noise, total = level, deviation, 0.0
-            lowest += (level - lowest) * 2 / t
-            noise = min(deviation, noise + (deviation - noise) * 2 / t)
+            lowest += (level - lowest) * 0.5 / t
+            noise = min(deviation, noise + (deviation - noise) * 0.5 / t)
             total = max(0.0, total + min(6, (loss - lowest) / noise) - 1.5)
             sums.append(total)
             assert alarm.sum == pytest.approx(total, rel=1e-12)

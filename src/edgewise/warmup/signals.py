@@ -18,7 +18,7 @@ _LEAST_DEVIATION = 0.01  # of the average itself: a loss without noise may rippl
 _SPIKE = 6.0  # deviations above the average, beyond which a loss is a spike
 _MEMORY = 1 / 8  # of the losses so far, that the level of the loss is the average of
 _LEVEL_MEMORY, _NOISE_MEMORY = 10.0, 20.0  # losses at least, for the level and the deviations from it
-_FORGETTING = 2.0  # over the losses so far: how fast the lowest level follows the level up
+_FORGETTING = 0.5  # over the losses so far: how fast the lowest level follows the level up
 _DRIFT = 1.5  # deviations above the lowest level, that chance explains
 _RISE = 15.0  # what losses above that have to add up to
 
@@ -160,9 +160,10 @@ class RiseAlarm:
         C ← max(0, C + min(6, (L − lowest)/noise) − 1.5),  and where C > 15 it rings;  C = 0 at a new lowest
 
     Level and noise are moving averages of L and |L − level| over the last eighth of the losses, and over 10 and 20 at
-    least. `lowest` and `noise` are the least of them, but follow them up within half of the losses so far: of ever
-    more averages some are ever lower, by chance. A rise by three deviations rings after ten losses, one by six or more
-    after four. After that the level is where it has risen to. Of the first 20 losses none counts.
+    least. `lowest` and `noise` are the least of them, but follow them up, half of the way while the losses become four
+    times as many: of ever more averages some are ever lower, by chance. A rise by three deviations rings after ten
+    losses, one by six or more after four. After that the level is where it has risen to. Of the first 20 losses none
+    counts.
 
     Reference: Page, "Continuous inspection schemes", Biometrika 41, 1954: of tests that give as few false alarms
     this one is the soonest to ring.

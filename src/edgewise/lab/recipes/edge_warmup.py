@@ -133,6 +133,22 @@ def task_of(config: RunConfig) -> str:
     )
 
 
+def is_edge(config: RunConfig) -> bool:
+    """Whether the run is one of EdgeWarmup."""
+    return config.warmup.kind == EDGE
+
+
+def key_of(config: RunConfig) -> tuple[str, str, float]:
+    """Return a run's cell: task, optimizer and target rate."""
+    optimizer = config.optimizer
+    return task_of(config), "sgd-m" if optimizer.momentum else optimizer.name, optimizer.lr
+
+
+def row_of(config: RunConfig) -> str | int:
+    """Return what a run's cell is trained with: the length of a linear warmup, or the kind of another."""
+    return config.warmup.steps if config.warmup.kind == LINEAR else config.warmup.kind
+
+
 def panel_label(config: RunConfig) -> str:
     """Return task and optimizer."""
     return f"{task_of(config)}; {optimizer_label(config)}"
@@ -148,6 +164,11 @@ class CellResult:
     edge: tuple[float, ...]  # infinite where a seed did not train
     linear: dict[int, tuple[float, ...]]  # by length
     overhead: float  # of EdgeWarmup, the mean over the seeds
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """The cell, as `key_of` says it of a run."""
+        return self.task, self.optimizer, self.lr
 
     @property
     def best_length(self) -> int:
@@ -181,28 +202,25 @@ def final_loss(outcome: dict[str, Any]) -> float:
 
 def cell_results(runs: Sequence[Run], seeds: Iterable[int] = SEEDS) -> list[CellResult]:
     """Return the cells of the grid, over some seeds."""
-    losses: dict[tuple[str, OptimizerConfig], dict[Any, list[float]]] = {}
-    overheads: dict[tuple[str, OptimizerConfig], list[float]] = {}
+    losses: dict[tuple[str, str, float], dict[str | int, list[float]]] = {}
+    overheads: dict[tuple[str, str, float], list[float]] = {}
     for run in runs:
-        config = run.config
-        if config.seed not in seeds:
+        if run.config.seed not in seeds:
             continue
-        key = task_of(config), config.optimizer
-        kind = config.warmup.kind
-        row = config.warmup.steps if kind == LINEAR else kind
-        losses.setdefault(key, {}).setdefault(row, []).append(final_loss(run.outcome))
-        if kind == EDGE:
+        key = key_of(run.config)
+        losses.setdefault(key, {}).setdefault(row_of(run.config), []).append(final_loss(run.outcome))
+        if is_edge(run.config):
             overheads.setdefault(key, []).append(run.outcome["warmup"]["overhead"])
     return [
         CellResult(
             task=task,
-            optimizer=optimizer.name if not optimizer.momentum else "sgd-m",
-            lr=optimizer.lr,
+            optimizer=optimizer,
+            lr=lr,
             edge=tuple(its[EDGE]),
             linear={steps: tuple(its[steps]) for steps in LENGTHS},
-            overhead=statistics.fmean(overheads[task, optimizer]),
+            overhead=statistics.fmean(overheads[task, optimizer, lr]),
         )
-        for (task, optimizer), its in losses.items()
+        for (task, optimizer, lr), its in losses.items()
         if {EDGE, *LENGTHS} <= set(its)
     ]
 
@@ -277,9 +295,9 @@ def _beside_tuned(
     )
     if not cells or not others:
         return []
-    best = {(cell.task, cell.optimizer, cell.lr): cell.best_length for cell in cells}
-    own = [cell for cell in others if (cell.task, cell.optimizer, cell.lr) in best]
-    tuned = [replace(cell, edge=cell.linear[best[cell.task, cell.optimizer, cell.lr]]) for cell in own]
+    best = {cell.key: cell.best_length for cell in cells}
+    own = [cell for cell in others if cell.key in best]
+    tuned = [replace(cell, edge=cell.linear[best[cell.key]]) for cell in own]
     fails = [sum(not math.isfinite(sum(cell.edge)) for cell in its) for its in (own, tuned)]
     fixed = fixed_length(cells)
     found = []
@@ -316,7 +334,7 @@ def _held(half: str, runs: Sequence[Run]) -> Claim:
     edge = [
         run
         for run in above
-        if run.config.warmup.kind == EDGE and (task_of(run.config), run.config.optimizer) in too_high
+        if is_edge(run.config) and (task_of(run.config), run.config.optimizer) in too_high
     ]
     trained = [run for run in edge if cell_of(run.outcome) is Cell.TRAINED]
     held = [run for run in trained if run.outcome["warmup"]["lr_held"] is not None]
