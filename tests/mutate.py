@@ -487,7 +487,7 @@ FAULTS = [
     Fault(
         name="rates that were held back stay so",
         file="warmup/edge.py",
-        old="        super()._count(optimizer, args, kwargs)\n        self._release()\n",
+        old="        super()._count(optimizer, args, kwargs)\n        self._step_share.release()\n",
         new="        super()._count(optimizer, args, kwargs)\n",
         test="warmup/test_edge.py",
     ),
@@ -501,8 +501,9 @@ FAULTS = [
     Fault(
         name="the guard ends with the warmup",
         file="warmup/edge.py",
-        old="        if self._is_guarded and self._guard.share < 1:",
-        new="        if self._end is None and self._guard.share < 1:",
+        old="            self._step_share.share, rises = self._guard.share, self._alarm.rings",
+        new="            rises = self._alarm.rings\n"
+        "            self._step_share.share = 1.0 if self._end else self._guard.share",
         test="warmup/test_edge.py",
     ),
     Fault(

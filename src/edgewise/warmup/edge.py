@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
@@ -17,6 +16,7 @@ from edgewise.warmup.averages import heavy_ball, momentum, num_averages
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import as_plain, from_plain, rates, set_rates
 from edgewise.warmup.signals import LossTrend, RateShare, RiseAlarm, SpikeGuard
+from edgewise.warmup.step_share import StepShare
 
 # One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
 _START = 1 / 4  # of the rate at which the first update lowers the loss most
@@ -122,13 +122,11 @@ class EdgeWarmup(AdaptiveWarmup):
         self._mark = (0, 0.0)  # (update, factor) since which the rate has changed by less than a fifth
         self._guard = SpikeGuard()
         self._alarm = RiseAlarm()
-        self._is_guarded = False  # the coming update
-        self._full_rates: list[float | Tensor] = []  # during an update that takes a share of them
         self._next_look = 0
         self._loss_is_exact = False
         length = _fallback_length(optimizer, self.num_steps)
         super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
-        optimizer.register_step_pre_hook(torch.compiler.disable(self._hold_back))
+        self._step_share = StepShare(optimizer)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Find the start at the first update; let the rate grow, and look at the loss where it is due; guard all along.
@@ -147,17 +145,17 @@ class EdgeWarmup(AdaptiveWarmup):
             ValueError: no parameter has a gradient.
             LossError: the closure does not return a finite scalar tensor, or `loss` is not a number.
         """
-        self._release()
+        self._step_share.release()
+        self._step_share.share, rises = 1.0, False
         value = None if loss is None else self._given_loss(closure, loss)
-        self._is_guarded = False
         if value is not None and math.isfinite(value):
             self._guard.add(value, recovery=self._forgetting)
             self._alarm.add(value)
-            self._is_guarded = True
+            self._step_share.share, rises = self._guard.share, self._alarm.rings
         under_way = self._end is None
         if under_way:
             self._warm_up(closure, value)
-        if self._is_guarded and self._alarm.rings and self._is_watched:
+        if rises and self._is_watched:
             self._step_back()
         if under_way:
             self._apply()
@@ -315,20 +313,6 @@ class EdgeWarmup(AdaptiveWarmup):
         self._end = self._updates + 1
         self._give_up_copies()
 
-    def _hold_back(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Let this update take its share of the rates, whoever set them: within the step, where no one else sees it."""
-        self._release()
-        if self._is_guarded and self._guard.share < 1:
-            self._full_rates = rates(optimizer)
-            set_rates(optimizer, [rate * self._guard.share for rate in self._full_rates])
-        self._is_guarded = False
-
-    def _release(self) -> None:
-        """Give back the full rates, also after a step that raised."""
-        if self._full_rates:
-            set_rates(self.optimizer, self._full_rates)
-            self._full_rates = []
-
     def _give_up_copies(self) -> None:
         self._reference = []
         self._rate_share = RateShare()
@@ -339,7 +323,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         super()._count(optimizer, args, kwargs)
-        self._release()
+        self._step_share.release()
         self._rate_share.after_step(self._parameters)
 
     @property
@@ -386,7 +370,7 @@ class EdgeWarmup(AdaptiveWarmup):
             setattr(self, name, progress[name])
         self._mark = (progress["_mark"][0], progress["_mark"][1])
         self.found = from_plain(BestStepResult, progress["found"])
-        self._is_guarded, self._full_rates = False, []
+        self._step_share.share = 1.0
         vars(self._trend).update(progress["trend"])
         vars(self._guard).update(progress["guard"])
         vars(self._alarm).update(progress["alarm"])
