@@ -542,6 +542,13 @@ FAULTS = [
         test="warmup/test_edge.py",
     ),
     Fault(
+        name="a slow rise is forgotten",
+        file="warmup/signals.py",
+        old="_FORGETTING = 0.5",
+        new="_FORGETTING = 2.0",
+        test="warmup/test_edge.py",
+    ),
+    Fault(
         name="one loss counts without end in the alarm",
         file="warmup/signals.py",
         old="            excess = min(_SPIKE, (",

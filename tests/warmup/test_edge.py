@@ -458,6 +458,12 @@ def test_a_rise_of_many_deviations_rings_soon_and_one_that_chance_explains_never
     assert rings == ([] if after is None else [pytest.approx(400 + after, abs=1)])
 
 
+def test_a_rise_over_a_hundred_updates_rings():
+    """By 3 % of the noise an update: a lowest level that followed sooner would have gone along."""
+    rising = [1 + 0.003 * t + noise for t, noise in enumerate([0.1, -0.1] * 60)]
+    assert rung([*ALTERNATING[:30], *rising]) == [pytest.approx(30 + 97, abs=5)]
+
+
 def test_the_sum_is_that_of_the_equation():
     losses = [*ALTERNATING[:200], 1.4, 1.2, 1.5, 3.0, 1.0]
     level, deviation, total, lowest, noise = losses[0], losses[0], 0.0, math.inf, math.inf
