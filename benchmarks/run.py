@@ -24,7 +24,7 @@ import tracking
 import warmups
 
 import edgewise as ew
-from edgewise.errors import known_name
+from edgewise.arguments import known_name
 from edgewise.isolation import isolated
 from edgewise.lab import data, models
 from edgewise.lab.configs import DataConfig, ModelConfig

@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from edgewise import errors
-from edgewise.errors import (
-    EdgewiseError,
-    LossError,
-    PreconditionerError,
-    Status,
-    StoreError,
+from edgewise.arguments import (
     UnknownNameError,
     known_name,
     nonnegative_count,
@@ -23,6 +18,7 @@ from edgewise.errors import (
     positive_count,
     positive_number,
 )
+from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Status, StoreError
 
 
 @pytest.mark.parametrize("value", [1, 0.5, np.float32(0.5), np.int64(3)])

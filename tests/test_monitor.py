@@ -18,7 +18,8 @@ from torch import nn
 
 import edgewise as ew
 from cases import MLP, OPT, cross_entropy, mse
-from edgewise.errors import LossError, PreconditionerError, UnknownNameError
+from edgewise.arguments import UnknownNameError
+from edgewise.errors import LossError, PreconditionerError
 from edgewise.monitor import MEASURES
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cases import BY_NAME, CASES, ids, mlp
-from edgewise.errors import UnknownNameError
+from edgewise.arguments import UnknownNameError
 from edgewise.parameters import flatten, inner, select_parameters, unflatten
 
 shapes = st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1, max_size=5)

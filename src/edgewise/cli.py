@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from edgewise.errors import EdgewiseError, known_name
+from edgewise.arguments import known_name
+from edgewise.errors import EdgewiseError
 
 try:
     import tyro

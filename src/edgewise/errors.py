@@ -1,10 +1,6 @@
-"""Statuses that explain themselves, the few exceptions, and the checks of arguments."""
+"""Statuses that explain themselves, and the few exceptions."""
 
-import difflib
 import enum
-import math
-import numbers
-from collections.abc import Iterable
 
 
 class Status(enum.Enum):
@@ -67,10 +63,6 @@ class SecondDerivativeError(EdgewiseError, RuntimeError):
     """A Hessian-vector product cannot be had by the chosen route, or not precisely enough."""
 
 
-class UnknownNameError(EdgewiseError, ValueError):
-    """A name is not in the list it was looked up in."""
-
-
 class PreconditionerError(EdgewiseError, TypeError):
     """The optimizer's update has no diagonal preconditioner that edgewise can read."""
 
@@ -93,73 +85,3 @@ class WorkerError(EdgewiseError, RuntimeError):
 
 class StoreError(EdgewiseError, RuntimeError):
     """A results folder cannot be used as asked."""
-
-
-def positive_number(name: str, value: object) -> float:
-    """Return `value` as a float, or raise: it must be a finite number greater than zero.
-
-    >>> positive_number("lr", 0.1)
-    0.1
-    """
-    number = _number(name, value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be a finite number greater than 0, got {value!r}.")
-    return number
-
-
-def nonnegative_number(name: str, value: object) -> float:
-    """Return `value` as a float, or raise: it must be a finite number, zero or greater."""
-    number = _number(name, value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} must be a finite number, 0 or greater, got {value!r}.")
-    return number
-
-
-def number_below_one(name: str, value: object) -> float:
-    """Return `value` as a float, or raise: it must be a number from 0 to below 1."""
-    number = nonnegative_number(name, value)
-    if number >= 1:
-        raise ValueError(f"{name} must be from 0 to below 1, got {value!r}.")
-    return number
-
-
-def positive_count(name: str, value: object) -> int:
-    """Return `value` as an int, or raise: it must be a whole number, one or greater.
-
-    >>> positive_count("warmup_steps", 100)
-    100
-    """
-    return _count(name, value, least=1)
-
-
-def nonnegative_count(name: str, value: object) -> int:
-    """Return `value` as an int, or raise: it must be a whole number, zero or greater."""
-    return _count(name, value, least=0)
-
-
-def known_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return `name`, or raise `UnknownNameError` that lists the known names and the nearest one.
-
-    >>> known_name("figure", "fig1", ["fig1", "fig2"])
-    'fig1'
-    """
-    names = sorted(known)
-    if name in names:
-        return name
-    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.3)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise UnknownNameError(f"unknown {kind} {name!r}; known: {', '.join(names)}.{hint}")
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}.")
-    return float(value)
-
-
-def _count(name: str, value: object, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}.")
-    if value < least:
-        raise ValueError(f"{name} must be {least} or greater, got {value!r}.")
-    return int(value)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from edgewise.arguments import known_name, nonnegative_count, positive_count, positive_number
 from edgewise.batches import Batches
 from edgewise.curvature import SharpnessResult, preconditioned_sharpness, sharpness
 from edgewise.curvature.hessian import ROUTES, Route
-from edgewise.errors import Status, known_name, nonnegative_count, positive_count, positive_number
+from edgewise.errors import Status
 from edgewise.losses import LossFunction
 from edgewise.overhead import Overhead
 from edgewise.parameters import select_parameters

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from edgewise.arguments import positive_count
 from edgewise.batches import Batches, cast
 from edgewise.derivatives import as_second_derivative_error, differentiate, evaluated_at
-from edgewise.errors import LossError, SecondDerivativeError, positive_count
+from edgewise.errors import LossError, SecondDerivativeError
 from edgewise.isolation import Snapshot, first_unrepeatable
 from edgewise.losses import LossFunction, checked_loss, differentiable_loss, forward_only
 from edgewise.memory import GraphBudget

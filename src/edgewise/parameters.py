@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from edgewise.errors import UnknownNameError
+from edgewise.arguments import UnknownNameError
 from edgewise.ranks import local, reshard, unwrapped
 
 

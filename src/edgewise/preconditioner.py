@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
-from edgewise.errors import PreconditionerError, nonnegative_number
+from edgewise.arguments import nonnegative_number
+from edgewise.errors import PreconditionerError
 from edgewise.parameters import flatten
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)

@@ -20,8 +20,9 @@ from torch import nn
 import edgewise as ew
 from cases import BY_NAME, MLP, OPT, Opt, bias_free_mlp, every_optimizer, made, mse, train_step
 from edgewise import Status, critical_lr
+from edgewise.arguments import UnknownNameError
 from edgewise.critical import search_critical_lr
-from edgewise.errors import LossError, UnknownNameError
+from edgewise.errors import LossError
 from oracles import loss_after_step, scan_critical_scale
 
 

@@ -19,7 +19,8 @@ from torch import nn
 import edgewise as ew
 from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse, train_step, vectors
 from edgewise import PreconditionerError, Status, preconditioned_sharpness, sharpness
-from edgewise.errors import LossError, UnknownNameError
+from edgewise.arguments import UnknownNameError
+from edgewise.errors import LossError
 from edgewise.objective import Objective
 from edgewise.preconditioner import known_optimizers, preconditioner_of
 from oracles import dense_gradient, dense_hessian, preconditioned, theta_of, top, trainable

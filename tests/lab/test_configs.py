@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.errors import UnknownNameError
+from edgewise.arguments import UnknownNameError
 from edgewise.lab import configs
 from edgewise.lab.configs import (
     DataConfig,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.errors import StoreError, UnknownNameError
+from edgewise.arguments import UnknownNameError
+from edgewise.errors import StoreError
 from edgewise.lab import sweep
 from edgewise.lab.recipes import RECIPES
 from edgewise.lab.store import Store

@@ -12,11 +12,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from edgewise.arguments import known_name, positive_count, positive_number
 from edgewise.critical.along import along_update, current_gradients, slope_along
 from edgewise.critical.landscape import BatchesLoss, ClosureLoss
 from edgewise.critical.search import Line, Trace, check_gradient, paper_search, secant_search
 from edgewise.critical.update import Update, check_steps_alone
-from edgewise.errors import Status, known_name, positive_count, positive_number
+from edgewise.errors import Status
 from edgewise.isolation import isolated
 from edgewise.losses import LossFunction
 from edgewise.objective import Objective

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from edgewise.arguments import known_name
 from edgewise.curvature.difference import CentralDifference
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
-from edgewise.errors import SecondDerivativeError, known_name
+from edgewise.errors import SecondDerivativeError
 from edgewise.isolation import isolated
 from edgewise.losses import LossFunction
 from edgewise.objective import Objective

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from edgewise.arguments import positive_count, positive_number
 from edgewise.curvature.hessian import HessianOperator, Route, measured_operator
 from edgewise.curvature.lanczos import FLOOR, random_directions, top_eigenpairs
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.results import SharpnessResult, Signature
-from edgewise.errors import positive_count, positive_number
 from edgewise.losses import LossFunction
 from edgewise.parameters import select_parameters
 from edgewise.precision import measuring_dtype, without_autocast

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgewise.errors import (
+from edgewise.arguments import (
     known_name,
     nonnegative_count,
     nonnegative_number,

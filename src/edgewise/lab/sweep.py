@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgewise.errors import known_name, positive_count
+from edgewise.arguments import known_name, positive_count
 from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.engines import engine as engine_of
 from edgewise.lab.recipes import SCALES, recipe

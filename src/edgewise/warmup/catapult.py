@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from edgewise.arguments import number_below_one, positive_count, positive_number
 from edgewise.critical import CriticalLRResult, closure_loss
-from edgewise.errors import Status, number_below_one, positive_count, positive_number
+from edgewise.errors import Status
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import MOST_FORWARDS, as_plain, from_plain

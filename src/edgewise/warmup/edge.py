@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
+from edgewise.arguments import positive_count
 from edgewise.critical import BestStepResult, closure_loss, search_best_step
-from edgewise.errors import Status, positive_count
+from edgewise.errors import Status
 from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.averages import heavy_ball, momentum, num_averages

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from edgewise.arguments import nonnegative_number, positive_count
 from edgewise.critical import CriticalLRResult, check_steps_alone
-from edgewise.errors import Status, nonnegative_number, positive_count
+from edgewise.errors import Status
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup, as_plain, from_plain, targets
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target

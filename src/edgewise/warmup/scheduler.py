@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
+from edgewise.arguments import positive_number
 from edgewise.critical import BestStepResult, CriticalLRResult, closure_loss, search_critical_lr
-from edgewise.errors import Status, positive_number
+from edgewise.errors import Status
 from edgewise.losses import checked_loss
 from edgewise.ranks import Ranks
 from edgewise.warmup.report import WarmupReport

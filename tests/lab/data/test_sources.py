@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from edgewise.errors import DataError, UnknownNameError
+from edgewise.arguments import UnknownNameError
+from edgewise.errors import DataError
 from edgewise.lab import data, sweep
 from edgewise.lab.configs import DataConfig
 from edgewise.lab.data import sources

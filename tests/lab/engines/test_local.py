@@ -11,7 +11,8 @@ import signal
 
 import pytest
 
-from edgewise.errors import UnknownNameError, WorkerError
+from edgewise.arguments import UnknownNameError
+from edgewise.errors import WorkerError
 from edgewise.lab import engines
 from edgewise.lab.engines import local
 from edgewise.lab.store import FigureRuns, Store

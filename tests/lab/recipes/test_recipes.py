@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 import edgewise as ew
-from edgewise.errors import UnknownNameError
+from edgewise.arguments import UnknownNameError
 from edgewise.lab.configs import OPTIMIZERS, OptimizerConfig
 from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.recipes import (

@@ -13,7 +13,8 @@ from pathlib import Path
 import datasets
 from datasets.table import embed_table_storage
 
-from edgewise.errors import DataError, known_name
+from edgewise.arguments import known_name
+from edgewise.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from edgewise.errors import known_name
+from edgewise.arguments import known_name
 from edgewise.lab.engines import cluster, local, vectorized
 from edgewise.lab.store import Store
 from edgewise.lab.work import Work

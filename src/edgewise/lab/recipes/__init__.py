@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from edgewise.errors import known_name
+from edgewise.arguments import known_name
 from edgewise.lab.recipes import (
     edge_warmup,
     fig1,
