@@ -49,7 +49,7 @@ def test_a_count_comes_back_as_an_int():
         (positive_number, math.inf, ValueError, "finite"),
         (positive_number, True, TypeError, "x must be a number, got True of type bool"),
         (positive_number, "1", TypeError, "got '1' of type str"),
-        (positive_number, None, TypeError, "got None of type NoneType"),
+        (positive_number, None, TypeError, "got None"),
         (nonnegative_number, -1e-9, ValueError, "0 or greater, got -1e-09"),
         (nonnegative_number, math.nan, ValueError, "finite"),
         (nonnegative_number, False, TypeError, "of type bool"),
