@@ -9,15 +9,15 @@ import inspect
 import math
 import numbers
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.loss import _Loss
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from edgewise.errors import EdgewiseError, LossError
 
@@ -160,13 +160,17 @@ def a_module(name: str, value: object, order: tuple[str, ...] = ()) -> nn.Module
 def a_model(value: object, order: tuple[str, ...] = ()) -> nn.Module:
     """Return the argument `model`, or raise: it must be a module with parameters that hold values."""
     model = a_module("model", value, order)
-    parameters = dict(model.named_parameters())
-    if not parameters:
+    if next(model.parameters(), None) is None:
         raise ValueError(
             f"model must have parameters, got {described(model)} without: pass the module that is trained; what is "
             "packed by quantization has no derivatives."
         )
-    held = parameters | dict(model.named_buffers())
+    return check_materialized(model)
+
+
+def check_materialized(model: nn.Module) -> nn.Module:
+    """Return `model`, or raise: its parameters and buffers must hold values."""
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
     lazy = [name for name, tensor in held.items() if is_lazy(tensor)]
     if lazy:
         raise ValueError(
@@ -218,12 +222,14 @@ def a_function(
     problem = ""
     if isinstance(value, type) or not callable(value):
         problem = f"got {described(value)}"
-    elif isinstance(value, _Loss):
-        problem = f"got {described(value)}, which takes (input, target): call it in a function of your own"
     elif _is_deferred(value):
         problem = f"got {described(value)}, whose body does not run when it is called: write return, not yield or async"
     elif count is not None and not _accepts(value, count):
         problem = f"got {described(value)}, which takes {_signature(value)}"
+    elif count == 2 and _takes_outputs(value):
+        problem = (
+            f"got {described(value)}, which takes outputs and targets: call it in a function of your own"
+        )
     if problem:
         raise TypeError(f"{name} must be a function of {takes}; {problem}.{_place(value, order)}")
     return value  # type: ignore[return-value]
@@ -239,6 +245,16 @@ def a_closure(value: object) -> Callable[..., Any]:
     """Return the argument `closure`, or raise: it must be a function without arguments."""
     takes = "no arguments that returns the loss, such as lambda: loss_fn(model, batch)"
     return a_function("closure", value, takes, count=0)
+
+
+def a_batch(value: object) -> object:
+    """Return the argument `batch`, or raise: it may be anything but a source of batches."""
+    if isinstance(value, Iterator | DataLoader):
+        raise TypeError(
+            f"batch must be one batch, got {described(value)}, which yields them: pass next(iter(loader)), or the "
+            "loader itself as batches=."
+        )
+    return value
 
 
 def a_loss_value(name: str, value: object) -> Tensor | float | None:
@@ -305,6 +321,8 @@ def described(value: object) -> str:
 
 def _place(value: object, order: tuple[str, ...]) -> str:
     """Say where a value of another argument's kind belongs."""
+    if isinstance(value, nn.Module) and _takes_outputs(value):
+        return ""  # one of torch's losses
     for kind, role in ((nn.Module, "model"), (Optimizer, "optimizer"), (FunctionType, "loss_fn")):
         if isinstance(value, kind) and role in order:
             return f" The order is ({', '.join(order)}), and this looks like {role}: are arguments swapped?"
@@ -340,6 +358,14 @@ def _accepts(function: Any, count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _takes_outputs(function: object) -> bool:
+    """Whether it is one of torch's losses, or takes what they take."""
+    try:
+        return list(_signature(function).parameters)[:2] == ["input", "target"]
+    except (TypeError, ValueError):  # of C code
+        return False
 
 
 def _signature(function: Any) -> inspect.Signature:

@@ -1,13 +1,15 @@
-"""What a loss must be to be measured."""
+"""What a loss must be to be measured, and whose fault it is where one cannot be computed."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgewise.batches import tensors_of, unlike_a_batch
 from edgewise.errors import LossError
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -17,13 +19,12 @@ def checked_loss(loss: object, of: str, *, finite: bool = True) -> Tensor:
     """Return `loss` if it is a scalar tensor, and finite if it must be, or raise `LossError`; it is that `of` what."""
     if not isinstance(loss, Tensor):
         raise LossError(
-            f"the loss of {of} must be a scalar tensor, got {type(loss).__name__}: return the mean loss "
-            "as computed by torch, without .item()."
+            f"the loss of {of} must be a scalar tensor, got {type(loss).__name__}: {_mend(loss)}."
         )
     if loss.numel() != 1 or not loss.is_floating_point():
         raise LossError(
             f"the loss of {of} must be one floating-point number, got shape {tuple(loss.shape)} and "
-            f"{loss.dtype}: reduce it with .mean()."
+            f"{loss.dtype}: {_reduction(loss)}."
         )
     if finite and not torch.isfinite(loss.detach()):
         raise LossError(
@@ -40,6 +41,62 @@ def differentiable_loss(loss: Tensor, of: str) -> Tensor:
             "or torch.no_grad() inside loss_fn, and use the model it is given."
         )
     return loss
+
+
+def check_keeps_graph(error: RuntimeError, of: str) -> None:
+    """Raise where a graph was freed before its first use here: by a backward pass of the loss's own."""
+    if "backward through the graph a second time" in str(error):
+        raise LossError(
+            f"the graph of {of} was freed while its loss was computed: do not call backward() inside loss_fn, and "
+            "torch.autograd.grad only with create_graph=True."
+        ) from error
+
+
+@contextmanager
+def calling(what: str, batch: Any = None) -> Iterator[None]:
+    """Say of an error in user code where it was raised; name an argument that user code cannot take as what it is.
+
+    The error comes through as it is, with a note. A TypeError stays one where the batch explains it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _in_backward(error):
+            raise LossError(
+                f"{what} calls backward(): return the loss, and call backward() on it in the training loop alone."
+            ) from error
+        if type(error) is TypeError and (why := unlike_a_batch(batch)):
+            raise TypeError(f"{what} cannot take its batch, {why} ({error}).") from error
+        error.add_note(f"raised by {what}")
+        if isinstance(error, RuntimeError) and (tensors := list(tensors_of(batch))):
+            error.add_note(f"the batch holds {', '.join(f'{t.dtype} {tuple(t.shape)}' for t in tensors[:8])}")
+        raise
+
+
+def _in_backward(error: Exception) -> bool:
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is Tensor.backward.__code__:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _mend(loss: object) -> str:
+    """Say what to return instead of what is no tensor."""
+    if loss is None:
+        return "a return is missing"
+    if isinstance(loss, Mapping) or is_dataclass(loss):
+        return "return the loss in it alone, such as outputs.loss or outputs['loss']"
+    if isinstance(loss, tuple | list):
+        return "return the loss alone, without what else was computed"
+    return "return the mean loss as computed by torch, without .item() or .numpy()"
+
+
+def _reduction(loss: Tensor) -> str:
+    if loss.numel() != 1:
+        return "reduce it with .mean()"
+    return "take a real part or a norm" if loss.is_complex() else "compute it in floating point"
 
 
 @contextmanager

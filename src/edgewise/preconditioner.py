@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
-from edgewise.arguments import nonnegative_number
+from edgewise.arguments import a_function, described, nonnegative_number
 from edgewise.errors import PreconditionerError
 from edgewise.parameters import flatten
 
@@ -176,11 +176,14 @@ def register_preconditioner(
     is_class = isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)
     if not is_class or optimizer_class is Optimizer:
         raise TypeError(
-            f"optimizer_class must be a subclass of torch.optim.Optimizer, got {optimizer_class!r}: "
+            f"optimizer_class must be a subclass of torch.optim.Optimizer, got {described(optimizer_class)}: "
             "write @register_preconditioner(MyOptimizer) above the function."
         )
 
     def register(entries: Entries[OptimizerT]) -> Entries[OptimizerT]:
+        takes = "(optimizer, group, state, parameter, gradient) that returns the entries of P"
+        a_function("what is registered", entries, takes, count=5)
+
         def checked(
             optimizer: OptimizerT, group: Options, state: Options, parameter: Tensor, gradient: Tensor
         ) -> Tensor:
