@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
-from edgewise.arguments import a_function, described, nonnegative_number
+from edgewise.arguments import a_function, described, learning_rate
 from edgewise.errors import PreconditionerError
 from edgewise.parameters import flatten
 
@@ -105,10 +105,7 @@ def rate_ratios(optimizer: Optimizer) -> list[float]:
     Raises:
         ValueError: a rate is negative or not finite, or the first group's is zero, so that no ratio exists.
     """
-    rates = [
-        nonnegative_number(f"the learning rate of parameter group {i}", float(group["lr"]))
-        for i, group in enumerate(optimizer.param_groups)
-    ]
+    rates = [learning_rate(group, i) for i, group in enumerate(optimizer.param_groups)]
     if not any(rates):
         rates = [float(group.get("initial_lr", 1.0)) for group in optimizer.param_groups]
     if rates[0] == 0:

@@ -1,32 +1,24 @@
-"""The checks of arguments that every public entry uses: what was given, what is allowed, how to mend it.
+"""Checks of what is measured: the model, its optimizer, the functions that return a loss, the batch.
 
-A value of the wrong kind is a TypeError, one out of range a ValueError, both before anything is computed. The order
-of arguments is that of `CURVATURE_ORDER` and `TRAINING_ORDER`; what stands in another's place is told so.
+The order of arguments is that of `CURVATURE_ORDER` and `TRAINING_ORDER`; what stands in another's place is told so.
 """
 
-import difflib
 import inspect
-import math
 import numbers
-import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from edgewise.errors import EdgewiseError, LossError
-
-_T = TypeVar("_T")
+from edgewise.arguments.words import described
+from edgewise.errors import LossError
 
 CURVATURE_ORDER = ("model", "loss_fn", "batches", "optimizer")
 TRAINING_ORDER = ("model", "optimizer", "loss_fn", "batch")
-
-_MOST_COUNTED = 2**63 - 1  # what torch's counters and generators hold
 
 # Wrappers of frameworks whose step() is that of the optimizer inside; an optimizer that changes the step of another
 # (Lookahead) is one of its own.
@@ -37,115 +29,6 @@ _WRAPPERS = (
     "pytorch_lightning.core.optimizer.LightningOptimizer",
     "lightning_fabric.wrappers._FabricOptimizer",
 )
-
-
-class UnknownNameError(EdgewiseError, ValueError):
-    """A name is not in the list it was looked up in."""
-
-
-# Numbers, names and flags
-
-
-def positive_number(name: str, value: object) -> float:
-    """Return `value` as a float, or raise: it must be a finite number greater than zero.
-
-    >>> positive_number("lr", 0.1)
-    0.1
-    """
-    number = _number(name, value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be a finite number greater than 0, got {value!r}.")
-    return number
-
-
-def nonnegative_number(name: str, value: object) -> float:
-    """Return `value` as a float, or raise: it must be a finite number, zero or greater."""
-    number = _number(name, value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} must be a finite number, 0 or greater, got {value!r}.")
-    return number
-
-
-def number_below_one(name: str, value: object) -> float:
-    """Return `value` as a float, or raise: it must be a number from 0 to below 1."""
-    number = nonnegative_number(name, value)
-    if number >= 1:
-        raise ValueError(f"{name} must be from 0 to below 1, got {value!r}.")
-    return number
-
-
-def positive_share(name: str, value: object, mend: str) -> float:
-    """Return `value` as a float, or raise: it must be a number above 0, and 1 at most; `mend` says what instead.
-
-    >>> positive_share("rtol", 2.5, "1e-3 is a tenth of a per cent")
-    Traceback (most recent call last):
-    ValueError: rtol must be above 0 and at most 1, got 2.5: 1e-3 is a tenth of a per cent.
-    """
-    number = positive_number(name, value)
-    if number > 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}: {mend}.")
-    return number
-
-
-def positive_count(name: str, value: object) -> int:
-    """Return `value` as an int, or raise: it must be a whole number, one or greater.
-
-    >>> positive_count("warmup_steps", 100)
-    100
-    """
-    return _count(name, value, least=1)
-
-
-def nonnegative_count(name: str, value: object) -> int:
-    """Return `value` as an int, or raise: it must be a whole number, zero or greater."""
-    return _count(name, value, least=0)
-
-
-def a_flag(name: str, value: object) -> bool:
-    """Return `value`, or raise: it must be True or False; "False" would count as true.
-
-    >>> a_flag("maximize", "False")
-    Traceback (most recent call last):
-    TypeError: maximize must be True or False, got 'False' of type str.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {described(value)}.")
-    return value
-
-
-def known_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return `name`, or raise `UnknownNameError` that lists the known names and the nearest one.
-
-    >>> known_name("figure", "fig1", ["fig1", "fig2"])
-    'fig1'
-    """
-    names = sorted(known)
-    if isinstance(name, str) and name in names:
-        return name
-    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.3)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise UnknownNameError(f"unknown {kind} {name!r}; known: {', '.join(names)}.{hint}")
-
-
-def name_patterns(name: str, value: object) -> list[str] | None:
-    """Return shell-style patterns as a list, or `None` for all, or raise: they are a string or several.
-
-    >>> name_patterns("params", "head.*")
-    ['head.*']
-    """
-    if value is None:
-        return None
-    several = isinstance(value, Iterable) and not isinstance(value, str | Tensor)
-    patterns: list[Any] = list(value) if several else [value]  # type: ignore[call-overload]
-    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(
-            f"{name} must be a pattern of parameters' names, such as 'layers.0.*', a list of at least one, or None "
-            f"for all; got {described(value)}."
-        )
-    return patterns
-
-
-# What is measured
 
 
 def a_module(name: str, value: object, order: tuple[str, ...] = ()) -> nn.Module:
@@ -279,46 +162,6 @@ def a_loss_value(name: str, value: object) -> Tensor | float | None:
     return value  # type: ignore[return-value]
 
 
-def an_instance(name: str, value: object, kind: type[_T], mend: str) -> _T:
-    """Return `value`, or raise: it must be of a class; `mend` says where one comes from."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {described(value)}: {mend}.")
-    return value
-
-
-def a_vector(name: str, value: object, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return `value`, or raise: it must be a tensor of shape (size,), of the dtype and on the device of an operator."""
-    if not isinstance(value, Tensor):
-        mend = "torch.as_tensor(vector), or to_scipy() for NumPy's"
-        raise TypeError(f"{name} must be a tensor of shape ({size},), got {described(value)}: pass {mend}.")
-    if value.shape != (size,) or value.dtype != dtype or value.device.type != device.type:
-        raise ValueError(
-            f"expected a vector of shape ({size},), {dtype} on {device.type}, got {described(value)} on "
-            f"{value.device.type}: use operator.size, operator.dtype and operator.device."
-        )
-    return value
-
-
-# Words
-
-
-def described(value: object) -> str:
-    """Return a value and its type, in few words."""
-    kind = type(value).__name__
-    if value is None:
-        return "None"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-    if isinstance(value, nn.Module | Optimizer):
-        return f"a {kind}"
-    if isinstance(value, FunctionType):
-        return f"the function {value.__name__}"
-    words = reprlib.repr(value)
-    return f"a {kind}" if words.startswith("<") else f"{words} of type {kind}"
-
-
 def _place(value: object, order: tuple[str, ...]) -> str:
     """Say where a value of another argument's kind belongs."""
     if isinstance(value, nn.Module) and _takes_outputs(value):
@@ -373,22 +216,3 @@ def _signature(function: Any) -> inspect.Signature:
     return inspect.signature(
         function.forward if isinstance(function, nn.Module) else function, follow_wrapped=False
     )
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {described(value)}.")
-    try:
-        return float(value)
-    except OverflowError:
-        return -math.inf if value < 0 else math.inf
-
-
-def _count(name: str, value: object, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number, got {described(value)}.")
-    if value < least:
-        raise ValueError(f"{name} must be {least} or greater, got {value!r}.")
-    if not value <= _MOST_COUNTED:
-        raise ValueError(f"{name} must be at most 2^63 - 1, got {value!r}.")
-    return int(value)
