@@ -621,7 +621,7 @@ FAULTS = [
     Fault(
         name="swapped arguments unnamed",
         file="arguments/training.py",
-        old="        if isinstance(value, kind) and role in order:",
+        old="        if isinstance(value, kind) and role in order and role != name:",
         new="        if False:",
         test="arguments/test_entries.py",
     ),

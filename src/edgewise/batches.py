@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.data import (
     BatchSampler,
@@ -28,6 +28,14 @@ from edgewise.isolation import RandomStates
 from edgewise.ranks import Ranks
 
 _END = object()
+_NO_COLLECTIONS = (
+    Tensor,
+    Mapping,
+    nn.Module,
+    np.ndarray,
+    str,
+    bytes,
+)  # though some of them can be read one by one
 
 
 class Batches:
@@ -239,13 +247,15 @@ def unlike_a_batch(batch: Any) -> str:
     if isinstance(batch, list) and batch and isinstance(batch[0], tuple | list | Mapping | None):
         kind = type(batch[0]).__name__ + ("s" if len(batch) > 1 else "")
         return f"a list of {len(batch)} {kind}: pass the batch itself; several go into batches="
+    if isinstance(batch, str | bytes):
+        return f"a {type(batch).__name__}: pass the tensors that the loss is computed of"
     if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(batch)):
         return "which holds NumPy arrays: make them tensors, such as by torch.as_tensor"
     return ""
 
 
 def _check_collection(batches: object) -> None:
-    if isinstance(batches, Tensor | Mapping | str | bytes | np.ndarray) or not isinstance(batches, Iterable):
+    if isinstance(batches, _NO_COLLECTIONS) or not isinstance(batches, Iterable):
         raise TypeError(
             f"batches must be a list of batches, got one {type(batches).__name__}: write [batch] for a single one."
         )

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils._pytree import tree_leaves
 
-from edgewise.arguments import a_module, an_optimizer, check_materialized
+from edgewise.arguments import a_module, an_optimizer, check_restorable
 from edgewise.ranks import local, reshard
 
 _MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
@@ -134,7 +134,7 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
         True
     """
     if model is not None:
-        check_materialized(a_module("model", model, ("model", "optimizer")))
+        check_restorable(a_module("model", model, ("model", "optimizer")))
     if optimizer is not None:
         optimizer = an_optimizer("optimizer", optimizer, ("model", "optimizer"), may_be_empty=True)
     snapshot = Snapshot(model, optimizer)

@@ -26,6 +26,11 @@ def checked_loss(loss: object, of: str, *, finite: bool = True) -> Tensor:
             f"the loss of {of} must be one floating-point number, got shape {tuple(loss.shape)} and "
             f"{loss.dtype}: {_reduction(loss)}."
         )
+    if loss.is_meta or loss.layout is not torch.strided:
+        raise LossError(
+            f"the loss of {of} must be a number that can be read, got one on {loss.device} in {loss.layout}: "
+            "load the data, or convert it with .to_dense()."
+        )
     if finite and not torch.isfinite(loss.detach()):
         raise LossError(
             f"the loss of {of} is {loss.item()}: measure at finite parameters and check the inputs for NaN."

@@ -18,6 +18,7 @@ from edgewise.arguments import (
     a_loss_function,
     a_model,
     a_state,
+    an_instance,
     an_optimizer,
     known_name,
     name_patterns,
@@ -30,7 +31,7 @@ from edgewise.batches import Batches
 from edgewise.curvature import SharpnessResult, preconditioned_sharpness, sharpness
 from edgewise.curvature.hessian import ROUTES, Route
 from edgewise.errors import Status
-from edgewise.losses import LossFunction
+from edgewise.losses import LossFunction, calling
 from edgewise.overhead import Overhead
 from edgewise.parameters import select_parameters
 from edgewise.preconditioner import check_covered, diagonal, rate_ratios
@@ -112,7 +113,7 @@ class Monitor:
         seed: int = 0,
     ) -> None:
         a_model(model, TRAINING_ORDER)
-        optimizer = an_optimizer("optimizer", optimizer, TRAINING_ORDER)
+        optimizer = an_optimizer("optimizer", optimizer, TRAINING_ORDER, has_rates=True)
         a_loss_function(loss_fn, TRAINING_ORDER)
         if log is not None:
             a_function("log", log, "the row, such as rows.append", count=1)
@@ -171,7 +172,8 @@ class Monitor:
         row = self._row(step, [batch] if self._batches is None else self._batches)
         self._rows.append(row)
         if self._log is not None:
-            self._log(row)
+            with calling("log"):
+                self._log(row)
         return row
 
     def _affordable(self, step: int, now: float) -> bool:
@@ -260,7 +262,8 @@ class Monitor:
         a_state("state_dict", state_dict, ours)
         a_state("the budget in state_dict", state_dict["budget"], ours["budget"])
         step = nonnegative_count("the step in state_dict", state_dict["step"])
-        rows = [_row_from(row) for row in state_dict["rows"]]  # all is checked before anything is written
+        saved = an_instance("the rows in state_dict", state_dict["rows"], list, "pass what state_dict() gave")
+        rows = [_row_from(row) for row in saved]  # all is checked before anything is written
         self._step, self._ask_at = step, 0
         self._rows.clear()
         self._rows.extend(rows)
@@ -270,7 +273,8 @@ class Monitor:
 
 def _row_from(saved: dict[str, Any]) -> MonitorRow:
     a_state("a row in state_dict", saved, [field.name for field in dataclasses.fields(MonitorRow)])
-    return MonitorRow(**{**saved, "status": Status[saved["status"]]})
+    status = known_name("status", saved["status"], Status.__members__)
+    return MonitorRow(**{**saved, "status": Status[status]})
 
 
 def _status(results: Iterable[SharpnessResult], limit: StabilityLimitResult) -> Status:

@@ -206,6 +206,11 @@ def test_swapped_arguments_are_named_with_the_order(function, order, message):
         entered(function(*arguments)) if function is ew.isolated else function(*arguments)
 
 
+def call_with(name, run, **spoilt):
+    call, _, given = ENTRIES[name]
+    return call(run, **run.arguments(*given) | spoilt)
+
+
 # Models
 
 
@@ -250,6 +255,12 @@ def test_a_model_that_cannot_be_measured_is_refused_before_its_loss(name, make, 
     assert run.calls == 0
 
 
+def test_a_scripted_model_is_refused():
+    run = Run()
+    with pytest.raises(TypeError, match=r"got a torch\.jit\.ScriptModule or one inside"):
+        ew.sharpness(torch.jit.script(run.model), run.loss_fn, [run.batch])
+
+
 def test_a_model_without_values_is_not_isolated():
     for make in (lazy, with_empty_buffer):
         with pytest.raises(ValueError, match="model must"):
@@ -276,6 +287,11 @@ class WithoutRate(Optimizer):
         (lambda o: o.param_groups[0].update(lr=-1.0), ValueError, "rate of parameter group 0 must be"),
         (lambda o: o.param_groups[0].update(lr=math.nan), ValueError, "rate of parameter group 0 must be"),
         (lambda o: o.param_groups[0].update(lr="0.1"), TypeError, "group 0 must be a number, got '0.1'"),
+        (
+            lambda o: o.param_groups[0].update(lr=torch.ones(2)),
+            TypeError,
+            r"group 0 .*got a tensor of shape \(2,\)",
+        ),
     ],
 )
 def test_an_optimizer_that_cannot_step_is_refused(name, spoil, error, message):
@@ -289,6 +305,9 @@ def test_an_optimizer_that_cannot_step_is_refused(name, spoil, error, message):
 
 def test_a_group_without_a_rate_is_named():
     run = Run(lambda params, lr: WithoutRate(params))
+    for name in ("Monitor", *WARMUPS):
+        with pytest.raises(TypeError, match="learning rate of parameter group 0 must be its option 'lr'"):
+            call_with(name, run)
     with pytest.raises(
         TypeError, match="learning rate of parameter group 0 must be its option 'lr', got params, step"
     ):
@@ -310,7 +329,13 @@ def test_a_scheduler_is_no_optimizer():
 @pytest.mark.parametrize("cls", [ew.GIAdam, ew.GIAdamW])
 @pytest.mark.parametrize(
     ("option", "error"),
-    [({"lr": math.nan}, ValueError), ({"lr": True}, TypeError), ({"maximize": "no"}, TypeError)],
+    [
+        ({"lr": math.nan}, ValueError),
+        ({"lr": True}, TypeError),
+        ({"maximize": "no"}, TypeError),
+        ({"betas": (0.9, math.nan)}, ValueError),
+        ({"betas": 0.9}, TypeError),
+    ],
 )
 def test_options_of_a_group_are_checked_too(cls, option, error):
     with pytest.raises(error, match=next(iter(option))):
@@ -333,6 +358,12 @@ def test_options_of_a_group_are_checked_too(cls, option, error):
             "state_dict must have the keys budget, rows, step, got",
         ),
         (lambda state: {k: v for k, v in state.items() if k != "rows"}, ValueError, "must have the keys"),
+        (lambda state: state | {"rows": None}, TypeError, "the rows in state_dict must be a list, got None"),
+        (
+            lambda state: state | {"rows": [state["rows"][0] | {"status": "FINE"}]},
+            ValueError,
+            "unknown status 'FINE'",
+        ),
         (lambda state: state | {"budget": {}}, ValueError, "the budget in state_dict must have the keys"),
         (lambda state: state | {"step": -1}, ValueError, "the step in state_dict must be 0 or greater"),
         (lambda state: state | {"rows": [{"step": 0}]}, ValueError, "a row in state_dict must have the keys"),

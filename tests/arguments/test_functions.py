@@ -152,6 +152,8 @@ class Output(dict):
         ),
         (lambda loss: loss * 1j, "complex64: take a real part or a norm"),
         (lambda loss: torch.tensor(3), "int64: compute it in floating point"),
+        (lambda loss: loss[None].to_sparse(), r"a number that can be read, got .*sparse_coo: .*to_dense\(\)"),
+        (lambda loss: loss.to("meta"), "a number that can be read, got one on meta"),
         (lambda loss: loss * math.nan, "is nan: measure at finite parameters"),
     ],
 )
@@ -199,6 +201,7 @@ def test_an_error_of_the_users_own_comes_through_with_a_note(own):
         lambda: ew.sharpness(run.model, lambda model, batch: failing(), [run.batch]),
         lambda: ew.critical_lr(run.model, run.optimizer, lambda model, batch: failing(), run.batch),
         lambda: ew.EdgeWarmup(run.optimizer).observe(failing),
+        lambda: ew.Monitor(run.model, run.optimizer, mse, log=failing).observe(run.batch),
     ):
         with pytest.raises(type(own)) as caught:
             call()
@@ -277,6 +280,7 @@ def test_a_batch_without_values_is_refused():
     [
         (lambda b: [b], "a list of 1 tuple: pass the batch itself; several go into batches="),
         (lambda b: [b, b], "a list of 2 tuples: pass the batch itself"),
+        (lambda b: "train.pt", "a str: pass the tensors"),
         (lambda b: tuple(t.numpy() for t in b), r"which holds NumPy arrays: .*torch\.as_tensor"),
     ],
 )

@@ -16,6 +16,7 @@ from arguments.entries import Run, mse
 from edgewise.arguments import (
     UnknownNameError,
     a_function,
+    an_optimizer,
     described,
     known_name,
     name_patterns,
@@ -123,3 +124,28 @@ def test_a_value_is_described_in_few_words(value, words):
 def test_what_python_cannot_tell_of_c_code_is_left_to_the_call():
     assert a_function("fn", torch.relu, "a tensor", count=1) is torch.relu
     assert a_function("fn", dict.fromkeys, "keys", count=2) is not None
+
+
+class AcceleratedOptimizer:
+    """A wrapper by the name that accelerate gives it."""
+
+    __module__ = "accelerate.optimizer"
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+def test_a_wrapper_is_looked_into_by_every_entry():
+    run = Run()
+    wrapped = AcceleratedOptimizer(AcceleratedOptimizer(run.optimizer))
+    assert an_optimizer("optimizer", wrapped) is run.optimizer
+    assert ew.stability_limit(wrapped) == ew.stability_limit(run.optimizer)
+    assert ew.critical_lr(run.model, wrapped, mse, run.batch) == ew.critical_lr(
+        run.model, run.optimizer, mse, run.batch
+    )
+    assert ew.Monitor(run.model, wrapped, mse).observe(run.batch).fraction > 0
+    assert ew.EdgeWarmup(wrapped).optimizer is run.optimizer
+    with pytest.raises(
+        TypeError, match="optimizer must be a torch.optim.Optimizer, got a AcceleratedOptimizer"
+    ):
+        ew.stability_limit(AcceleratedOptimizer(None))

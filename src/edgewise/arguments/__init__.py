@@ -14,7 +14,7 @@ from edgewise.arguments.training import (
     a_model,
     a_module,
     an_optimizer,
-    check_materialized,
+    check_restorable,
 )
 from edgewise.arguments.values import (
     UnknownNameError,
@@ -45,7 +45,7 @@ __all__ = [
     "a_model",
     "a_module",
     "an_optimizer",
-    "check_materialized",
+    "check_restorable",
     "UnknownNameError",
     "a_flag",
     "a_state",

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from edgewise.arguments.values import learning_rate
 from edgewise.arguments.words import described
 from edgewise.errors import LossError
 
@@ -35,7 +37,8 @@ def a_module(name: str, value: object, order: tuple[str, ...] = ()) -> nn.Module
     """Return `value`, or raise: it must be a module."""
     if not isinstance(value, nn.Module):
         raise TypeError(
-            f"{name} must be a torch.nn.Module, got {described(value)}: pass the model itself.{_place(value, order)}"
+            f"{name} must be a torch.nn.Module, got {described(value)}: pass the model itself."
+            f"{_place(name, value, order)}"
         )
     return value
 
@@ -48,11 +51,16 @@ def a_model(value: object, order: tuple[str, ...] = ()) -> nn.Module:
             f"model must have parameters, got {described(model)} without: pass the module that is trained; what is "
             "packed by quantization has no derivatives."
         )
-    return check_materialized(model)
+    return check_restorable(model)
 
 
-def check_materialized(model: nn.Module) -> nn.Module:
-    """Return `model`, or raise: its parameters and buffers must hold values."""
+def check_restorable(model: nn.Module) -> nn.Module:
+    """Return `model`, or raise: its parameters and buffers must hold values that can be brought back."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError(
+            "model must be of Python code, got a torch.jit.ScriptModule or one inside, whose buffers cannot be put "
+            "back: pass the module it was made from."
+        )
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     lazy = [name for name, tensor in held.items() if is_lazy(tensor)]
     if lazy:
@@ -69,9 +77,16 @@ def check_materialized(model: nn.Module) -> nn.Module:
 
 
 def an_optimizer(
-    name: str, value: object, order: tuple[str, ...] = (), *, may_be_empty: bool = False
+    name: str,
+    value: object,
+    order: tuple[str, ...] = (),
+    *,
+    may_be_empty: bool = False,
+    has_rates: bool = False,
 ) -> Optimizer:
     """Return the optimizer that steps, out of the wrappers of accelerate and Lightning, or raise: it must be one.
+
+    Its groups must hold parameters, unless it `may_be_empty`, and with `has_rates` learning rates.
 
     >>> import torch
     >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
@@ -84,12 +99,14 @@ def an_optimizer(
     if not isinstance(value, Optimizer):
         raise TypeError(
             f"{name} must be a torch.optim.Optimizer, got {described(given)}: pass the optimizer that trains."
-            f"{_place(given, order)}"
+            f"{_place(name, given, order)}"
         )
     if not may_be_empty and not any(group["params"] for group in value.param_groups):
         raise ValueError(
             f"{name} must hold parameters, got {described(value)} without: construct it on model.parameters()."
         )
+    for i, group in enumerate(value.param_groups if has_rates else ()):
+        learning_rate(group, i)
     return value
 
 
@@ -114,7 +131,7 @@ def a_function(
             f"got {described(value)}, which takes outputs and targets: call it in a function of your own"
         )
     if problem:
-        raise TypeError(f"{name} must be a function of {takes}; {problem}.{_place(value, order)}")
+        raise TypeError(f"{name} must be a function of {takes}; {problem}.{_place(name, value, order)}")
     return value  # type: ignore[return-value]
 
 
@@ -162,12 +179,12 @@ def a_loss_value(name: str, value: object) -> Tensor | float | None:
     return value  # type: ignore[return-value]
 
 
-def _place(value: object, order: tuple[str, ...]) -> str:
+def _place(name: str, value: object, order: tuple[str, ...]) -> str:
     """Say where a value of another argument's kind belongs."""
     if isinstance(value, nn.Module) and _takes_outputs(value):
         return ""  # one of torch's losses
     for kind, role in ((nn.Module, "model"), (Optimizer, "optimizer"), (FunctionType, "loss_fn")):
-        if isinstance(value, kind) and role in order:
+        if isinstance(value, kind) and role in order and role != name:
             return f" The order is ({', '.join(order)}), and this looks like {role}: are arguments swapped?"
     return ""
 

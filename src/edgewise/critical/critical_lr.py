@@ -133,7 +133,7 @@ def critical_lr(
     Reference: arXiv 2406.09405, section 5 and appendix.
     """
     a_model(model, TRAINING_ORDER)
-    optimizer = an_optimizer("optimizer", optimizer, TRAINING_ORDER)
+    optimizer = an_optimizer("optimizer", optimizer, TRAINING_ORDER, has_rates=True)
     a_loss_function(loss_fn, TRAINING_ORDER)
     known_name("gradient", gradient, ("compute", "current"))
     _check_batch(batch, batches)

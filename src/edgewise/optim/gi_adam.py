@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW
 from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
 
-from edgewise.arguments import a_flag, nonnegative_number
+from edgewise.arguments import a_flag, described, nonnegative_number, number_below_one
 from edgewise.preconditioner import decayed_gradient, diagonal
 
 
@@ -266,6 +266,12 @@ def _check_inherited(options: Mapping[str, Any]) -> None:
     for name in ("lr", "eps", "weight_decay"):
         if not isinstance(options[name], Tensor):
             nonnegative_number(name, options[name])
+    betas = options["betas"]
+    if not (isinstance(betas, tuple | list) and len(betas) == 2):
+        raise TypeError(f"betas must be two numbers, got {described(betas)}.")
+    for beta in betas:
+        if not isinstance(beta, Tensor):
+            number_below_one("betas", beta)
     for name in ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay"):
         a_flag(name, options[name])
     for name in ("foreach", "fused"):

@@ -109,7 +109,7 @@ class CatapultWarmup(AdaptiveWarmup):
         patience: int = 200,
         max_overhead: float | None = None,
     ) -> None:
-        optimizer = an_optimizer("optimizer", optimizer)
+        optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.tolerance = positive_number("tolerance", tolerance)
         self.smoothing = number_below_one("smoothing", smoothing)
         self.max_growth = _above_one("max_growth", max_growth)

@@ -114,7 +114,7 @@ class EdgeWarmup(AdaptiveWarmup):
     def __init__(
         self, optimizer: Optimizer, *, num_steps: int | None = None, max_overhead: float | None = 0.03
     ) -> None:
-        optimizer = an_optimizer("optimizer", optimizer)
+        optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.num_steps = None if num_steps is None else positive_count("num_steps", num_steps)
         self.found: BestStepResult | None = None
         self._rate_share = RateShare()

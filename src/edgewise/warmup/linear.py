@@ -66,7 +66,7 @@ class LinearWarmup(Warmup):
         lr_init: float | Literal["critical"] = 0.0,
         max_overhead: float | None = None,
     ) -> None:
-        optimizer = an_optimizer("optimizer", optimizer)
+        optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.warmup_steps = self._end = positive_count("warmup_steps", warmup_steps)
         self.lr_init = lr_init
         self.start: CriticalLRResult | None = None
