@@ -146,6 +146,6 @@ def test_a_wrapper_is_looked_into_by_every_entry():
     assert ew.Monitor(run.model, wrapped, mse).observe(run.batch).fraction > 0
     assert ew.EdgeWarmup(wrapped).optimizer is run.optimizer
     with pytest.raises(
-        TypeError, match="optimizer must be a torch.optim.Optimizer, got a AcceleratedOptimizer"
+        TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got a AcceleratedOptimizer"
     ):
         ew.stability_limit(AcceleratedOptimizer(None))
