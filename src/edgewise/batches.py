@@ -264,11 +264,13 @@ def _check_collection(batches: object) -> None:
             f"batches must be a list of batches, got one tuple of {len(batches)} tensors: write [batch] for a single "
             "one; tensors that are batches each come in a list."
         )
-    if isinstance(batches, list | tuple) and len({_kind(element) for element in batches}) > 1:
-        raise TypeError(
-            f"batches must be a list of batches, got a {type(batches).__name__} of "
-            f"{' and '.join(map(described, batches[:2]))}, which are the parts of one: write [batch] for a single one."
-        )
+    listed = batches if isinstance(batches, list | tuple) else []
+    for element in listed:
+        if _kind(element) != _kind(listed[0]):
+            raise TypeError(
+                f"batches must be a list of batches, got a {type(listed).__name__} of {described(listed[0])} and "
+                f"{described(element)}, which are the parts of one: write [batch] for a single one."
+            )
     if isinstance(batches, Iterator):
         raise TypeError(
             "batches can be read only once (it is an iterator): pass list(batches), or the data loader itself."

@@ -48,15 +48,6 @@ def differentiable_loss(loss: Tensor, of: str) -> Tensor:
     return loss
 
 
-def check_keeps_graph(error: RuntimeError, of: str) -> None:
-    """Raise where a graph was freed before its first use here: by a backward pass of the loss's own."""
-    if "backward through the graph a second time" in str(error):
-        raise LossError(
-            f"the graph of {of} was freed while its loss was computed: do not call backward() inside loss_fn, and "
-            "torch.autograd.grad only with create_graph=True."
-        ) from error
-
-
 @contextmanager
 def calling(what: str, batch: Any = None) -> Iterator[None]:
     """Say of an error in user code where it was raised; name an argument that user code cannot take as what it is.
@@ -66,25 +57,12 @@ def calling(what: str, batch: Any = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _in_backward(error):
-            raise LossError(
-                f"{what} calls backward(): return the loss, and call backward() on it in the training loop alone."
-            ) from error
         if type(error) is TypeError and (why := unlike_a_batch(batch)):
             raise TypeError(f"{what} cannot take its batch, {why} ({error}).") from error
         error.add_note(f"raised by {what}")
         if isinstance(error, RuntimeError) and (tensors := list(tensors_of(batch))):
             error.add_note(f"the batch holds {', '.join(f'{t.dtype} {tuple(t.shape)}' for t in tensors[:8])}")
         raise
-
-
-def _in_backward(error: Exception) -> bool:
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code is Tensor.backward.__code__:
-            return True
-        trace = trace.tb_next
-    return False
 
 
 def _mend(loss: object) -> str:

@@ -13,14 +13,7 @@ from edgewise.batches import Batches, cast
 from edgewise.derivatives import as_second_derivative_error, differentiate, evaluated_at
 from edgewise.errors import LossError, SecondDerivativeError
 from edgewise.isolation import Snapshot, first_unrepeatable
-from edgewise.losses import (
-    LossFunction,
-    calling,
-    check_keeps_graph,
-    checked_loss,
-    differentiable_loss,
-    forward_only,
-)
+from edgewise.losses import LossFunction, calling, checked_loss, differentiable_loss, forward_only
 from edgewise.memory import GraphBudget
 from edgewise.parameters import select_parameters, unflatten
 from edgewise.precision import CastCopy, measuring_dtype, without_autocast
@@ -376,7 +369,6 @@ class Objective:
                 )
                 return loss.detach(), list(gradients)
             except RuntimeError as error:
-                check_keeps_graph(error, f"batch {index}")
                 if _REENTRANT not in str(error):
                     raise
                 if create_graph:

@@ -165,29 +165,6 @@ def test_a_result_that_is_no_loss_says_what_to_return(name, result, message):
         call(run, **run.arguments(*given) | {"loss_fn": lambda model, batch: result(mse(model, batch))})
 
 
-def calling_backward(model, batch):
-    loss = mse(model, batch)
-    loss.backward()
-    return loss
-
-
-@pytest.mark.parametrize("name", ["sharpness", "preconditioned_sharpness", "critical_lr"])
-def test_a_loss_function_that_differentiates_itself_is_told_so(name):
-    call, _, given = ENTRIES[name]
-    run = Run()
-    gradients = [p.grad.clone() for p in run.model.parameters()]
-    with pytest.raises(LossError, match=r"backward\(\)"):
-        call(run, **run.arguments(*given) | {"loss_fn": calling_backward})
-    assert all(torch.equal(p.grad, g) for p, g in zip(run.model.parameters(), gradients, strict=True))
-
-
-@pytest.mark.parametrize("warmup", WARMUPS)
-def test_a_closure_that_differentiates_itself_is_told_so(warmup):
-    run = Run()
-    with pytest.raises(LossError, match=r"the closure calls backward\(\): return the loss"):
-        WARMUPS[warmup](run.optimizer).observe(lambda: calling_backward(run.model, run.batch))
-
-
 @pytest.mark.parametrize(
     "own", [ZeroDivisionError("mine"), TypeError("mine"), KeyError("mine"), RuntimeError("mine")]
 )

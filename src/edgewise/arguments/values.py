@@ -151,7 +151,7 @@ def a_vector(name: str, value: object, size: int, dtype: torch.dtype, device: to
         raise TypeError(f"{name} must be a tensor of shape ({size},), got {described(value)}: pass {mend}.")
     if value.shape != (size,) or value.dtype != dtype or value.device.type != device.type:
         raise ValueError(
-            f"expected a vector of shape ({size},), {dtype} on {device.type}, got {described(value)} on "
+            f"{name} must be of shape ({size},) and {dtype} on {device.type}, got {described(value)} on "
             f"{value.device.type}: use operator.size, operator.dtype and operator.device."
         )
     return value
