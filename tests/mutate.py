@@ -674,13 +674,6 @@ FAULTS = [
         new="_check_inherited(self.defaults)",
         test="arguments/test_entries.py",
     ),
-    Fault(
-        name="half of a monitor's state loaded",
-        file="monitor.py",
-        old="        rows = [_row_from(row)",
-        new="        self._step = step\n        rows = [_row_from(row)",
-        test="arguments/test_entries.py",
-    ),
 ]
 
 

@@ -17,8 +17,6 @@ from edgewise.arguments import (
     a_function,
     a_loss_function,
     a_model,
-    a_state,
-    an_instance,
     an_optimizer,
     known_name,
     name_patterns,
@@ -252,29 +250,14 @@ class Monitor:
         return {"step": self._step, "rows": rows, "budget": self._overhead.state_dict(self._clock())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the saved monitor stood: its step, its latest rows and the time it had spent.
-
-        Raises:
-            TypeError: not a mapping.
-            ValueError: a key is missing or foreign; the monitor is as it was.
-        """
-        ours = self.state_dict()
-        a_state("state_dict", state_dict, ours)
-        a_state("the budget in state_dict", state_dict["budget"], ours["budget"])
-        step = nonnegative_count("the step in state_dict", state_dict["step"])
-        saved = an_instance("the rows in state_dict", state_dict["rows"], list, "pass what state_dict() gave")
-        rows = [_row_from(row) for row in saved]  # all is checked before anything is written
-        self._step, self._ask_at = step, 0
+        """Continue where the saved monitor stood: its step, its latest rows and the time it had spent."""
+        self._step, self._ask_at = state_dict["step"], 0
         self._rows.clear()
-        self._rows.extend(rows)
+        self._rows.extend(
+            MonitorRow(**{**row, "status": Status[row["status"]]}) for row in state_dict["rows"]
+        )
         self._overhead.load_state_dict(state_dict["budget"])
         self._previous.clear()
-
-
-def _row_from(saved: dict[str, Any]) -> MonitorRow:
-    a_state("a row in state_dict", saved, [field.name for field in dataclasses.fields(MonitorRow)])
-    status = known_name("status", saved["status"], Status.__members__)
-    return MonitorRow(**{**saved, "status": Status[status]})
 
 
 def _status(results: Iterable[SharpnessResult], limit: StabilityLimitResult) -> Status:

@@ -19,7 +19,6 @@ import edgewise as ew
 from arguments.entries import ENTRIES, TRAINING, WARMUPS, Run, entered, mse
 from edgewise.arguments import learning_rate
 from edgewise.errors import LossError
-from edgewise.monitor import Monitor
 from oracles import bits
 
 # Torch's own constructor refuses these, in its words.
@@ -343,39 +342,3 @@ def test_options_of_a_group_are_checked_too(cls, option, error):
     optimizer = cls([nn.Parameter(torch.ones(1))], foreach=None, fused=None, lr=torch.tensor(0.1))
     with pytest.raises(error, match=next(iter(option))):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], **option})
-
-
-# Saved states
-
-
-@pytest.mark.parametrize(
-    ("spoil", "error", "message"),
-    [
-        (lambda state: None, TypeError, "state_dict must be a mapping, got None"),
-        (
-            lambda state: state | {"more": 1},
-            ValueError,
-            "state_dict must have the keys budget, rows, step, got",
-        ),
-        (lambda state: {k: v for k, v in state.items() if k != "rows"}, ValueError, "must have the keys"),
-        (lambda state: state | {"rows": None}, TypeError, "the rows in state_dict must be a list, got None"),
-        (
-            lambda state: state | {"rows": [state["rows"][0] | {"status": "FINE"}]},
-            ValueError,
-            "unknown status 'FINE'",
-        ),
-        (lambda state: state | {"budget": {}}, ValueError, "the budget in state_dict must have the keys"),
-        (lambda state: state | {"step": -1}, ValueError, "the step in state_dict must be 0 or greater"),
-        (lambda state: state | {"rows": [{"step": 0}]}, ValueError, "a row in state_dict must have the keys"),
-    ],
-)
-def test_a_monitor_loads_all_of_a_state_or_nothing(spoil, error, message):
-    run = Run()
-    monitor = Monitor(run.model, run.optimizer, run.loss_fn, every=1)
-    monitor.observe(run.batch)
-    before = monitor.state_dict()
-    with pytest.raises(error, match=message):
-        monitor.load_state_dict(spoil(before | {"step": 7}))
-    after = monitor.state_dict()
-    assert (after["step"], after["rows"]) == (before["step"], before["rows"])
-    assert after["budget"]["spent"] == before["budget"]["spent"]

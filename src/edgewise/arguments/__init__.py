@@ -19,7 +19,6 @@ from edgewise.arguments.training import (
 from edgewise.arguments.values import (
     UnknownNameError,
     a_flag,
-    a_state,
     a_vector,
     an_instance,
     known_name,
@@ -48,7 +47,6 @@ __all__ = [
     "check_restorable",
     "UnknownNameError",
     "a_flag",
-    "a_state",
     "a_vector",
     "an_instance",
     "known_name",

@@ -1,4 +1,4 @@
-"""Checks of numbers, names, flags, vectors and saved states."""
+"""Checks of numbers, names, flags and vectors."""
 
 import difflib
 import math
@@ -124,23 +124,6 @@ def an_instance(name: str, value: object, kind: type[_T], mend: str) -> _T:
     """Return `value`, or raise: it must be of a class; `mend` says where one comes from."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, got {described(value)}: {mend}.")
-    return value
-
-
-def a_state(name: str, value: object, like: Iterable[str]) -> Mapping[str, Any]:
-    """Return `value`, or raise: it must be a mapping of the keys of `like`, no fewer and no others.
-
-    >>> a_state("state_dict", {"step": 1, "rwos": []}, ["step", "rows"])
-    Traceback (most recent call last):
-    ValueError: state_dict must have the keys rows, step, got rwos, step: pass what state_dict() of the same class gave.
-    """
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name} must be a mapping, got {described(value)}: pass what state_dict() gave.")
-    if set(value) != set(like):
-        raise ValueError(
-            f"{name} must have the keys {', '.join(sorted(like))}, got {', '.join(sorted(map(str, value)))}: pass what "
-            "state_dict() of the same class gave."
-        )
     return value
 
 

@@ -94,7 +94,7 @@ def critical_lr(
         optimizer: any whose `step()` needs no closure, on parameters of the model; unchanged afterwards. Groups keep
             the ratios of their learning rates.
         loss_fn: `loss_fn(model, batch)` returns the mean loss over the batch as a scalar tensor.
-        batch: anything `loss_fn` takes.
+        batch: anything `loss_fn` takes but `None`; a loss that takes no data is given `()`, e.g.
         batches: in place of `batch`, several: L is their mean weighted by size, and `interval` says how well it
             is known.
         gradient: "compute" takes the gradient of `loss_fn` on the batch or batches; "current" uses `.grad` as it
