@@ -607,11 +607,11 @@ def test_an_exception_comes_through_with_a_note():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"fn": 3}, "fn must be callable without arguments, got int: write lambda"),
-        ({"fn": None}, "fn must be callable .* got NoneType"),
-        ({"model": None}, "model must be a torch.nn.Module, got NoneType"),
-        ({"model": cross_entropy}, "model must be a torch.nn.Module, got function"),
-        ({"optimizer": "adam"}, "optimizer must be a torch.optim.Optimizer, or None .* got str"),
+        ({"fn": 3}, "fn must be a function of no arguments: write lambda.*; got 3 of type int"),
+        ({"fn": None}, "fn must be a function of .* got None"),
+        ({"model": None}, "model must be a torch.nn.Module, got None"),
+        ({"model": cross_entropy}, "model must be a torch.nn.Module, got the function cross_entropy"),
+        ({"optimizer": "adam"}, "optimizer must be a torch.optim.Optimizer, got 'adam' of type str"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(given, message):

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -21,11 +22,20 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from edgewise.arguments import described
 from edgewise.errors import LossError
 from edgewise.isolation import RandomStates
 from edgewise.ranks import Ranks
 
 _END = object()
+_NO_COLLECTIONS = (
+    Tensor,
+    Mapping,
+    nn.Module,
+    np.ndarray,
+    str,
+    bytes,
+)  # though some of them can be read one by one
 
 
 class Batches:
@@ -59,7 +69,7 @@ class Batches:
             self._generators = _generators_of(batches)
             self._start = RandomStates(self._generators)
             # None: the batch has no tensor with a row per sample
-            self.sizes = [batch_size(batch) for batch in self]
+            self.sizes = [batch_size(_check_values(batch, i)) for i, batch in enumerate(self)]
             _check_sizes(self.sizes, ranks.num)
         counts = ranks.gather(len(self))
         if ranks.sharded and len(set(counts)) > 1:
@@ -84,6 +94,14 @@ class Batches:
     def shares(self) -> list[float]:
         """Each batch's share of the samples of all ranks."""
         return [(weight or 0) / self._samples for weight in self._weights]
+
+    @property
+    def doubt(self) -> str:
+        """What may be wrong with the batches where a loss function cannot take one, '' if nothing is seen."""
+        listed = self._batches if isinstance(self._batches, list) else []
+        if len(listed) > 1 and all(isinstance(batch, Tensor) for batch in listed):
+            return f"batches is a list of {len(listed)} tensors, each taken for a batch: if they are one, write [batch]"
+        return ""
 
     def weighted(self) -> Iterator[tuple[int, float, Any]]:
         """Yield index, share of the samples, and batch; raise if they are not those of the first pass."""
@@ -220,11 +238,39 @@ def _with_fields(instance: Any, values: dict[str, Any]) -> Any:
     return copied
 
 
+def unlike_a_batch(batch: Any) -> str:
+    """Say why a loss function may not take something for a batch, '' if nothing speaks against it.
+
+    >>> unlike_a_batch([(torch.ones(1), torch.ones(1))])
+    'a list of 1 tuple: pass the batch itself; several go into batches='
+    """
+    if isinstance(batch, list) and batch and isinstance(batch[0], tuple | list | Mapping | None):
+        kind = type(batch[0]).__name__ + ("s" if len(batch) > 1 else "")
+        return f"a list of {len(batch)} {kind}: pass the batch itself; several go into batches="
+    if isinstance(batch, str | bytes):
+        return f"a {type(batch).__name__}: pass the tensors that the loss is computed of"
+    if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(batch)):
+        return "which holds NumPy arrays: make them tensors, such as by torch.as_tensor"
+    return ""
+
+
 def _check_collection(batches: object) -> None:
-    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
+    if isinstance(batches, _NO_COLLECTIONS) or not isinstance(batches, Iterable):
         raise TypeError(
             f"batches must be a list of batches, got one {type(batches).__name__}: write [batch] for a single one."
         )
+    if isinstance(batches, tuple) and batches and all(isinstance(element, Tensor) for element in batches):
+        raise TypeError(
+            f"batches must be a list of batches, got one tuple of {len(batches)} tensors: write [batch] for a single "
+            "one; tensors that are batches each come in a list."
+        )
+    listed = batches if isinstance(batches, list | tuple) else []
+    for element in listed:
+        if _kind(element) != _kind(listed[0]):
+            raise TypeError(
+                f"batches must be a list of batches, got a {type(listed).__name__} of {described(listed[0])} and "
+                f"{described(element)}, which are the parts of one: write [batch] for a single one."
+            )
     if isinstance(batches, Iterator):
         raise TypeError(
             "batches can be read only once (it is an iterator): pass list(batches), or the data loader itself."
@@ -237,6 +283,19 @@ def _check_collection(batches: object) -> None:
                 "batches for each product: build it with shuffle=False, or pass a few batches as a list, "
                 "such as [next(iter(loader))]."
             )
+
+
+def _kind(element: object) -> object:
+    """What batches of one loss have in common; the parts of one batch have not."""
+    return (element.ndim, element.is_floating_point()) if isinstance(element, Tensor) else "no tensor"
+
+
+def _check_values(batch: Any, index: int) -> Any:
+    if any(tensor.is_meta for tensor in tensors_of(batch)):
+        raise ValueError(
+            f"batch {index} must hold values, but it has a tensor on the meta device: load the data."
+        )
+    return batch
 
 
 def _check_sizes(sizes: list[int | None], num_ranks: int) -> None:

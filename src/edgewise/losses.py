@@ -1,13 +1,15 @@
-"""What a loss must be to be measured."""
+"""What a loss must be to be measured, and whose fault it is where one cannot be computed."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgewise.batches import tensors_of, unlike_a_batch
 from edgewise.errors import LossError
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -17,13 +19,17 @@ def checked_loss(loss: object, of: str, *, finite: bool = True) -> Tensor:
     """Return `loss` if it is a scalar tensor, and finite if it must be, or raise `LossError`; it is that `of` what."""
     if not isinstance(loss, Tensor):
         raise LossError(
-            f"the loss of {of} must be a scalar tensor, got {type(loss).__name__}: return the mean loss "
-            "as computed by torch, without .item()."
+            f"the loss of {of} must be a scalar tensor, got {type(loss).__name__}: {_mend(loss)}."
         )
     if loss.numel() != 1 or not loss.is_floating_point():
         raise LossError(
             f"the loss of {of} must be one floating-point number, got shape {tuple(loss.shape)} and "
-            f"{loss.dtype}: reduce it with .mean()."
+            f"{loss.dtype}: {_reduction(loss)}."
+        )
+    if loss.is_meta or loss.layout is not torch.strided:
+        raise LossError(
+            f"the loss of {of} must be a number that can be read, got one on {loss.device} in {loss.layout}: "
+            "load the data, or convert it with .to_dense()."
         )
     if finite and not torch.isfinite(loss.detach()):
         raise LossError(
@@ -40,6 +46,40 @@ def differentiable_loss(loss: Tensor, of: str) -> Tensor:
             "or torch.no_grad() inside loss_fn, and use the model it is given."
         )
     return loss
+
+
+@contextmanager
+def calling(what: str, batch: Any = None) -> Iterator[None]:
+    """Say of an error in user code where it was raised; name an argument that user code cannot take as what it is.
+
+    The error comes through as it is, with a note. A TypeError stays one where the batch explains it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is TypeError and (why := unlike_a_batch(batch)):
+            raise TypeError(f"{what} cannot take its batch, {why} ({error}).") from error
+        error.add_note(f"raised by {what}")
+        if isinstance(error, RuntimeError) and (tensors := list(tensors_of(batch))):
+            error.add_note(f"the batch holds {', '.join(f'{t.dtype} {tuple(t.shape)}' for t in tensors[:8])}")
+        raise
+
+
+def _mend(loss: object) -> str:
+    """Say what to return instead of what is no tensor."""
+    if loss is None:
+        return "a return is missing"
+    if isinstance(loss, Mapping) or is_dataclass(loss):
+        return "return the loss in it alone, such as outputs.loss or outputs['loss']"
+    if isinstance(loss, tuple | list):
+        return "return the loss alone, without what else was computed"
+    return "return the mean loss as computed by torch, without .item() or .numpy()"
+
+
+def _reduction(loss: Tensor) -> str:
+    if loss.numel() != 1:
+        return "reduce it with .mean()"
+    return "take a real part or a norm" if loss.is_complex() else "compute it in floating point"
 
 
 @contextmanager

@@ -4,19 +4,32 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from edgewise.arguments import known_name, nonnegative_count, positive_count, positive_number
+from edgewise.arguments import (
+    TRAINING_ORDER,
+    a_batch,
+    a_function,
+    a_loss_function,
+    a_model,
+    an_optimizer,
+    known_name,
+    name_patterns,
+    nonnegative_count,
+    positive_count,
+    positive_number,
+    positive_share,
+)
 from edgewise.batches import Batches
 from edgewise.curvature import SharpnessResult, preconditioned_sharpness, sharpness
 from edgewise.curvature.hessian import ROUTES, Route
 from edgewise.errors import Status
-from edgewise.losses import LossFunction
+from edgewise.losses import LossFunction, calling
 from edgewise.overhead import Overhead
 from edgewise.parameters import select_parameters
 from edgewise.preconditioner import check_covered, diagonal, rate_ratios
@@ -97,13 +110,15 @@ class Monitor:
         params: str | Iterable[str] | None = None,
         seed: int = 0,
     ) -> None:
+        a_model(model, TRAINING_ORDER)
+        optimizer = an_optimizer("optimizer", optimizer, TRAINING_ORDER, has_rates=True)
+        a_loss_function(loss_fn, TRAINING_ORDER)
+        if log is not None:
+            a_function("log", log, "the row, such as rows.append", count=1)
         known_name("hvp", hvp, ROUTES)
-        for name, function in (("loss_fn", loss_fn), ("log", log)):
-            if not callable(function) and (name, function) != ("log", None):
-                raise TypeError(f"{name} must be callable, got {function!r}: pass a function.")
         if every is None and max_overhead is None:
             max_overhead = _DEFAULT_OVERHEAD
-        self._params = params if params is None or isinstance(params, str) else list(params)
+        self._params = name_patterns("params", params)
         self._device = _check_shared(model, optimizer, self._params)
         self._ranks = ranks_of(model)
         if batches is not None:
@@ -113,7 +128,7 @@ class Monitor:
         self._model, self._optimizer, self._loss_fn, self._log = model, optimizer, loss_fn, log
         self._batches = batches
         self._options: dict[str, Any] = {
-            "rtol": positive_number("rtol", rtol),
+            "rtol": positive_share("rtol", rtol, "it is the residual over the value, such as 1e-2"),
             "hvp": hvp,
             "params": self._params,
             "seed": nonnegative_count("seed", seed),
@@ -146,6 +161,7 @@ class Monitor:
                 "observe() got no batch, and the monitor has none of its own: call observe(batch), or construct "
                 "it with batches=[...]."
             )
+        a_batch(batch)
         step, now = self._step, self._clock()
         self._step += 1
         self._overhead.start(now)
@@ -154,7 +170,8 @@ class Monitor:
         row = self._row(step, [batch] if self._batches is None else self._batches)
         self._rows.append(row)
         if self._log is not None:
-            self._log(row)
+            with calling("log"):
+                self._log(row)
         return row
 
     def _affordable(self, step: int, now: float) -> bool:
@@ -264,12 +281,8 @@ def _share(name: str, value: float) -> float:
     return float(value)
 
 
-def _check_shared(model: nn.Module, optimizer: Optimizer, params: str | list[str] | None) -> torch.device:
+def _check_shared(model: nn.Module, optimizer: Optimizer, params: list[str] | None) -> torch.device:
     """Return the device of the selected parameters, or raise if the optimizer moves none of them."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
     selected = list(select_parameters(model, params).values())
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in moved for p in selected):
@@ -285,10 +298,10 @@ def _measures(
     optimizer: Optimizer,
     measure: Sequence[Measure],
     limit: StabilityLimitResult,
-    params: str | list[str] | None,
+    params: list[str] | None,
 ) -> tuple[Measure, ...]:
     """Return what can be measured of what is asked for, or raise if that is nothing."""
-    if isinstance(measure, str) or not measure:
+    if not isinstance(measure, list | tuple | Set) or not measure:
         raise TypeError(
             f"measure must be a sequence of one or both of {', '.join(MEASURES)}, got {measure!r}: "
             'write ("sharpness",) for one.'

@@ -13,7 +13,7 @@ from edgewise.batches import Batches, cast
 from edgewise.derivatives import as_second_derivative_error, differentiate, evaluated_at
 from edgewise.errors import LossError, SecondDerivativeError
 from edgewise.isolation import Snapshot, first_unrepeatable
-from edgewise.losses import LossFunction, checked_loss, differentiable_loss, forward_only
+from edgewise.losses import LossFunction, calling, checked_loss, differentiable_loss, forward_only
 from edgewise.memory import GraphBudget
 from edgewise.parameters import select_parameters, unflatten
 from edgewise.precision import CastCopy, measuring_dtype, without_autocast
@@ -405,9 +405,11 @@ class Objective:
         finite: bool = True,
     ) -> Tensor:
         try:
-            loss = self._call(batch, parameters)
+            with calling(f"loss_fn on batch {index} of {len(self.batches)}", batch):
+                loss = self._call(batch, parameters)
         except Exception as error:
-            error.add_note(f"raised by loss_fn on batch {index} of {len(self.batches)}")
+            if self.batches.doubt:
+                error.add_note(self.batches.doubt)
             if self._copies is not None:
                 error.add_note(
                     f"the model and its batch were cast to {self.dtype} for the measurement (dtype=)"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from edgewise.arguments import UnknownNameError
+from edgewise.arguments import UnknownNameError, name_patterns
 from edgewise.ranks import local, reshard, unwrapped
 
 
@@ -37,7 +37,7 @@ def select_parameters(
     reshard(model)
     named = dict(unwrapped(model).named_parameters())
     if patterns is not None:
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        patterns = name_patterns("params", patterns) or []
         for pattern in patterns:
             if not fnmatch.filter(named, pattern):
                 raise UnknownNameError(

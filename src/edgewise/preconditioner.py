@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
-from edgewise.arguments import nonnegative_number
+from edgewise.arguments import a_function, described, learning_rate
 from edgewise.errors import PreconditionerError
 from edgewise.parameters import flatten
 
@@ -105,10 +105,7 @@ def rate_ratios(optimizer: Optimizer) -> list[float]:
     Raises:
         ValueError: a rate is negative or not finite, or the first group's is zero, so that no ratio exists.
     """
-    rates = [
-        nonnegative_number(f"the learning rate of parameter group {i}", float(group["lr"]))
-        for i, group in enumerate(optimizer.param_groups)
-    ]
+    rates = [learning_rate(group, i) for i, group in enumerate(optimizer.param_groups)]
     if not any(rates):
         rates = [float(group.get("initial_lr", 1.0)) for group in optimizer.param_groups]
     if rates[0] == 0:
@@ -176,11 +173,14 @@ def register_preconditioner(
     is_class = isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)
     if not is_class or optimizer_class is Optimizer:
         raise TypeError(
-            f"optimizer_class must be a subclass of torch.optim.Optimizer, got {optimizer_class!r}: "
+            f"optimizer_class must be a subclass of torch.optim.Optimizer, got {described(optimizer_class)}: "
             "write @register_preconditioner(MyOptimizer) above the function."
         )
 
     def register(entries: Entries[OptimizerT]) -> Entries[OptimizerT]:
+        takes = "(optimizer, group, state, parameter, gradient) that returns the entries of P"
+        a_function("what is registered", entries, takes, count=5)
+
         def checked(
             optimizer: OptimizerT, group: Options, state: Options, parameter: Tensor, gradient: Tensor
         ) -> Tensor:

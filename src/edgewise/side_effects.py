@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from edgewise.arguments import a_function, a_module, an_optimizer
 from edgewise.errors import SideEffectError
 from edgewise.ranks import local, reshard
 
@@ -72,7 +73,15 @@ def assert_no_side_effects(model: nn.Module, optimizer: Optimizer | None, fn: Ca
           - torch's CPU random state moved
           - module '1' (Dropout): training False, was True
     """
-    _check_arguments(model, optimizer, fn)
+    a_module("model", model, ("model", "optimizer"))
+    if optimizer is not None:
+        optimizer = an_optimizer("optimizer", optimizer, ("model", "optimizer"))
+    a_function(
+        "fn",
+        fn,
+        "no arguments: write lambda: ... before what is to be checked, so that it is not yet called",
+        count=0,
+    )
     cuda = torch.cuda.is_initialized()  # a device first used by fn has no state to compare with
     before = _Picture(model, optimizer, cuda=cuda)
     try:
@@ -84,21 +93,6 @@ def assert_no_side_effects(model: nn.Module, optimizer: Optimizer | None, fn: Ca
     if found := _differences(before, _Picture(model, optimizer, cuda=cuda)):
         raise SideEffectError(_message(found))
     return result
-
-
-def _check_arguments(model: object, optimizer: object, fn: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, or None for a model without one, got "
-            f"{type(optimizer).__name__}."
-        )
-    if not callable(fn):
-        raise TypeError(
-            f"fn must be callable without arguments, got {type(fn).__name__}: write lambda: ... before what is to "
-            "be checked, so that it is not yet called."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,7 +191,7 @@ def test_nan_beyond_a_wall_counts_as_too_large():
     """The loss falls towards the wall at θ = 1 and is NaN beyond: η_c is where the step meets the wall."""
     model = Vector([3.0])
     wall = lambda model, _: torch.where(model.theta > 1, model.theta.square().sum(), math.nan).sum()
-    result = critical_lr(model, torch.optim.SGD(model.parameters(), lr=1e-3), wall, None, rtol=1e-3)
+    result = critical_lr(model, torch.optim.SGD(model.parameters(), lr=1e-3), wall, (), rtol=1e-3)
     assert result.status is Status.FOUND
     assert result.bracket[0] <= (3 - 1) / 6 <= result.bracket[1]
 
@@ -550,7 +550,7 @@ def test_a_learning_rate_that_is_none_is_refused_before_any_loss(group, rate):
     message = f"learning rate of parameter group {group} must be a finite number, 0 or greater, got {rate}"
     for guess in (None, 0.1):
         with pytest.raises(ValueError, match=message):
-            critical_lr(model, sgd, lambda *a: calls.append(a), None, guess=guess)
+            critical_lr(model, sgd, lambda *a: calls.append(a), (), guess=guess)
     assert calls == []
 
 

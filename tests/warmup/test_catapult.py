@@ -326,7 +326,7 @@ def test_observing_now_and_then_is_enough():
 def test_a_loss_that_is_no_number_is_refused(loss):
     run = Product()
     run.loss().backward()
-    with pytest.raises(LossError, match="the loss of this update must be one floating-point number"):
+    with pytest.raises(LossError, match="loss must be one floating-point number"):
         run.warmup.observe(run.loss, loss=loss)
 
 

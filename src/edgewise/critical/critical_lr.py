@@ -12,7 +12,18 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from edgewise.arguments import known_name, positive_count, positive_number
+from edgewise.arguments import (
+    TRAINING_ORDER,
+    a_batch,
+    a_closure,
+    a_loss_function,
+    a_model,
+    an_optimizer,
+    known_name,
+    positive_count,
+    positive_number,
+    positive_share,
+)
 from edgewise.critical.along import along_update, current_gradients, slope_along
 from edgewise.critical.landscape import BatchesLoss, ClosureLoss
 from edgewise.critical.search import Line, Trace, check_gradient, paper_search, secant_search
@@ -83,7 +94,7 @@ def critical_lr(
         optimizer: any whose `step()` needs no closure, on parameters of the model; unchanged afterwards. Groups keep
             the ratios of their learning rates.
         loss_fn: `loss_fn(model, batch)` returns the mean loss over the batch as a scalar tensor.
-        batch: anything `loss_fn` takes.
+        batch: anything `loss_fn` takes but `None`; a loss that takes no data is given `()`, e.g.
         batches: in place of `batch`, several: L is their mean weighted by size, and `interval` says how well it
             is known.
         gradient: "compute" takes the gradient of `loss_fn` on the batch or batches; "current" uses `.grad` as it
@@ -91,7 +102,7 @@ def critical_lr(
         guess: where a rise is expected, > 0, or an earlier result, whose `lr` and `exponent` are then expected; the
             current rate if not given.
         max_lr: where the search stops looking, > 0; no limit if not given.
-        rtol: width of the bracket, relative: upper/lower − 1 ≤ rtol.
+        rtol: width of the bracket, relative: upper/lower − 1 ≤ rtol, at most 1.
         tolerance: δ > 0: narrow the bracket also until the loss rises by at most δ|L(θ)| at its upper end, unless it
             jumps (width 2⁻¹⁰).
         max_forwards: budget of loss evaluations.
@@ -121,9 +132,11 @@ def critical_lr(
 
     Reference: arXiv 2406.09405, section 5 and appendix.
     """
+    a_model(model, TRAINING_ORDER)
+    optimizer = an_optimizer("optimizer", optimizer, TRAINING_ORDER, has_rates=True)
+    a_loss_function(loss_fn, TRAINING_ORDER)
     known_name("gradient", gradient, ("compute", "current"))
-    if batch is not None and batches is not None:
-        raise ValueError("got both batch and batches: pass one batch, or a list of several as batches=.")
+    _check_batch(batch, batches)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
     _check_members(optimizer, model)
     gradients = current_gradients(optimizer) if gradient == "current" else None
@@ -161,6 +174,8 @@ def search_critical_lr(
     Modules are found as they run. Parameters and inputs stay in the precision they have: in half precision, the noise
     floor tells whether that was enough.
     """
+    optimizer = an_optimizer("optimizer", optimizer)
+    a_closure(closure)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
     with along_update(optimizer, closure, first=search.first) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
@@ -186,7 +201,7 @@ class _Search:
         self._current = positive_number(
             "the learning rate of the first parameter group", float(optimizer.param_groups[0]["lr"])
         )
-        self._rtol = positive_number("rtol", rtol)
+        self._rtol = positive_share("rtol", rtol, "it is the bracket's upper end over the lower one, less 1")
         self._limit = math.inf if max_lr is None else positive_number("max_lr", max_lr)
         self._tolerance = None if tolerance is None else positive_number("tolerance", tolerance)
         self._max_forwards = positive_count("max_forwards", max_forwards)
@@ -237,6 +252,17 @@ class _Search:
             noise_floor=noise_floor,
             exponent=1.0 if trace is None else trace.final_exponent(),
         )
+
+
+def _check_batch(batch: Any, batches: Iterable[Any] | None) -> None:
+    """Raise unless there is one batch, or a collection of them."""
+    if batch is not None and batches is not None:
+        raise ValueError("got both batch and batches: pass one batch, or a list of several as batches=.")
+    if batch is None and batches is None:
+        raise TypeError(
+            "got neither batch nor batches: pass the batch that loss_fn takes, or several as batches=."
+        )
+    a_batch(batch)
 
 
 def _check_members(optimizer: Optimizer, model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from edgewise.isolation import Snapshot, isolated
-from edgewise.losses import checked_loss, forward_only
+from edgewise.losses import calling, checked_loss, forward_only
 from edgewise.objective import Objective
 from edgewise.parameters import unflatten
 from edgewise.precision import without_autocast
@@ -63,7 +63,7 @@ class ClosureLoss:
         return self._mean(float(self._evaluate())) - self.base
 
     def _evaluate(self) -> Any:
-        with self.ranks.together(), without_autocast(), forward_only():
+        with self.ranks.together(), without_autocast(), forward_only(), calling("the closure"):
             loss = self._closure()
         self._snapshot.rewind()
         return loss

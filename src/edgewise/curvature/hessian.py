@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from edgewise.arguments import known_name
+from edgewise.arguments import (
+    CURVATURE_ORDER,
+    a_loss_function,
+    a_model,
+    a_vector,
+    an_optimizer,
+    known_name,
+    name_patterns,
+)
 from edgewise.curvature.difference import CentralDifference
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.errors import SecondDerivativeError
@@ -82,6 +90,7 @@ class HessianOperator(SymmetricOperator):
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector."""
+        a_vector("vector", vector, self.size, self.dtype, self.device)
         product = self._first_possible(vector)
         if self._unchecked:
             self._unchecked = False
@@ -172,6 +181,11 @@ def hessian(
         ...     operator.matvec(torch.tensor([1.0, 1.0]))  # H = 2/n XᵀX = diag(9, 1)
         tensor([9., 1.])
     """
+    a_model(model, CURVATURE_ORDER)
+    a_loss_function(loss_fn, CURVATURE_ORDER)
+    if optimizer is not None:
+        optimizer = an_optimizer("optimizer", optimizer, CURVATURE_ORDER)
+    params = name_patterns("params", params)
     options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
     with measured_operator(model, loss_fn, batches, optimizer, hvp, repeats=False, **options) as operator:
         yield operator

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgewise.arguments import a_vector
 from edgewise.preconditioner import Diagonal
 
 if TYPE_CHECKING:
@@ -88,4 +89,5 @@ class PreconditionedOperator(SymmetricOperator):
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return P^{-1/2} A P^{-1/2} · vector."""
+        a_vector("vector", vector, self.size, self.dtype, self.device)
         return self._scale * self.operator.matvec(self._scale * vector)

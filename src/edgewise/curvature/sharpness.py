@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from edgewise.arguments import positive_count, positive_number
+from edgewise.arguments import (
+    CURVATURE_ORDER,
+    a_loss_function,
+    a_model,
+    an_instance,
+    an_optimizer,
+    name_patterns,
+    nonnegative_count,
+    positive_count,
+    positive_share,
+)
 from edgewise.curvature.hessian import HessianOperator, Route, measured_operator
 from edgewise.curvature.lanczos import FLOOR, random_directions, top_eigenpairs
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
@@ -55,7 +65,7 @@ def sharpness(
         batches: a list of batches (`[batch]` for one) or another re-iterable, such as a data loader that does not
             shuffle, of which one batch is held at a time; weighted by their sizes nᵢ. A batch holds tensors, one row
             per sample, in any nest of tuples, mappings and dataclasses.
-        rtol: stop when the residual ‖Hv − λv‖ ≤ rtol·|λ| for each of the `num` pairs; at least 16 ε of the dtype.
+        rtol: stop when the residual ‖Hv − λv‖ ≤ rtol·|λ| for each of the `num` pairs; from 16 ε of the dtype to 1.
         num: how many of the most positive eigenvalues.
         start: an earlier result of the same parameters to start from; costs less when the model has changed little.
             Without it, the loss is first seen to repeat: evaluated twice, on the first batch. Every 50th result
@@ -72,7 +82,7 @@ def sharpness(
         max_graph_bytes: what autograd's kept graphs may hold; a batch whose graph does not fit is split into
             micro-batches along the first dimension. `None` keeps the graph of a single batch, whatever its size.
             A product needs further memory for its backward pass.
-        seed: of the start vector; under FSDP2 rank r draws its part with seed + r.
+        seed: of the start vector, ≥ 0; under FSDP2 rank r draws its part with seed + r.
 
     Returns:
         `SharpnessResult` with value, residual, status, num_hvps and the eigenvectors; under FSDP2 these hold the
@@ -96,7 +106,8 @@ def sharpness(
 
     Reference: arXiv 2406.09405, section 2.
     """
-    parameters = _check(model, params, dtype, rtol, num, start, max_hvps)
+    params = name_patterns("params", params)
+    parameters = _check(model, loss_fn, params, dtype, rtol, num, start, max_hvps, seed)
     options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
     measured = measured_operator(model, loss_fn, batches, None, hvp, repeats=start is not None, **options)
     with without_autocast(), measured as operator:  # it would round the solver's own products as well
@@ -164,7 +175,9 @@ def preconditioned_sharpness(
 
     Reference: arXiv 2406.09405, section 2 and appendix.
     """
-    parameters = _check(model, params, dtype, rtol, num, start, max_hvps)
+    params = name_patterns("params", params)
+    parameters = _check(model, loss_fn, params, dtype, rtol, num, start, max_hvps, seed)
+    optimizer = an_optimizer("optimizer", optimizer, CURVATURE_ORDER)
     options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
     measured = measured_operator(
         model, loss_fn, batches, optimizer, hvp, repeats=start is not None, **options
@@ -175,17 +188,22 @@ def preconditioned_sharpness(
 
 def _check(
     model: nn.Module,
+    loss_fn: LossFunction,
     params: str | Iterable[str] | None,
     dtype: torch.dtype | None,
     rtol: float,
     num: int,
     start: SharpnessResult | None,
     max_hvps: int,
+    seed: int,
 ) -> Signature:
     """Return the names and shapes of the parameters that a result of these arguments is about."""
+    a_model(model, CURVATURE_ORDER)
+    a_loss_function(loss_fn, CURVATURE_ORDER)
+    nonnegative_count("seed", seed)
     precision = measuring_dtype(model, dtype)
     reachable = FLOOR * torch.finfo(precision).eps
-    if positive_number("rtol", rtol) < reachable:
+    if positive_share("rtol", rtol, "it is the residual over the value, such as 1e-3") < reachable:
         mend = "or pass dtype=torch.float64" if precision is torch.float32 else "no precision reaches less"
         raise ValueError(
             f"rtol must be at least 16 ε = {reachable:.1e}, what {precision} resolves, got {rtol!r}: raise it, {mend}."
@@ -203,6 +221,7 @@ def _check(
 
 
 def _check_start(start: SharpnessResult, parameters: Signature, size: int) -> None:
+    an_instance("start", start, SharpnessResult, "pass an earlier result of the same measurement, or None")
     if len(start.subspace) != size:
         raise ValueError(
             f"start has vectors of {len(start.subspace)} entries, the selected parameters have {size}: "

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW
 from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
 
+from edgewise.arguments import a_flag, described, nonnegative_number, number_below_one
 from edgewise.preconditioner import decayed_gradient, diagonal
 
 
@@ -25,6 +26,7 @@ class _GradientInitialized(Adam):
             self.defaults.setdefault(name, value)
         if isinstance(param_group, dict):  # torch refuses what is not
             param_group.update(_own_of(param_group, self.defaults))
+            _check_inherited({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -120,8 +122,8 @@ class GIAdam(_GradientInitialized):
             fused, and over 5 times with tensors of 10 million entries. Not for a compiled step.
 
     Raises:
-        TypeError: `scale` is no number, or `per_entry` no bool; also in a group.
-        ValueError: `scale` is not finite or below 1; also in a group.
+        TypeError: `scale` or a rate is no number, or a flag no bool; also in a group.
+        ValueError: `scale` is not finite or below 1, or a rate is not finite; also in a group.
         NotImplementedError: `step()` is inside `torch.compile`, and `per_entry=True`.
 
     Example:
@@ -180,8 +182,8 @@ class GIAdamW(_GradientInitialized, AdamW):
         per_entry: start single entries too from their own first gradient; see `GIAdam`.
 
     Raises:
-        TypeError: `scale` is no number, or `per_entry` no bool; also in a group.
-        ValueError: `scale` is not finite or below 1; also in a group.
+        TypeError: `scale` or a rate is no number, or a flag no bool; also in a group.
+        ValueError: `scale` is not finite or below 1, or a rate is not finite; also in a group.
         NotImplementedError: `step()` is inside `torch.compile`, and `per_entry=True`.
 
     Example:
@@ -257,6 +259,24 @@ def _checked(scale: object, per_entry: object) -> dict[str, Any]:
             "receive their first gradient late from that gradient, too."
         )
     return {"scale": float(scale), "per_entry": per_entry}  # type: ignore[arg-type]
+
+
+def _check_inherited(options: Mapping[str, Any]) -> None:
+    """Raise where torch takes a value in silence that a run is lost by: True for a rate, "False" for a flag."""
+    for name in ("lr", "eps", "weight_decay"):
+        if not isinstance(options[name], Tensor):
+            nonnegative_number(name, options[name])
+    betas = options["betas"]
+    if not (isinstance(betas, tuple | list) and len(betas) == 2):
+        raise TypeError(f"betas must be two numbers, got {described(betas)}.")
+    for beta in betas:
+        if not isinstance(beta, Tensor):
+            number_below_one("betas", beta)
+    for name in ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay"):
+        a_flag(name, options[name])
+    for name in ("foreach", "fused"):
+        if options[name] is not None:
+            a_flag(name, options[name])
 
 
 def _own_of(group: Mapping[str, Any], otherwise: Mapping[str, Any]) -> dict[str, Any]:

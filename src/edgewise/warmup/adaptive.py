@@ -19,7 +19,7 @@ class AdaptiveWarmup(Warmup):
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
         fallback_length: of the linear warmup that it goes on as, once, where nothing can be measured.
-        max_overhead: share of the training's cost that `observe` may add, > 0; no limit if not given.
+        max_overhead: share of the training's cost that `observe` may add, above 0 and at most 1; no limit if not given.
 
     Attributes:
         fallback: why it goes on as linear warmup, or `None`.

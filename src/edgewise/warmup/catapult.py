@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.arguments import number_below_one, positive_count, positive_number
+from edgewise.arguments import (
+    a_closure,
+    a_loss_value,
+    an_optimizer,
+    number_below_one,
+    positive_count,
+    positive_number,
+)
 from edgewise.critical import CriticalLRResult, closure_loss
 from edgewise.errors import Status
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
@@ -102,6 +109,7 @@ class CatapultWarmup(AdaptiveWarmup):
         patience: int = 200,
         max_overhead: float | None = None,
     ) -> None:
+        optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.tolerance = positive_number("tolerance", tolerance)
         self.smoothing = number_below_one("smoothing", smoothing)
         self.max_growth = _above_one("max_growth", max_growth)
@@ -128,9 +136,12 @@ class CatapultWarmup(AdaptiveWarmup):
                 for a third of the training's cost during the warmup.
 
         Raises:
+            TypeError: `closure` is not a function without arguments, or `loss` is not a number.
             ValueError: no parameter has a gradient.
-            LossError: the closure does not return a finite scalar tensor, or `loss` is not a number.
+            LossError: the closure does not return a finite scalar tensor, or `loss` is a tensor of another kind.
         """
+        a_closure(closure)
+        a_loss_value("loss", loss)
         if self._end is not None:
             return
         value = self._loss(closure, loss)

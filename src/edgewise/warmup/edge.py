@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
-from edgewise.arguments import positive_count
+from edgewise.arguments import a_closure, a_loss_value, an_optimizer, positive_count
 from edgewise.critical import BestStepResult, closure_loss, search_best_step
 from edgewise.errors import Status
 from edgewise.isolation import exchanged
@@ -114,6 +114,7 @@ class EdgeWarmup(AdaptiveWarmup):
     def __init__(
         self, optimizer: Optimizer, *, num_steps: int | None = None, max_overhead: float | None = 0.03
     ) -> None:
+        optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.num_steps = None if num_steps is None else positive_count("num_steps", num_steps)
         self.found: BestStepResult | None = None
         self._rate_share = RateShare()
@@ -143,9 +144,12 @@ class EdgeWarmup(AdaptiveWarmup):
                 rises.
 
         Raises:
+            TypeError: `closure` is not a function without arguments, or `loss` is not a number.
             ValueError: no parameter has a gradient.
-            LossError: the closure does not return a finite scalar tensor, or `loss` is not a number.
+            LossError: the closure does not return a finite scalar tensor, or `loss` is a tensor of another kind.
         """
+        a_closure(closure)
+        a_loss_value("loss", loss)
         self._step_share.release()
         self._step_share.share, rises = 1.0, False
         value = None if loss is None else self._given_loss(closure, loss)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.arguments import nonnegative_number, positive_count
+from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
 from edgewise.critical import CriticalLRResult, check_steps_alone
 from edgewise.errors import Status
 from edgewise.warmup.report import WarmupReport
@@ -32,7 +32,7 @@ class LinearWarmup(Warmup):
         warmup_steps: T_wrm ≥ 1, in optimizer steps; 1 is a constant rate.
         lr_init: η_init of the first group, between 0 and its target, or "critical".
         max_overhead: share of the cost of `warmup_steps` updates, of three forwards each, that measuring η_c may
-            add; no limit if not given.
+            add, above 0 and at most 1; no limit if not given.
 
     Attributes:
         start: the `CriticalLRResult` of the first batch, if it was measured.
@@ -66,6 +66,7 @@ class LinearWarmup(Warmup):
         lr_init: float | Literal["critical"] = 0.0,
         max_overhead: float | None = None,
     ) -> None:
+        optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.warmup_steps = self._end = positive_count("warmup_steps", warmup_steps)
         self.lr_init = lr_init
         self.start: CriticalLRResult | None = None
@@ -103,9 +104,12 @@ class LinearWarmup(Warmup):
             loss: not needed here; other warmups look at it on every step.
 
         Raises:
+            TypeError: `closure` is not a function without arguments, or `loss` is not a number.
             ValueError: no parameter has a gradient yet.
             LossError: the closure does not return a finite scalar tensor.
         """
+        a_closure(closure)
+        a_loss_value("loss", loss)
         if not self._unmeasured or self._updates > 0:
             return
         affordable = self._affordable(self.warmup_steps)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from edgewise.arguments import positive_number
+from edgewise.arguments import positive_number, positive_share
 from edgewise.critical import BestStepResult, CriticalLRResult, closure_loss, search_critical_lr
 from edgewise.errors import Status
 from edgewise.losses import checked_loss
@@ -37,14 +37,18 @@ class Warmup(LRScheduler):
 
     Args:
         optimizer: any; its groups' rates are the targets, and their ratios are kept.
-        max_overhead: share of the training's cost that `observe` may add, > 0; no limit if not given. Counted in
-            forwards, of which a training step is three.
+        max_overhead: share of the training's cost that `observe` may add, above 0 and at most 1; no limit if not
+            given. Counted in forwards, of which a training step is three.
     """
 
     _end: int | None = None  # number of updates of the whole warmup, once it is known
 
     def __init__(self, optimizer: Optimizer, *, max_overhead: float | None = None) -> None:
-        self.max_overhead = None if max_overhead is None else positive_number("max_overhead", max_overhead)
+        self.max_overhead = (
+            None
+            if max_overhead is None
+            else positive_share("max_overhead", max_overhead, "0.03 is 3 %, None is no limit")
+        )
         self.num_forwards = 0
         self.num_searches = 0
         self.fallback: str | None = None
@@ -368,8 +372,6 @@ def from_plain(kind: type[Result], saved: dict[str, Any] | None) -> Result | Non
 
 def targets(optimizer: Optimizer) -> list[float]:
     """Return the rates the optimizer was made with, one a group, or raise if one is not positive."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
     made_with = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     return [
         positive_number(
