@@ -1,0 +1,115 @@
+"""The updates of an optimizer, each once, and which gradients they were made of; nothing here keeps a warmup alive."""
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+# The code that every hooked step runs in; a class that calls super().step() may have several around one update.
+_STEP = Optimizer.profile_hook_step(lambda optimizer: None).__code__
+
+
+def steps_running(optimizer: Optimizer) -> int:
+    """Return how many calls of the optimizer's hooked steps are on the stack, one inside the other.
+
+    From the stack, as a step that raises runs no hook that could tell.
+    """
+    frame, number = sys._getframe(1), 0
+    while frame is not None:
+        number += frame.f_code is _STEP and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back  # type: ignore[assignment]
+    return number
+
+
+class _Hook:
+    """Calls a method before or after an update, as long as its object lives, once in every class hierarchy."""
+
+    def __init__(self, method: Callable[[], None] | None = None) -> None:
+        self.method = None if method is None else weakref.WeakMethod(method)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, optimizer: Optimizer, *arguments: Any) -> None:
+        method = None if self.method is None else self.method()
+        if method is not None and steps_running(optimizer) <= 1:
+            method()
+
+    def __reduce__(self) -> tuple[type["_Hook"], tuple[()]]:
+        return _Hook, ()  # a copy says nothing: the copied object attaches its own
+
+
+class StepHooks:
+    """Tell an object before and after each update of an optimizer, until it is gone or this is removed.
+
+    Args:
+        optimizer: whose updates count.
+        before: method called before each.
+        after: method of the same object called after each that did not raise.
+        saving: method of the same object called before the optimizer's state is taken.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        before: Callable[[], None],
+        after: Callable[[], None],
+        saving: Callable[[], None],
+    ) -> None:
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise TypeError(
+                f"the steps of {type(optimizer).__name__} cannot be followed, as it does not call Optimizer.__init__: "
+                "pass the optimizer inside it."
+            )
+        optimizer._patch_step_function()  # else no hook runs where a constructor left that out
+        handles = [
+            optimizer.register_step_pre_hook(_Hook(before)),
+            optimizer.register_step_post_hook(_Hook(after)),
+            optimizer.register_state_dict_pre_hook(_Hook(saving)),
+        ]
+        listener: object = getattr(before, "__self__")  # noqa: B009 - mypy knows a callable, not that it is a method
+        self.remove = weakref.finalize(listener, _remove, handles)
+        self.remove.atexit = False
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def listeners(optimizer: Optimizer) -> Iterator[Any]:
+    """Yield the objects that are told of the optimizer's updates."""
+    for hook in list(optimizer._optimizer_step_post_hooks.values()):
+        method = hook.method() if isinstance(hook, _Hook) and hook.method is not None else None
+        if method is not None:
+            yield method.__self__
+
+
+class UsedGradients:
+    """The gradients that the latest update was made of: whether they still stand, as before `backward` they do."""
+
+    def __init__(self) -> None:
+        self._used: list[tuple[Callable[[], Tensor | None], Callable[[], Tensor | None], int]] = []
+
+    def note(self, optimizer: Optimizer) -> None:
+        """Take the gradients as they are for used; the first and the last are enough to tell."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        ends = [
+            next((p for p in order if p.grad is not None), None) for order in (parameters, parameters[::-1])
+        ]
+        self._used = [(weakref.ref(p), weakref.ref(p.grad), p.grad._version) for p in ends if p is not None]
+
+    @property
+    def stand(self) -> bool:
+        """Whether no gradient has changed since, nor been replaced."""
+        return bool(self._used) and all(_stands(*used) for used in self._used)
+
+
+def _stands(
+    parameter: Callable[[], Tensor | None], gradient: Callable[[], Tensor | None], version: int
+) -> bool:
+    owner, used = parameter(), gradient()
+    return owner is not None and used is not None and owner.grad is used and used._version == version
