@@ -19,6 +19,7 @@ SOURCE = Path(edgewise.__file__).parent
 FLOORS = {
     "errors": 0,
     "arguments": 0,
+    "warn": 0,
     "warmup.schedules": 0,
     "lab.configs": 0,
     "lab.plugins": 0,

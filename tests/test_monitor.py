@@ -410,7 +410,7 @@ def options(**given):
         (options(params="head.*"), UnknownNameError, "matches no parameter"),
         (options(seed=-1), ValueError, "seed must be 0 or greater"),
         (options(model=3), TypeError, "model must be a torch.nn.Module, got int"),
-        (options(optimizer="adam"), TypeError, "optimizer must be a torch.optim.Optimizer, got str"),
+        (options(optimizer="adam"), TypeError, "optimizer must be a torch.optim.Optimizer, got 'adam' of type str"),
         (
             options(model=nn.Linear(2, 2)),
             ValueError,

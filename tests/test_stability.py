@@ -432,8 +432,8 @@ def scheduler():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (scheduler, TypeError, "must be a torch.optim.Optimizer, got StepLR: pass the optimizer that trains"),
-        (lambda: None, TypeError, "got NoneType"),
+        (scheduler, TypeError, "must be a torch.optim.Optimizer, got .* of type StepLR: pass the optimizer"),
+        (lambda: None, TypeError, "got None: pass the optimizer"),
         (
             lambda: torch.optim.SGD(
                 [{"params": [parameter()]}, {"params": [parameter()], "lr": 1.0}], lr=0.0

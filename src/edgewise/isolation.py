@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils._pytree import tree_leaves
 
+from edgewise.arguments import an_optimizer
 from edgewise.ranks import local, reshard
 
 _MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
@@ -132,6 +133,7 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
         >>> all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
         True
     """
+    optimizer = None if optimizer is None else an_optimizer("optimizer", optimizer)
     snapshot = Snapshot(model, optimizer)
     with ExitStack() as stack:
         stack.callback(snapshot.restore)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from edgewise.arguments import an_optimizer
 from edgewise.errors import PreconditionerError, Status
 from edgewise.isolation import isolated
 from edgewise.preconditioner import check_covered, preconditioner_of, rate_ratios
@@ -86,11 +87,7 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
 
     Reference: arXiv 2406.09405, section 2; Cohen et al., arXiv 2207.14484, for Adam.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: pass the optimizer "
-            "that trains, not a scheduler or a wrapper around it."
-        )
+    optimizer = an_optimizer("optimizer", optimizer)
     try:
         check_covered(optimizer, [])
     except PreconditionerError:

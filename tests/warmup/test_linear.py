@@ -365,7 +365,7 @@ def test_the_state_of_another_class_is_refused():
         ({"lr": True}, TypeError, "learning rate of parameter group 0 must be a number, got True"),
         ({"lr": math.nan}, ValueError, "learning rate of parameter group 0 must be a finite number"),
         ({"lr": math.inf}, ValueError, "learning rate of parameter group 0 must be a finite number"),
-        ({"optimizer": "sgd"}, TypeError, "optimizer must be a torch.optim.Optimizer, got str"),
+        ({"optimizer": "sgd"}, TypeError, "optimizer must be a torch.optim.Optimizer, got 'sgd' of type str"),
     ],
 )
 def test_a_bad_argument_is_refused_and_the_optimizer_is_left_alone(kwargs, error, message):

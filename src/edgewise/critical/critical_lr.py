@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from edgewise.arguments import known_name, positive_count, positive_number
+from edgewise.arguments import an_optimizer, known_name, positive_count, positive_number
 from edgewise.critical.along import along_update, current_gradients, slope_along
 from edgewise.critical.landscape import BatchesLoss, ClosureLoss
 from edgewise.critical.search import Line, Trace, check_gradient, paper_search, secant_search
@@ -124,7 +124,9 @@ def critical_lr(
     known_name("gradient", gradient, ("compute", "current"))
     if batch is not None and batches is not None:
         raise ValueError("got both batch and batches: pass one batch, or a list of several as batches=.")
+    optimizer = an_optimizer("optimizer", optimizer)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
+    check_steps_alone(optimizer)
     _check_members(optimizer, model)
     gradients = current_gradients(optimizer) if gradient == "current" else None
 
@@ -179,7 +181,6 @@ class _Search:
         max_forwards: int,
         method: Method,
     ) -> None:
-        check_steps_alone(optimizer)
         rate_ratios(optimizer)  # raises where there are none
         known_name("method", method, _SEARCHES)
         self._method = method

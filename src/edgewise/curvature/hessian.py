@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from edgewise.arguments import known_name
+from edgewise.arguments import an_optimizer, known_name
 from edgewise.curvature.difference import CentralDifference
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.errors import SecondDerivativeError
@@ -190,6 +190,7 @@ def measured_operator(
 ) -> Iterator[SymmetricOperator]:
     """Yield what `hessian` documents; unless the loss is known to repeat, see whether it does."""
     known_name("hvp", hvp, ROUTES)
+    optimizer = None if optimizer is None else an_optimizer("optimizer", optimizer)
     with isolated(model, optimizer) as snapshot:
         objective = Objective(model, loss_fn, batches, snapshot=snapshot, **options)
         if optimizer is not None:

@@ -25,6 +25,10 @@ class WrittenRates:
         """Take the rates as they stand for written."""
         self.values = floats(self._optimizer)
 
+    def forget(self) -> None:
+        """Take whatever the rates are for written."""
+        self.values = []
+
     @property
     def stand(self) -> bool:
         """Whether the groups that were written to hold these rates still."""

@@ -46,14 +46,16 @@ class StepHooks:
     """Tell an object before and after each update of an optimizer, until it is gone or this is removed.
 
     Args:
+        listener: the object.
         optimizer: whose updates count.
-        before: method called before each.
-        after: method of the same object called after each that did not raise.
-        saving: method of the same object called before the optimizer's state is taken.
+        before: its method, called before each.
+        after: the same after each that did not raise.
+        saving: the same before the optimizer's state is taken.
     """
 
     def __init__(
         self,
+        listener: object,
         optimizer: Optimizer,
         before: Callable[[], None],
         after: Callable[[], None],
@@ -70,7 +72,6 @@ class StepHooks:
             optimizer.register_step_post_hook(_Hook(after)),
             optimizer.register_state_dict_pre_hook(_Hook(saving)),
         ]
-        listener: object = getattr(before, "__self__")  # noqa: B009 - mypy knows a callable, not that it is a method
         self.remove = weakref.finalize(listener, _remove, handles)
         self.remove.atexit = False
 
@@ -85,7 +86,7 @@ def listeners(optimizer: Optimizer) -> Iterator[Any]:
     for hook in list(optimizer._optimizer_step_post_hooks.values()):
         method = hook.method() if isinstance(hook, _Hook) and hook.method is not None else None
         if method is not None:
-            yield method.__self__
+            yield method.__self__  # type: ignore[attr-defined]
 
 
 class UsedGradients:

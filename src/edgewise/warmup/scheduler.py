@@ -19,7 +19,8 @@ from edgewise.warmup.groups import floats, like_rates
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.state import FORMAT, Saved
 from edgewise.warmup.then import WarmupThen, agree_on_targets, check_follower
-from edgewise.warmup.updates import UpdateSchedule, warn
+from edgewise.warmup.updates import UpdateSchedule
+from edgewise.warn import warn
 
 _COUNTS = ("_step_count", "_updates", "num_forwards", "num_searches")
 _SINCE_FORMAT = ("format", "lr")  # entries that states without a format lack
@@ -129,7 +130,7 @@ class Warmup(UpdateSchedule):
             **self._settings(),
             **self._progress(),
             "base_lrs": [float(lr) for lr in self.base_lrs],
-            "lr": floats(self.optimizer),
+            "lr": floats(self.optimizer) if self._is_over or self._is_shared else None,
             "last_epoch": self.last_epoch,
             **{name: getattr(self, name) for name in _COUNTS},
             "fallback": self.fallback,
@@ -144,13 +145,15 @@ class Warmup(UpdateSchedule):
         """
         read = self._checked(state_dict)
         lr = read.pop("lr")
+        self._is_led = self._is_led or self.last_epoch < 0
         vars(self).update(read)
         self._doubt = self._complaint = None
-        self._written.write(self.get_lr())
-        if lr is not None:
-            self._is_shared = not self._is_over and lr != self._written.values
-            self._written.write(lr)
+        self._is_shared = lr is not None and not self._is_over
         self._written_factor = self.factor_at(self.last_epoch)
+        if self._is_led:  # whose turn it is, SequentialLR knows; the rates come with the optimizer's state
+            self._written.forget()
+        else:
+            self._written.write(self.get_lr() if lr is None else lr)
         self._last_lr = like_rates(self.optimizer.param_groups, floats(self.optimizer))
 
     def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +172,7 @@ class Warmup(UpdateSchedule):
         bases = saved.numbers("base_lrs", num)
         return {
             "base_lrs": like_rates(self.optimizer.param_groups, bases),
-            "lr": saved.rates("lr", num) if "lr" in saved else None,
+            "lr": None if saved.get("lr") is None else saved.rates("lr", num),
             "last_epoch": saved.count("last_epoch", least=-1),
             **{name: saved.count(name) for name in _COUNTS},
             "fallback": saved.text_or_none("fallback"),

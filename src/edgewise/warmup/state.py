@@ -39,16 +39,25 @@ class Saved:
     def __contains__(self, name: str) -> bool:
         return name in self._state
 
-    def check_keys(self, known: Iterable[str], *, optional: Iterable[str] = ()) -> None:
-        """Raise unless the entries are the known ones; the optional ones may be missing in a state without format."""
-        known = set(known)
-        if self._state.get("format", FORMAT) != FORMAT:
+    def check_keys(
+        self, known: Iterable[str], *, optional: Iterable[str] = (), but_private: bool = False
+    ) -> None:
+        """Raise unless the entries are the known ones; the optional ones may be missing in a state without format.
+
+        `but_private` entries, with a leading underscore, are torch's own concern.
+        """
+        if self.get("format") not in (None, FORMAT):
             raise ValueError(f"{self._owner} has format {self['format']!r}, this edgewise reads {FORMAT}.")
-        needed = known - set(optional) if "format" not in self._state else known
-        missing, foreign = needed - set(self._state), set(self._state) - known
-        for names, what in ((missing, "lacks"), (foreign, "has entries that are not known here,")):
-            if names:
-                raise ValueError(f"{self._owner} {what} {', '.join(sorted(map(str, names)))}.")
+        wanted, given = (
+            {n for n in map(str, names) if not (but_private and n[0] == "_")}
+            for names in (known, self._state)
+        )
+        missing = wanted - given - set(() if "format" in self._state else optional)
+        foreign = given - wanted
+        if missing or foreign:
+            lacks = [f"lacks {', '.join(sorted(missing))}"] if missing else []
+            has = [f"has unknown entries {', '.join(sorted(foreign))}"] if foreign else []
+            raise ValueError(f"{self._owner} {' and '.join(lacks + has)}: it is not one of this class.")
 
     def number(self, name: str, *, positive: bool = False, finite: bool = True) -> float:
         """Return a number."""
@@ -108,8 +117,8 @@ class Saved:
         table = self[name]
         steps = [self._step(name, entry) for entry in table] if _is_sequence(table) else []
         updates = [update for update, _ in steps]
-        if updates[:1] != [0] or updates != sorted(set(updates)):
-            raise self._wrong(name, "pairs of an update, ascending from 0, and a factor")
+        if updates[:1] != [0] or updates != sorted(set(updates)) or not all(0 < f <= 1 for _, f in steps):
+            raise self._wrong(name, "pairs of an update, ascending from 0, and a factor in (0, 1]")
         return steps
 
     def result(self, name: str, kind: type[Result]) -> Result | None:
@@ -149,7 +158,7 @@ class Saved:
 
     def _step(self, name: str, entry: Any) -> tuple[int, float]:
         if not (_is_sequence(entry) and len(entry) == 2 and _is_whole(entry[0]) and _is_number(entry[1])):
-            raise self._wrong(name, "pairs of an update and a factor")
+            raise self._wrong(name, "an update and its factor")
         return int(entry[0]), float(entry[1])
 
     def _wrong(self, name: str, allowed: str) -> ValueError:

@@ -44,7 +44,7 @@ class WarmupThen(LRScheduler):
         warmup._apply()
 
     @property
-    def last_epoch(self) -> int:  # type: ignore[override]
+    def last_epoch(self) -> int:
         """The number of updates made."""
         return self.warmup.last_epoch
 
@@ -166,11 +166,12 @@ class WarmupThen(LRScheduler):
         saved.check_keys(self.state_dict(), optional=("format",))
         handed_over, found = saved.flag("handed_over"), saved.number("found", positive=True)
         follower = Saved(saved["follower"], f"the saved state of {type(self.follower).__name__}")
-        follower.check_keys(self.follower.state_dict())
+        follower.check_keys(self.follower.state_dict(), but_private=True)
+        follower.rates("base_lrs", len(self.base_lrs))
         self.warmup.load_state_dict(saved["warmup"])
         self.follower.load_state_dict(saved["follower"])
         self.handed_over, self._found = handed_over, found
-        if handed_over and "lr" not in saved["warmup"]:
+        if handed_over and saved["warmup"].get("lr") is None:
             set_rates(self.optimizer, self.follower.get_last_lr())
         self.warmup._written.note()
 

@@ -1,7 +1,6 @@
 """A torch scheduler whose position is that of its optimizer: updates are counted, and their rates are written, once."""
 
 import sys
-import warnings
 import weakref
 from abc import abstractmethod
 from typing import Any
@@ -21,6 +20,7 @@ from edgewise.warmup.groups import (
     targets,
 )
 from edgewise.warmup.position import StepHooks, UsedGradients, listeners
+from edgewise.warn import warn
 
 _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
 _UNCOPIED = ("_hooks", "_used", "_then", "_ranks")  # belong to one optimizer, or one process
@@ -150,7 +150,9 @@ class UpdateSchedule(LRScheduler):
 
     def _attach(self) -> None:
         self._used = UsedGradients()
-        self._hooks = StepHooks(self.optimizer, self._before_update, self._after_update, self._before_saving)
+        self._hooks = StepHooks(
+            self, self.optimizer, self._before_update, self._after_update, self._before_saving
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in _UNCOPIED}
@@ -272,18 +274,6 @@ class UpdateSchedule(LRScheduler):
             if not self._is_over:
                 first = float(self.optimizer.param_groups[0]["lr"]) / float(self.base_lrs[0])
                 set_rate(group, base * (first if self._is_shared else self.factor_at(self.last_epoch)))
-
-
-def warn(message: str) -> None:
-    """Warn at the line of the training loop."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
-
-
-def _is_inside(module: str) -> bool:
-    return module.split(".", maxsplit=1)[0] in ("edgewise", "torch", "contextlib")
 
 
 def _under_way(optimizer: Optimizer, *, but: UpdateSchedule | None = None) -> list[UpdateSchedule]:
