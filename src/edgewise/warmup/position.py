@@ -42,6 +42,19 @@ class _Hook:
         return _Hook, ()  # a copy says nothing: the copied object attaches its own
 
 
+def let_hooks_run(optimizer: Optimizer) -> None:
+    """See that the optimizer's class runs hooks, also where its constructor did not call `Optimizer.__init__`.
+
+    Before anything patches the method of the instance, as torch's schedulers do.
+    """
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise TypeError(
+            f"the steps of {type(optimizer).__name__} cannot be followed, as it has not called Optimizer.__init__: "
+            "pass the optimizer inside it."
+        )
+    optimizer._patch_step_function()
+
+
 class StepHooks:
     """Tell an object before and after each update of an optimizer, until it is gone or this is removed.
 
@@ -61,12 +74,6 @@ class StepHooks:
         after: Callable[[], None],
         saving: Callable[[], None],
     ) -> None:
-        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            raise TypeError(
-                f"the steps of {type(optimizer).__name__} cannot be followed, as it does not call Optimizer.__init__: "
-                "pass the optimizer inside it."
-            )
-        optimizer._patch_step_function()  # else no hook runs where a constructor left that out
         handles = [
             optimizer.register_step_pre_hook(_Hook(before)),
             optimizer.register_step_post_hook(_Hook(after)),

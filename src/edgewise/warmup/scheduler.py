@@ -41,6 +41,7 @@ class Warmup(UpdateSchedule):
             forwards, of which a training step is three.
     """
 
+    _ranks: Ranks | None = None  # once they are known
     _since_format: tuple[str, ...] = ()  # further entries that states without a format lack
     _may_differ: tuple[str, ...] = ()  # settings that may be others after a resume
 
@@ -51,7 +52,6 @@ class Warmup(UpdateSchedule):
         self.fallback: str | None = None
         self._has_follower = False
         self._has_warned_late = False
-        self._ranks: Ranks | None = None
         super().__init__(an_optimizer("optimizer", optimizer))
 
     @abstractmethod
@@ -170,9 +170,11 @@ class Warmup(UpdateSchedule):
         saved.check_keys(self.state_dict(), optional=_SINCE_FORMAT + self._since_format)
         num = len(self.optimizer.param_groups)
         bases = saved.numbers("base_lrs", num)
+        if saved.get("lr") is not None:
+            saved.check_rates("lr", num)
         return {
             "base_lrs": like_rates(self.optimizer.param_groups, bases),
-            "lr": None if saved.get("lr") is None else saved.rates("lr", num),
+            "lr": saved.get("lr"),
             "last_epoch": saved.count("last_epoch", least=-1),
             **{name: saved.count(name) for name in _COUNTS},
             "fallback": saved.text_or_none("fallback"),

@@ -101,12 +101,14 @@ class Saved:
             raise self._wrong(name, f"{num} positive numbers, one a parameter group")
         return [float(value) for value in values]
 
-    def rates(self, name: str, num: int) -> list[float]:
-        """Return a list of as many numbers, of which a schedule may have taken some to zero."""
-        values = self[name]
-        if not _is_sequence(values) or len(values) != num or not all(map(_is_number, values)):
-            raise self._wrong(name, f"{num} numbers, one a parameter group")
-        return [float(value) for value in values]
+    def check_rates(self, name: str, num: int) -> None:
+        """Raise unless this is a list of as many rates, numbers or tensors."""
+        rates = self[name]
+        fit = _is_sequence(rates) and all(
+            _is_number(r) or (isinstance(r, Tensor) and r.numel() == 1) for r in rates
+        )
+        if not fit or len(rates) != num:
+            raise self._wrong(name, f"{num} rates, one a parameter group")
 
     def step(self, name: str) -> tuple[int, float]:
         """Return an update and the factor it has."""

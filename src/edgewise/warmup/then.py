@@ -167,7 +167,7 @@ class WarmupThen(LRScheduler):
         handed_over, found = saved.flag("handed_over"), saved.number("found", positive=True)
         follower = Saved(saved["follower"], f"the saved state of {type(self.follower).__name__}")
         follower.check_keys(self.follower.state_dict(), but_private=True)
-        follower.rates("base_lrs", len(self.base_lrs))
+        follower.check_rates("base_lrs", len(self.base_lrs))
         self.warmup.load_state_dict(saved["warmup"])
         self.follower.load_state_dict(saved["follower"])
         self.handed_over, self._found = handed_over, found

@@ -19,7 +19,7 @@ from edgewise.warmup.groups import (
     target_of,
     targets,
 )
-from edgewise.warmup.position import StepHooks, UsedGradients, listeners
+from edgewise.warmup.position import StepHooks, UsedGradients, let_hooks_run, listeners
 from edgewise.warn import warn
 
 _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
@@ -52,6 +52,7 @@ class UpdateSchedule(LRScheduler):
     _then: "weakref.ref[Any] | None" = None  # the scheduler that runs this and what follows
 
     def __init__(self, optimizer: Optimizer) -> None:
+        let_hooks_run(optimizer)
         self._updates = 0
         self._idle_calls = 0
         self._made_with = _targets(optimizer)
