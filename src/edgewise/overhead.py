@@ -78,9 +78,9 @@ class Overhead:
         Raises:
             ValueError: entries are missing, foreign or no numbers. Then nothing has changed.
         """
-        if set(state) != set(self.state_dict(0.0)):
+        if not isinstance(state, Mapping) or set(state) != set(self.state_dict(0.0)):
             raise ValueError(
-                f"the saved budget has the entries {', '.join(map(str, state))}: it is another's."
+                f"the saved budget has the entries {', '.join(self.state_dict(0.0))}; got {state!r:.200}."
             )
         warm = state["warm"] if isinstance(state["warm"], list | tuple) else [None]
         numbers = [state["elapsed"], state["spent"], state["per_product"], state["cold"] or 0, *warm]
