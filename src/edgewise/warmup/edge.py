@@ -82,7 +82,7 @@ class EdgeWarmup(AdaptiveWarmup):
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
         num_steps: length of the run, if it is known: the warmup then ends at half of it at the latest, and its looks
-            are paid from the whole run.
+            are paid from the whole run. A saved state may be loaded where it is another.
         max_overhead: share of the training's cost that `observe` may add, counted in forwards, of which an update is
             three; the run is taken to have `num_steps` updates, or 400 if that is not known. `None` for no limit.
 
@@ -413,17 +413,8 @@ class EdgeWarmup(AdaptiveWarmup):
             "_alarm": saved.parts("alarm", RiseAlarm()),
             "_rate_share": share,
             "_reference": saved.tensors("reference", self._parameters, whole=True),
+            "_step_share": StepShare(self.optimizer),
         }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the saved warmup stood; writes its rates to the optimizer. `num_steps` may have changed.
-
-        Raises:
-            ValueError: the state is that of another class of warmup, or of another optimizer, or lacks entries, or has
-                foreign ones. Then nothing has changed.
-        """
-        super().load_state_dict(state_dict)
-        self._step_share.spend()
 
 
 def _fallback_length(optimizer: Optimizer, num_steps: int | None) -> int:

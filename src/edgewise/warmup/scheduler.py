@@ -175,7 +175,7 @@ class Warmup(UpdateSchedule):
         return {
             "base_lrs": like_rates(self.optimizer.param_groups, bases),
             "lr": saved.get("lr"),
-            "last_epoch": saved.count("last_epoch", least=-1),
+            "last_epoch": saved.count("last_epoch", least=-2 if self._is_led or self.last_epoch < 0 else 0),
             **{name: saved.count(name) for name in _COUNTS},
             "fallback": saved.text_or_none("fallback"),
             **self._read(saved),

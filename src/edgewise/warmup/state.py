@@ -104,10 +104,9 @@ class Saved:
     def check_rates(self, name: str, num: int) -> None:
         """Raise unless this is a list of as many rates, numbers or tensors."""
         rates = self[name]
-        fit = _is_sequence(rates) and all(
-            _is_number(r) or (isinstance(r, Tensor) and r.numel() == 1) for r in rates
-        )
-        if not fit or len(rates) != num:
+        entries = rates if _is_sequence(rates) else [None]
+        values: list[Any] = [r.item() if isinstance(r, Tensor) and r.numel() == 1 else r for r in entries]
+        if len(values) != num or not all(_is_number(v) and math.isfinite(v) for v in values):
             raise self._wrong(name, f"{num} rates, one a parameter group")
 
     def step(self, name: str) -> tuple[int, float]:
