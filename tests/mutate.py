@@ -600,15 +600,15 @@ FAULTS = [
     Fault(
         name="an inner step counts as well",
         file="warmup/position.py",
-        old="if method is not None and steps_running(optimizer) <= 1:",
-        new="if method is not None:",
+        old="and steps_running(optimizer) <= 1:",
+        new=":",
         test="warmup/test_updates.py",
     ),
     Fault(
         name="hooks keep the warmup alive",
         file="warmup/position.py",
-        old="else weakref.WeakMethod(method)",
-        new="else (lambda: method)",
+        old="weakref.WeakMethod(method)",
+        new="(lambda: method)",
         test="warmup/test_updates.py",
     ),
     Fault(

@@ -590,6 +590,18 @@ def test_the_rates_follow_also_where_nothing_is_observed(follow):
     assert rates[True] == rates[False]
 
 
+@pytest.mark.parametrize("stop", [1, 7, 33])
+@every_follower
+@every_warmup
+def test_a_run_resumes_where_step_is_never_called(make, follow, stop):
+    run, again = make_run(make, follow), make_run(make, follow)
+    run.train(range(stop), stepped=lambda step: False)
+    for name in ("model", "scheduler", "optimizer"):
+        getattr(again, name).load_state_dict(copy.deepcopy(getattr(run, name).state_dict()))
+    rest = range(stop, 50)
+    assert again.train(rest, stepped=lambda step: False) == run.train(rest, stepped=lambda step: False)
+
+
 def test_who_takes_over_by_hand_is_left_in_charge():
     optimizer = sgd(1.0)
     warmup = LinearWarmup(optimizer, warmup_steps=20)
@@ -937,6 +949,22 @@ def test_a_group_added_under_way_goes_along_with_its_own_target(make, follow, mo
             assert second == pytest.approx(0.1 * first, rel=1e-9)
     saved = scheduler.state_dict()
     assert len((saved if follow is None else saved["warmup"])["base_lrs"]) == 2
+
+
+def test_looks_go_on_as_they_would_without_the_new_group():
+    """Of a parameter that the loss does not know."""
+    rates = []
+    for adds in (True, False):
+        run, steps = make_run(lambda o: EdgeWarmup(o, num_steps=400), lr=5.0), 0
+        while not run.warmup.state_dict()["reference"]:
+            run.train([steps])
+            steps += 1
+        looks = run.warmup.num_forwards
+        if adds:
+            run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.05})
+        rates.append([row[0] for row in run.train(range(steps, steps + 40))])
+        assert run.warmup.num_forwards >= looks + 3
+    assert rates[0] == rates[1]
 
 
 def test_a_group_that_cannot_go_along_is_named():

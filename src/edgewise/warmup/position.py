@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 # The code that every hooked step runs in; a class that calls super().step() may have several around one update.
 _STEP = Optimizer.profile_hook_step(lambda optimizer: None).__code__
+_LISTENERS: "weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Any]]" = weakref.WeakKeyDictionary()
 
 
 def steps_running(optimizer: Optimizer) -> int:
@@ -26,20 +27,16 @@ def steps_running(optimizer: Optimizer) -> int:
     return number
 
 
-class _Hook:
-    """Calls a method before or after an update, as long as its object lives, once in every class hierarchy."""
+def _hook(optimizer: Optimizer, method: Callable[[], None]) -> Callable[..., None]:
+    """Return a hook that calls a method, as long as its object lives, once in every class hierarchy."""
+    owner, told = weakref.ref(optimizer), weakref.WeakMethod(method)
 
-    def __init__(self, method: Callable[[], None] | None = None) -> None:
-        self.method = None if method is None else weakref.WeakMethod(method)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, optimizer: Optimizer, *arguments: Any) -> None:
-        method = None if self.method is None else self.method()
-        if method is not None and steps_running(optimizer) <= 1:
+    def tell(optimizer: Optimizer, *arguments: Any) -> None:
+        method = told()
+        if method is not None and optimizer is owner() and steps_running(optimizer) <= 1:
             method()
 
-    def __reduce__(self) -> tuple[type["_Hook"], tuple[()]]:
-        return _Hook, ()  # a copy says nothing: the copied object attaches its own
+    return torch.compiler.disable(tell)
 
 
 def let_hooks_run(optimizer: Optimizer) -> None:
@@ -75,12 +72,21 @@ class StepHooks:
         saving: Callable[[], None],
     ) -> None:
         handles = [
-            optimizer.register_step_pre_hook(_Hook(before)),
-            optimizer.register_step_post_hook(_Hook(after)),
-            optimizer.register_state_dict_pre_hook(_Hook(saving)),
+            optimizer.register_step_pre_hook(_hook(optimizer, before)),
+            optimizer.register_step_post_hook(_hook(optimizer, after)),
+            optimizer.register_state_dict_pre_hook(_hook(optimizer, saving)),
         ]
-        self.remove = weakref.finalize(listener, _remove, handles)
-        self.remove.atexit = False
+        self._optimizer, self._listener = weakref.ref(optimizer), weakref.ref(listener)
+        _LISTENERS.setdefault(optimizer, weakref.WeakSet()).add(listener)
+        self._finalizer = weakref.finalize(listener, _remove, handles)
+        self._finalizer.atexit = False
+
+    def remove(self) -> None:
+        """Tell nobody any more; may be repeated."""
+        self._finalizer()
+        optimizer, listener = self._optimizer(), self._listener()
+        if optimizer is not None and listener is not None:
+            _LISTENERS[optimizer].discard(listener)
 
 
 def _remove(handles: list[RemovableHandle]) -> None:
@@ -88,12 +94,9 @@ def _remove(handles: list[RemovableHandle]) -> None:
         handle.remove()
 
 
-def listeners(optimizer: Optimizer) -> Iterator[Any]:
-    """Yield the objects that are told of the optimizer's updates."""
-    for hook in list(optimizer._optimizer_step_post_hooks.values()):
-        method = hook.method() if isinstance(hook, _Hook) and hook.method is not None else None
-        if method is not None:
-            yield method.__self__  # type: ignore[attr-defined]
+def listeners(optimizer: Optimizer) -> list[Any]:
+    """Return the objects that are told of the optimizer's updates."""
+    return list(_LISTENERS.get(optimizer, ()))
 
 
 class UsedGradients:
