@@ -735,14 +735,24 @@ def test_of_two_warmups_in_use_the_second_is_refused(make):
     assert second.report().updates == 2
 
 
-def test_one_that_was_never_used_makes_way_and_says_so_when_it_is():
+def test_one_that_was_never_used_makes_way_until_the_other_is_gone():
     optimizer = sgd(1.0)
     first = LinearWarmup(optimizer, warmup_steps=3)
     second = LinearWarmup(optimizer, warmup_steps=4)
-    assert [row[0] for row in rates_of(optimizer, second, 4)] == [0.25, 0.5, 0.75, 1.0]
+    with pytest.raises(TypeError, match="a warmup itself"):
+        first.then(second)
+    assert [row[0] for row in rates_of(optimizer, second, 3)] == [0.25, 0.5, 0.75]
     with pytest.raises(ValueError, match="another warmup is on this SGD"):
         first.step()
     assert first.report().updates == 0
+    optimizer = sgd(1.0)
+    first = LinearWarmup(optimizer, warmup_steps=4)
+    EdgeWarmup(optimizer).close()
+    set_to = optimizer.param_groups[0]["lr"]
+    assert set_to < 0.25
+    optimizer.param_groups[0]["lr"] = 0.25
+    first.observe(lambda: pytest.fail("nothing to look at"))
+    assert [row[0] for row in rates_of(optimizer, first, 5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_a_finished_warmup_lets_another_follow():

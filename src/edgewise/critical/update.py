@@ -31,8 +31,8 @@ def check_steps_alone(optimizer: Optimizer) -> None:
     if optimizer in _STEPPING_ALONE:
         return
     alone = _failure(optimizer)
-    closure = _closure_of(optimizer)
-    if alone is not None and closure is not None:
+    closure = None if alone is None else _closure_of(optimizer)
+    if closure is not None:
         given = _failure(optimizer, *closure.args[1:], **closure.kwargs)
         if (type(given), str(given)) != (type(alone), str(alone)):
             raise TypeError(

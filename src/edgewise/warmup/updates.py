@@ -139,9 +139,7 @@ class UpdateSchedule(LRScheduler):
             return
         if self._is_made:
             self._is_led, self._doubt = True, None
-            if self._is_superseded:
-                self._is_superseded = False
-                self._attach()
+            self._come_back()
             self._made_with = initial_rates(self.optimizer)
         self.base_lrs = like_rates(self.optimizer.param_groups, self._made_with)
         self._updates = self.last_epoch = 0
@@ -185,12 +183,19 @@ class UpdateSchedule(LRScheduler):
     def _check_alone(self) -> None:
         """Raise if another warmup is on the optimizer: both would write its rates."""
         others = [] if self._is_used or self._is_led else _under_way(self.optimizer, but=self)
-        if others or self._is_superseded:
+        if others:
             raise ValueError(
                 f"another warmup is on this {type(self.optimizer).__name__}, and both would write its learning rates: "
                 "make one only, or close() the other or let go of it before."
             )
         self._is_used = True
+        self._come_back()
+
+    def _come_back(self) -> None:
+        """Follow the optimizer again, where another one had taken the place and is gone."""
+        if self._is_superseded:
+            self._is_superseded = False
+            self._attach()
 
     def _advance(self) -> int:
         """Move to the position of the optimizer; return by how many updates."""
