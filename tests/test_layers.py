@@ -19,6 +19,7 @@ SOURCE = Path(edgewise.__file__).parent
 FLOORS = {
     "errors": 0,
     "arguments": 0,
+    "warn": 0,
     "warmup.schedules": 0,
     "lab.configs": 0,
     "lab.plugins": 0,
@@ -167,7 +168,8 @@ def test_importing_the_library_loads_neither_lab_nor_plots():
     code = (
         "import sys, edgewise; "
         "print([m for m in sys.modules if m.startswith('edgewise.lab') "
-        "or m.split('.')[0] in ('matplotlib', 'plotly', 'rich', 'tyro', 'sklearn', 'datasets', 'pyarrow')])"
+        "or m.split('.')[0] in ('matplotlib', 'plotly', 'rich', 'tyro', 'sklearn', 'datasets', 'pyarrow') "
+        "or m == 'torch._dynamo'])"  # which takes seconds
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -330,6 +330,45 @@ def test_the_first_steps_need_no_state(monkeypatch):
     assert monitor.state_dict() == state
 
 
+def test_a_state_is_checked_whole_before_anything_is_written():
+    model, optimizer, batch = trained()
+    monitor, other = (ew.Monitor(model, optimizer, mse, every=2) for _ in range(2))
+    for _ in range(5):
+        monitor.observe(batch)
+    state = monitor.state_dict()
+    row, budget = state["rows"][0], state["budget"]
+    spoiled = [
+        {key: value for key, value in state.items() if key != name} for name in ("step", "rows", "budget")
+    ]
+    spoiled += [
+        state | {"more": 1},
+        {},
+        None,
+        state | {"format": 3},
+        state | {"step": -1},
+        state | {"step": "x"},
+    ]
+    spoiled += [
+        state | {"rows": rows} for rows in ({}, [{}], [row | {"status": "GREAT"}], [row | {"lr": "x"}])
+    ]
+    spoiled += [state | {"rows": [row | {"more": 1.0}]}, state | {"rows": [row | {"regime": "calm"}]}]
+    spoiled += [
+        state | {"budget": {}},
+        state | {"budget": None},
+        state | {"budget": budget | {"spent": math.nan}},
+    ]
+    spoiled += [state | {"budget": budget | {"warm": [None]}}, state | {"budget": budget | {"cold": "x"}}]
+    before = other.state_dict()
+    for broken in spoiled:
+        with pytest.raises(ValueError, match="saved"):
+            other.load_state_dict(broken)
+        assert other.state_dict() == before
+    other.load_state_dict(
+        {key: value for key, value in state.items() if key != "format"}
+    )  # as before there was one
+    assert other.state_dict()["rows"] == state["rows"]
+
+
 # Errors of the user's own
 
 

@@ -4,8 +4,8 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence, Set
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,14 @@ from edgewise.overhead import Overhead
 from edgewise.parameters import select_parameters
 from edgewise.preconditioner import check_covered, diagonal, rate_ratios
 from edgewise.ranks import ranks_of
-from edgewise.regime import WINDOW, MonitorRow, regime
+from edgewise.regime import WINDOW, MonitorRow, Regime, regime
 from edgewise.stability import StabilityLimitResult, stability_limit
 
 Measure: TypeAlias = Literal["sharpness", "preconditioned_sharpness"]
 
 MEASURES: tuple[Measure, ...] = ("sharpness", "preconditioned_sharpness")
 _DEFAULT_OVERHEAD = 0.02
+_FORMAT = 2  # of states; those before had none
 
 
 class Monitor:
@@ -247,17 +248,54 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings; the vectors are not among them: after a resume, one start is cold."""
         rows = [row.as_dict() for row in self._rows]
-        return {"step": self._step, "rows": rows, "budget": self._overhead.state_dict(self._clock())}
+        return {
+            "format": _FORMAT,
+            "step": self._step,
+            "rows": rows,
+            "budget": self._overhead.state_dict(self._clock()),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the saved monitor stood: its step, its latest rows and the time it had spent."""
-        self._step, self._ask_at = state_dict["step"], 0
-        self._rows.clear()
-        self._rows.extend(
-            MonitorRow(**{**row, "status": Status[row["status"]]}) for row in state_dict["rows"]
-        )
+        """Continue where the saved monitor stood: its step, its latest rows and the time it had spent.
+
+        Raises:
+            ValueError: entries are missing, foreign or of another kind. Then nothing has changed.
+        """
+        if not isinstance(state_dict, Mapping) or set(state_dict) | {"format"} != set(self.state_dict()):
+            raise ValueError(
+                "the saved state of a Monitor has the entries format, step, rows and budget, got "
+                f"{list(state_dict) if isinstance(state_dict, Mapping) else state_dict!r}."
+            )
+        step, rows = state_dict["step"], state_dict["rows"]
+        if state_dict.get("format", _FORMAT) != _FORMAT:
+            raise ValueError(
+                f"the saved state has format {state_dict['format']!r}, this edgewise reads {_FORMAT}."
+            )
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(rows, list):
+            raise ValueError(
+                f"the saved state must have a step, 0 or greater, and a list of rows; got {step!r} and {rows!r:.200}."
+            )
+        rows = [_row_of(row) for row in rows]
         self._overhead.load_state_dict(state_dict["budget"])
+        self._step, self._ask_at = step, 0
+        self._rows.clear()
+        self._rows.extend(rows)
         self._previous.clear()
+
+
+def _row_of(saved: dict[str, Any]) -> MonitorRow:
+    """Return what `as_dict` was called on."""
+    known = {field.name for field in dataclasses.fields(MonitorRow)}
+    words = {"regime": get_args(Regime), "status": Status.__members__}
+    if not isinstance(saved, Mapping) or set(saved) != known:
+        raise ValueError(
+            f"a row in the saved state has the entries {', '.join(sorted(known))}; got {saved!r:.200}."
+        )
+    for name, value in saved.items():
+        fits = value in words[name] if name in words else isinstance(value, int | float)
+        if not fits:
+            raise ValueError(f"{name} of a row in the saved state cannot be {value!r}.")
+    return MonitorRow(**{**saved, "status": Status[saved["status"]]})
 
 
 def _status(results: Iterable[SharpnessResult], limit: StabilityLimitResult) -> Status:

@@ -1,5 +1,6 @@
 """What measuring along a run has cost, and what it may."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
@@ -72,7 +73,19 @@ class Overhead:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue the count; the time between does not count."""
+        """Continue the count; the time between does not count.
+
+        Raises:
+            ValueError: entries are missing, foreign or no numbers. Then nothing has changed.
+        """
+        if not isinstance(state, Mapping) or set(state) != set(self.state_dict(0.0)):
+            raise ValueError(
+                f"the saved budget has the entries {', '.join(self.state_dict(0.0))}; got {state!r:.200}."
+            )
+        warm = state["warm"] if isinstance(state["warm"], list | tuple) else [None]
+        numbers = [state["elapsed"], state["spent"], state["per_product"], state["cold"] or 0, *warm]
+        if not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers):
+            raise ValueError(f"the saved budget must be of numbers, 0 or greater, got {dict(state)}.")
         self._started, self._elapsed = None, state["elapsed"]
         self._spent, self._cold, self.per_product = state["spent"], state["cold"], state["per_product"]
         self._warm = deque(state["warm"], maxlen=_RECENT)

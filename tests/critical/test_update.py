@@ -14,7 +14,7 @@ from torch import nn
 
 import edgewise as ew
 from cases import MLP, bias_free_mlp, every_optimizer, made, mse, train_step
-from edgewise.critical.update import Update
+from edgewise.critical.update import Update, check_steps_alone
 from edgewise.isolation import isolated
 from edgewise.ranks import Ranks
 from oracles import bits
@@ -156,3 +156,119 @@ def test_critical_rates_of_optimizers_that_are_not_torch_s(name, steps):
         with torch.no_grad():
             losses.append(mse(twin, batch).item())
     assert losses[0] <= base < losses[1]
+
+
+# Steps that need a closure
+
+
+class Required(torch.optim.SGD):
+    def step(self, closure):
+        closure()
+        super().step()
+
+
+class KeywordOnly(torch.optim.SGD):
+    def step(self, *, closure):
+        closure()
+        super().step()
+
+
+class Asserted(torch.optim.SGD):
+    def step(self, closure=None):
+        assert closure is not None, "sharpness-aware minimization needs a closure"
+        closure()
+        super().step()
+
+
+class CalledLate(torch.optim.SGD):
+    """Climbs along the gradients before it calls the closure that it was not given."""
+
+    def step(self, closure=None):
+        norm = torch.stack(
+            [p.grad.norm() for g in self.param_groups for p in g["params"] if p.grad is not None]
+        ).norm()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.data.add_(p.grad, alpha=0.05 / (float(norm) + 1e-12))
+                    self.state[p]["climbed"] = True
+        closure()
+        super().step()
+
+
+class EarlyOut(torch.optim.SGD):
+    """Does nothing without gradients, and else calls the closure."""
+
+    def step(self, closure=None):
+        if any(p.grad is not None for g in self.param_groups for p in g["params"]):
+            closure()
+        super().step()
+
+
+class WithoutOne(torch.optim.SGD):
+    """Takes no closure, and fails while nobody has set it going."""
+
+    is_going = False
+
+    def step(self):
+        if not self.is_going:
+            raise RuntimeError("not going yet")
+        super().step()
+
+
+def entries(model):
+    return {
+        "critical_lr": lambda o: ew.critical_lr(model, o, mse, MLP.build()[1][1]),
+        "current": lambda o: ew.critical_lr(model, o, mse, MLP.build()[1][1], gradient="current"),
+        "linear": lambda o: ew.LinearWarmup(o, warmup_steps=4, lr_init="critical"),
+        "catapult": ew.CatapultWarmup,
+        "edge": ew.EdgeWarmup,
+    }
+
+
+@pytest.mark.parametrize("cls", [Required, KeywordOnly, Asserted, CalledLate, EarlyOut, torch.optim.LBFGS])
+@pytest.mark.parametrize("entry", ["critical_lr", "current", "linear", "catapult", "edge"])
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_a_step_that_needs_a_closure_is_refused_at_the_call_and_leaves_no_trace(cls, entry, has_gradient):
+    model = bias_free_mlp()
+    optimizer = cls(model.parameters(), lr=0.1)
+    if has_gradient:
+        mse(model, MLP.build()[1][1]).backward()
+    message = rf"{cls.__name__} evaluates the loss inside its step.*without closure"
+
+    def refused():
+        with pytest.raises(TypeError, match=message):
+            entries(model)[entry](optimizer)
+
+    ew.assert_no_side_effects(model, optimizer, refused)
+    assert not optimizer.state
+    assert "initial_lr" not in optimizer.param_groups[0]
+
+
+@pytest.mark.parametrize(
+    "cls", [*every_optimizer(), *THIRD_PARTY.values(), WithoutOne], ids=lambda cls: cls.__name__
+)
+@pytest.mark.parametrize("training", [True, False], ids=["in train mode", "not"])
+def test_a_step_that_works_alone_is_not_refused_for_what_else_it_raises(cls, training):
+    model = bias_free_mlp()
+    optimizer = made(cls, model) if cls is not WithoutOne else WithoutOne(model.parameters(), lr=0.1)
+    if not training and hasattr(optimizer, "eval"):
+        optimizer.eval()
+    tried, kept = [], len(optimizer.state)
+    ew.assert_no_side_effects(model, optimizer, lambda: tried.append(check_steps_alone(optimizer)))
+    assert tried == [None]
+    assert len(optimizer.state) == kept
+
+
+def test_a_step_is_tried_once():
+    steps = []
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            steps.append(closure)
+            return super().step(closure)
+
+    optimizer = Counting(bias_free_mlp().parameters(), lr=0.1)
+    for _ in range(3):
+        check_steps_alone(optimizer)
+    assert steps == [None]

@@ -9,6 +9,7 @@ import copy
 import inspect
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -527,3 +528,34 @@ def test_a_bad_option_is_refused_first(cls, own, error, message):
     with pytest.raises(error, match=message):
         optimizer.load_state_dict(state)
     assert (optimizer.param_groups[0]["scale"], optimizer.param_groups[0]["per_entry"]) == (1.0, False)
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("kernel", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=repr)
+@pytest.mark.parametrize("beta2", [0.99, 0.996, 0.9985, 0.999])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("cls", [GIAdam, GIAdamW])
+def test_where_v_never_decays_a_warning_says_so(cls, dtype, beta2, kernel):
+    """After gradients of zero for 3,000 steps."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer = cls([p := nn.Parameter(torch.ones(8, dtype=dtype))], lr=0.0, betas=(0.9, beta2), **kernel)
+    p.grad = torch.linspace(1, 1.4, 8).to(dtype)
+    optimizer.step()
+    start = optimizer.state[p]["exp_avg_sq"].clone()
+    p.grad = torch.zeros_like(p)
+    for _ in range(3000):
+        optimizer.step()
+    stands = bool((optimizer.state[p]["exp_avg_sq"] > 0.5 * start).any())
+    assert stands == bool(caught) == (dtype == torch.bfloat16 and beta2 > 0.996)
+    assert all(w.filename == __file__ and "v rounds to v" in str(w.message) for w in caught)
+
+
+def test_a_group_added_later_is_looked_at_as_well():
+    optimizer = GIAdamW([nn.Parameter(torch.ones(1))])
+    with pytest.warns(
+        UserWarning, match=r"bfloat16, where β₂ = 0\.999 times v rounds to v.* or take β₂ ≤ 0\.99609"
+    ):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1, dtype=torch.bfloat16))]})

@@ -300,6 +300,7 @@ def test_trial_steps_inside_observe_do_not_count():
 
 @every_observing
 @every_optimizer
+@pytest.mark.filterwarnings("ignore:the groups' learning rates are")  # as they are set back
 def test_observing_leaves_the_rest_of_the_training_alone(make, make_optimizer):
     run = training(make_optimizer)
     warmup = make(run.optimizer)

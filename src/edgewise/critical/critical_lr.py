@@ -138,6 +138,7 @@ def critical_lr(
     known_name("gradient", gradient, ("compute", "current"))
     _check_batch(batch, batches)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
+    check_steps_alone(optimizer)
     _check_members(optimizer, model)
     gradients = current_gradients(optimizer) if gradient == "current" else None
 
@@ -194,7 +195,6 @@ class _Search:
         max_forwards: int,
         method: Method,
     ) -> None:
-        check_steps_alone(optimizer)
         rate_ratios(optimizer)  # raises where there are none
         known_name("method", method, _SEARCHES)
         self._method = method

@@ -1,12 +1,16 @@
 """The update of any optimizer as a vector: what its own `step()` moves the parameters by, per unit of learning rate."""
 
+import inspect
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
-from edgewise.isolation import Snapshot
+from edgewise.isolation import Snapshot, isolated
 from edgewise.parameters import unflatten
 from edgewise.preconditioner import rate_ratios
 from edgewise.ranks import Ranks, local
@@ -15,14 +19,49 @@ _SHORT = 2.0**-4  # of ‖θ‖: a step so long that rounding of the parameters 
 _RAISE, _MOST_RAISES = 2.0**20, 8  # of a rate whose step is rounded away, at least in part
 _FACTOR = 2.0**8  # up to which rate, over that of such a step, u is compared
 _NONLINEAR = 2.0**-10  # relative difference of u that rounding does not explain
+_STEPPING_ALONE: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that were tried
 
 
 def check_steps_alone(optimizer: Optimizer) -> None:
-    """Raise if the optimizer's step needs a closure."""
-    if isinstance(optimizer, LBFGS):
-        raise TypeError(
-            "LBFGS evaluates the loss inside its step: critical_lr needs a step() without closure."
-        )
+    """Raise if the optimizer's step needs a closure: by a trial of it, which leaves no trace.
+
+    The trial has one gradient, zero, of the smallest parameter. A step that fails with a closure as it does without is
+    not to be had here (it may be in evaluation mode), and nothing is said about it.
+    """
+    if optimizer in _STEPPING_ALONE:
+        return
+    alone = _failure(optimizer)
+    closure = None if alone is None else _closure_of(optimizer)
+    if closure is not None:
+        given = _failure(optimizer, *closure.args[1:], **closure.kwargs)
+        if (type(given), str(given)) != (type(alone), str(alone)):
+            raise TypeError(
+                f"{type(optimizer).__name__} evaluates the loss inside its step: critical_lr and the warmups that "
+                "measure need a step() without closure."
+            ) from alone
+    _STEPPING_ALONE.add(optimizer)
+
+
+def _failure(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Exception | None:
+    """Return what a step raises."""
+    with isolated(optimizer=optimizer):
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        for smallest in sorted(parameters, key=Tensor.numel)[:1]:
+            smallest.grad = torch.zeros_like(smallest)
+        try:
+            type(optimizer).step(optimizer, *args, **kwargs)  # the class's: schedulers patch the instance's
+        except Exception as error:
+            return error
+    return None
+
+
+def _closure_of(optimizer: Optimizer) -> inspect.BoundArguments | None:
+    """Return how the step is given a closure, here one of a loss that is 0; `None` if it takes none."""
+    signature, closure = inspect.signature(type(optimizer).step), lambda: torch.zeros(())
+    for args, kwargs in (((), {"closure": closure}), ((closure,), {})):
+        with suppress(TypeError):
+            return signature.bind(optimizer, *args, **kwargs)
+    return None
 
 
 class Update:

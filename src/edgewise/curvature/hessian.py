@@ -204,6 +204,7 @@ def measured_operator(
 ) -> Iterator[SymmetricOperator]:
     """Yield what `hessian` documents; unless the loss is known to repeat, see whether it does."""
     known_name("hvp", hvp, ROUTES)
+    optimizer = None if optimizer is None else an_optimizer("optimizer", optimizer)
     with isolated(model, optimizer) as snapshot:
         objective = Objective(model, loss_fn, batches, snapshot=snapshot, **options)
         if optimizer is not None:

@@ -13,6 +13,9 @@ from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
 
 from edgewise.arguments import a_flag, described, nonnegative_number, number_below_one
 from edgewise.preconditioner import decayed_gradient, diagonal
+from edgewise.warn import warn
+
+_COARSE = (torch.bfloat16, torch.float16)
 
 
 class _GradientInitialized(Adam):
@@ -28,6 +31,7 @@ class _GradientInitialized(Adam):
             param_group.update(_own_of(param_group, self.defaults))
             _check_inherited({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        _warn_if_v_stands(self.param_groups[-1], type(self).__name__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Groups that torch's Adam has saved lack our options: those of the groups they replace stay.
@@ -101,6 +105,9 @@ class GIAdam(_GradientInitialized):
     loads and continues as torch's would, and the other way round; `scale` and `per_entry` are options of the
     groups, and stay where the groups loaded have none. Where a parameter is new under a GradScaler with
     `fused=True`, that one step waits for the device to learn whether it is rejected.
+
+    v has the precision of the parameters, as torch's fused kernels and `load_state_dict` want it. In bfloat16, β₂v
+    rounds to v where β₂ > 0.996: v₀ is never forgotten, and a warning says so. Use float32 and autocast there.
 
     Args:
         scale: a, a finite number ≥ 1.
@@ -242,6 +249,18 @@ def _(
     if group["per_entry"]:
         moment = torch.where(moment == 0, start, moment)
     return diagonal.dispatch(Adam)(optimizer, group, {**state, "exp_avg_sq": moment}, parameter, gradient)
+
+
+def _warn_if_v_stands(group: Mapping[str, Any], name: str) -> None:
+    """Say where v is so coarse that β₂v rounds to v, so that it never decays: torch's fused kernels take no other."""
+    beta2 = float(group["betas"][1])
+    for dtype in {p.dtype for p in group["params"] if p.dtype in _COARSE}:
+        if 1 - beta2 < torch.finfo(dtype).eps / 2:
+            warn(
+                f"{name} keeps v in the parameters' {dtype}, where β₂ = {beta2:g} times v rounds to v: a large first "
+                "gradient is never forgotten. Keep the parameters in float32 and use autocast, or take β₂ ≤ "
+                f"{1 - torch.finfo(dtype).eps / 2:.5g}."
+            )
 
 
 def _checked(scale: object, per_entry: object) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from edgewise.arguments import an_optimizer
 from edgewise.critical import check_steps_alone
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear_from, steps_to_target
+from edgewise.warmup.state import Saved
 
 STEP_BACK = 0.5  # factor on a rate at which the loss has shot up
 
@@ -25,9 +27,12 @@ class AdaptiveWarmup(Warmup):
         fallback: why it goes on as linear warmup, or `None`.
     """
 
+    _since_format = ("_fallback_length",)
+
     def __init__(
         self, optimizer: Optimizer, *, fallback_length: int, max_overhead: float | None = None
     ) -> None:
+        optimizer = an_optimizer("optimizer", optimizer)
         check_steps_alone(optimizer)
         self._fallback_length = fallback_length
         self._rates: list[tuple[int, float]] = [(0, 1 / fallback_length)]  # (first update, factor)
@@ -72,9 +77,17 @@ class AdaptiveWarmup(Warmup):
             "_linear": self._linear,
             "_num_step_backs": self._num_step_backs,
             "_end": self._end,
+            "_fallback_length": self._fallback_length,
         }
 
-    def _restore(self, progress: dict[str, Any]) -> None:
-        self._rates = [(update, factor) for update, factor in progress["_rates"]]
-        self._linear, self._end = progress["_linear"], progress["_end"]
-        self._num_step_backs = progress["_num_step_backs"]
+    def _read(self, saved: Saved) -> dict[str, Any]:
+        linear = None if saved["_linear"] is None else saved.step("_linear")
+        # A linear warmup that has begun keeps its length, whatever the run's is now.
+        begun = linear is not None and "_fallback_length" in saved
+        return {
+            "_rates": saved.steps("_rates"),
+            "_linear": linear,
+            "_num_step_backs": saved.count("_num_step_backs"),
+            "_end": saved.count_or_none("_end"),
+            "_fallback_length": saved.count("_fallback_length", least=1) if begun else self._fallback_length,
+        }

@@ -19,7 +19,8 @@ from edgewise.critical import CriticalLRResult, closure_loss
 from edgewise.errors import Status
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import MOST_FORWARDS, as_plain, from_plain
+from edgewise.warmup.scheduler import MOST_FORWARDS
+from edgewise.warmup.state import Saved, as_plain
 
 _USABLE = (Status.FOUND, Status.MULTIPLE_CROSSINGS, Status.ABOVE_MAX_LR, Status.BUDGET_EXHAUSTED)
 _FEWEST_FORWARDS = 4  # to search with, after the first search
@@ -142,7 +143,7 @@ class CatapultWarmup(AdaptiveWarmup):
         """
         a_closure(closure)
         a_loss_value("loss", loss)
-        if self._end is not None:
+        if not self._observes(looks=self._end is None) or self._end is not None:
             return
         value = self._loss(closure, loss)
         if value is None:
@@ -252,11 +253,12 @@ class CatapultWarmup(AdaptiveWarmup):
         own = {name: getattr(self, name) for name in _PROGRESS}
         return super()._progress() | own | {"found": as_plain(self.found)}
 
-    def _restore(self, progress: dict[str, Any]) -> None:
-        super()._restore(progress)
-        self.found = from_plain(CriticalLRResult, progress["found"])
-        for name in _PROGRESS:
-            setattr(self, name, progress[name])
+    def _read(self, saved: Saved) -> dict[str, Any]:
+        counts = ("_highest_since", "_num_catapults")
+        own = {name: saved.count(name) for name in counts} | {
+            name: saved.number(name, finite=False) for name in _PROGRESS if name not in counts
+        }
+        return super()._read(saved) | own | {"found": saved.result("found", CriticalLRResult)}
 
 
 def _momentum(group: dict[str, Any]) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, positive_count
 from edgewise.critical import BestStepResult, closure_loss, search_best_step
@@ -14,10 +14,13 @@ from edgewise.errors import Status
 from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.averages import heavy_ball, momentum, num_averages
+from edgewise.warmup.groups import rates
+from edgewise.warmup.position import steps_running
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import as_plain, from_plain, rates, set_rates
 from edgewise.warmup.signals import LossTrend, RateShare, RiseAlarm, SpikeGuard
+from edgewise.warmup.state import Saved, as_plain
 from edgewise.warmup.step_share import StepShare
+from edgewise.warmup.then import RATES_OF_THEIR_OWN
 
 # One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
 _START = 1 / 4  # of the rate at which the first update lowers the loss most
@@ -79,7 +82,7 @@ class EdgeWarmup(AdaptiveWarmup):
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
         num_steps: length of the run, if it is known: the warmup then ends at half of it at the latest, and its looks
-            are paid from the whole run.
+            are paid from the whole run. A saved state may be loaded where it is another.
         max_overhead: share of the training's cost that `observe` may add, counted in forwards, of which an update is
             three; the run is taken to have `num_steps` updates, or 400 if that is not known. `None` for no limit.
 
@@ -111,6 +114,8 @@ class EdgeWarmup(AdaptiveWarmup):
     Reference: the parameter-free warmup that arXiv 2406.09405 leaves as future work.
     """
 
+    _may_differ = ("num_steps",)
+
     def __init__(
         self, optimizer: Optimizer, *, num_steps: int | None = None, max_overhead: float | None = 0.03
     ) -> None:
@@ -127,8 +132,8 @@ class EdgeWarmup(AdaptiveWarmup):
         self._next_look = 0
         self._loss_is_exact = False
         length = _fallback_length(optimizer, self.num_steps)
-        super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
         self._step_share = StepShare(optimizer)
+        super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Find the start at the first update; let the rate grow, and look at the loss where it is due; guard all along.
@@ -150,8 +155,10 @@ class EdgeWarmup(AdaptiveWarmup):
         """
         a_closure(closure)
         a_loss_value("loss", loss)
-        self._step_share.release()
-        self._step_share.share, rises = 1.0, False
+        self._step_share.spend()
+        if not self._observes():
+            return
+        rises = False
         value = None if loss is None else self._given_loss(closure, loss)
         if value is not None and math.isfinite(value):
             self._guard.add(value, recovery=self._forgetting)
@@ -164,6 +171,14 @@ class EdgeWarmup(AdaptiveWarmup):
             self._step_back()
         if under_way:
             self._apply()
+        if steps_running(self.optimizer):  # observed by the closure of the step, whose rates have been taken
+            self._step_share.take()
+
+    def close(self) -> None:
+        """Let go of the optimizer: no update is counted any more, and the rates stay as they are. May be repeated."""
+        super().close()
+        self._step_share.spend()
+        self._give_up_copies()
 
     @property
     def status(self) -> Status:
@@ -191,7 +206,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _check_follower(self, scheduler: LRScheduler) -> None:
         super()._check_follower(scheduler)
-        if isinstance(scheduler, OneCycleLR | CyclicLR):
+        if isinstance(scheduler, RATES_OF_THEIR_OWN):
             raise TypeError(
                 f"then() takes a scheduler of the optimizer's rates, got {type(scheduler).__name__}, whose rates are "
                 "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
@@ -280,7 +295,7 @@ class EdgeWarmup(AdaptiveWarmup):
         self._num_step_backs += 1
         self._set_factor(STEP_BACK * self._factor)
         if self._end is not None:
-            set_rates(self.optimizer, [STEP_BACK * rate for rate in rates(self.optimizer)])
+            self._written.write([STEP_BACK * rate for rate in rates(self.optimizer)])
         elif self._climbing:
             self._start_to_creep()
 
@@ -326,10 +341,27 @@ class EdgeWarmup(AdaptiveWarmup):
         super()._fall_back(reason, start=start)
         self._give_up_copies()
 
-    def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        super()._count(optimizer, args, kwargs)
+    def _before_update(self) -> None:
         self._step_share.release()
+        super()._before_update()
+        self._step_share.take()
+
+    def _after_update(self) -> None:
+        super()._after_update()
+        self._step_share.spend()
         self._rate_share.after_step(self._parameters)
+
+    def _before_saving(self) -> None:
+        if not steps_running(self.optimizer):
+            self._step_share.release()  # of a step that raised
+
+    def _adopt_groups(self) -> bool:
+        are_new = super()._adopt_groups()
+        if are_new:
+            self._rate_share.kept, self._rate_share.moved = [], False
+            if self._reference:
+                self._reference += [p.detach().clone() for p in self._parameters[len(self._reference) :]]
+        return are_new
 
     @property
     def _forgetting(self) -> float:
@@ -369,22 +401,23 @@ class EdgeWarmup(AdaptiveWarmup):
             }
         )
 
-    def _restore(self, progress: dict[str, Any]) -> None:
-        super()._restore(progress)
-        for name in _PROGRESS:
-            setattr(self, name, progress[name])
-        self._mark = (progress["_mark"][0], progress["_mark"][1])
-        self.found = from_plain(BestStepResult, progress["found"])
-        self._step_share.share = 1.0
-        vars(self._trend).update(progress["trend"])
-        vars(self._guard).update(progress["guard"])
-        vars(self._alarm).update(progress["alarm"])
-        vars(self._rate_share).update(progress["rate_share"])
-        self._rate_share.kept = self._on_device(progress["rate_share"]["kept"])
-        self._reference = self._on_device(progress["reference"])
-
-    def _on_device(self, saved: list[Tensor]) -> list[Tensor]:
-        return [old.clone().to(p.device) for old, p in zip(saved, self._parameters, strict=bool(saved))]
+    def _read(self, saved: Saved) -> dict[str, Any]:
+        saved.count_or_none("num_steps")
+        share = saved.parts("rate_share", RateShare(), but=("kept",))
+        share.kept = Saved(saved["rate_share"], "rate_share").tensors("kept", self._parameters, whole=False)
+        return super()._read(saved) | {
+            "_climbing": saved.flag("_climbing"),
+            "_mark": saved.step("_mark"),
+            "_next_look": saved.count("_next_look"),
+            "_loss_is_exact": saved.flag("_loss_is_exact"),
+            "found": saved.result("found", BestStepResult),
+            "_trend": saved.parts("trend", LossTrend()),
+            "_guard": saved.parts("guard", SpikeGuard()),
+            "_alarm": saved.parts("alarm", RiseAlarm()),
+            "_rate_share": share,
+            "_reference": saved.tensors("reference", self._parameters, whole=True),
+            "_step_share": StepShare(self.optimizer),
+        }
 
 
 def _fallback_length(optimizer: Optimizer, num_steps: int | None) -> int:

@@ -10,9 +10,11 @@ from torch.optim import Optimizer
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
 from edgewise.critical import CriticalLRResult, check_steps_alone
 from edgewise.errors import Status
+from edgewise.warmup.groups import initial_rates, targets
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import Warmup, as_plain, from_plain, targets
+from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
+from edgewise.warmup.state import Saved, as_plain
 
 
 class LinearWarmup(Warmup):
@@ -68,14 +70,15 @@ class LinearWarmup(Warmup):
     ) -> None:
         optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.warmup_steps = self._end = positive_count("warmup_steps", warmup_steps)
-        self.lr_init = lr_init
+        self.lr_init: float | str = lr_init
         self.start: CriticalLRResult | None = None
-        if lr_init == "critical":
+        if isinstance(lr_init, str) and lr_init == "critical":
             check_steps_alone(optimizer)
         elif isinstance(lr_init, str):
             raise ValueError(f'lr_init must be a number or "critical", got {lr_init!r}.')
         else:
-            _check_below_target(optimizer, nonnegative_number("lr_init", lr_init))
+            self.lr_init = nonnegative_number("lr_init", lr_init)
+            _check_below_target(optimizer, self.lr_init)
         super().__init__(optimizer, max_overhead=max_overhead)
 
     def factor_at(self, update: int) -> float:
@@ -83,7 +86,7 @@ class LinearWarmup(Warmup):
         start = self._start_factor
         if start is not None:
             return linear_from(update, warmup_steps=self.warmup_steps, start=start)
-        init = 0.0 if isinstance(self.lr_init, str) else self.lr_init / float(self.base_lrs[0])
+        init = 0.0 if isinstance(self.lr_init, str) else min(1.0, self.lr_init / float(self.base_lrs[0]))
         return linear(update, warmup_steps=self.warmup_steps, init=init)
 
     @property
@@ -110,7 +113,7 @@ class LinearWarmup(Warmup):
         """
         a_closure(closure)
         a_loss_value("loss", loss)
-        if not self._unmeasured or self._updates > 0:
+        if not self._observes(looks=self._unmeasured) or not self._unmeasured or self._updates > 0:
             return
         affordable = self._affordable(self.warmup_steps)
         if affordable == 0:
@@ -150,12 +153,13 @@ class LinearWarmup(Warmup):
     def _progress(self) -> dict[str, Any]:
         return {"start": as_plain(self.start)}
 
-    def _restore(self, progress: dict[str, Any]) -> None:
-        self.start = from_plain(CriticalLRResult, progress["start"])
+    def _read(self, saved: Saved) -> dict[str, Any]:
+        return {"start": saved.result("start", CriticalLRResult)}
 
 
 def _check_below_target(optimizer: Optimizer, lr_init: float) -> None:
-    target = targets(optimizer)[0]
+    # An optimizer's saved state brings the rate amid a schedule; the warmup's own then brings the target.
+    target = max(targets(optimizer)[0], initial_rates(optimizer)[0])
     if lr_init > target:
         raise ValueError(
             f"lr_init must be at most the target, the optimizer's rate {target:g}; got {lr_init:g}: "

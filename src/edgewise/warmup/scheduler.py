@@ -1,34 +1,34 @@
-"""What all warmups share: a position in optimizer steps, `observe`, `then`, the report, a state of plain numbers."""
+"""What all warmups share beside their position: `observe`, `then`, the report, a state of plain numbers."""
 
 import math
-import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler
 
-from edgewise.arguments import positive_number, positive_share
-from edgewise.critical import BestStepResult, CriticalLRResult, closure_loss, search_critical_lr
-from edgewise.errors import Status
+from edgewise.arguments import an_optimizer, positive_share
+from edgewise.critical import CriticalLRResult, closure_loss, search_critical_lr
 from edgewise.losses import checked_loss
 from edgewise.ranks import Ranks
+from edgewise.warmup.groups import floats, like_rates
 from edgewise.warmup.report import WarmupReport
+from edgewise.warmup.state import FORMAT, Saved
+from edgewise.warmup.then import WarmupThen, agree_on_targets, check_follower
+from edgewise.warmup.updates import UpdateSchedule
+from edgewise.warn import warn
 
-_POSITION = ("last_epoch", "_step_count", "_updates", "num_forwards", "num_searches", "fallback")
+_COUNTS = ("_step_count", "_updates", "num_forwards", "num_searches")
+_SINCE_FORMAT = ("format", "lr")  # entries that states without a format lack
 _FORWARDS_PER_STEP = 3  # a backward costs about two forwards
 MOST_FORWARDS = 60  # of one search
-Result = TypeVar("Result", BestStepResult, CriticalLRResult)
-_IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
 
 
-class Warmup(LRScheduler):
+class Warmup(UpdateSchedule):
     """A schedule of factors, at most 1, on the rates the optimizer was made with: its targets.
 
     The position, `last_epoch`, is the number of steps that the optimizer has made, whenever and however often `step()`
@@ -41,7 +41,9 @@ class Warmup(LRScheduler):
             given. Counted in forwards, of which a training step is three.
     """
 
-    _end: int | None = None  # number of updates of the whole warmup, once it is known
+    _ranks: Ranks | None = None  # once they are known
+    _since_format: tuple[str, ...] = ()  # further entries that states without a format lack
+    _may_differ: tuple[str, ...] = ()  # settings that may be others after a resume
 
     def __init__(self, optimizer: Optimizer, *, max_overhead: float | None = None) -> None:
         self.max_overhead = (
@@ -52,17 +54,9 @@ class Warmup(LRScheduler):
         self.num_forwards = 0
         self.num_searches = 0
         self.fallback: str | None = None
-        self._follower: LRScheduler | None = None
-        self._updates = 0
-        self._idle_calls = 0
-        self._ranks: Ranks | None = None
-        targets(optimizer)
-        super().__init__(optimizer)
-        optimizer.register_step_post_hook(torch.compiler.disable(self._count))
-
-    @abstractmethod
-    def factor_at(self, update: int) -> float:
-        """Return the factor on the target rates, in (0, 1], of an update, counted from 0."""
+        self._has_follower = False
+        self._has_warned_late = False
+        super().__init__(an_optimizer("optimizer", optimizer))
 
     @abstractmethod
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
@@ -83,23 +77,11 @@ class Warmup(LRScheduler):
 
     @abstractmethod
     def _progress(self) -> dict[str, Any]:
-        """Return what changes along the run beside `_POSITION`, as plain numbers and strings."""
+        """Return what changes along the run beside the position, as plain numbers and strings."""
 
     @abstractmethod
-    def _restore(self, progress: dict[str, Any]) -> None:
-        """Take what `_progress` returned."""
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the rates of the coming update, one a group."""
-        factor = self.factor_at(self.last_epoch)
-        return [base * factor for base in self.base_lrs]
-
-    def step(self, epoch: int | None = None) -> None:
-        """Write the rates of the coming update; `epoch` is torch's deprecated argument and must be left out."""
-        if not hasattr(self, "_last_lr"):  # torch's constructor
-            super().step()
-        elif self._advance():
-            self._apply()
+    def _read(self, saved: Saved) -> dict[str, Any]:
+        """Return the attributes that `_progress` told of, or raise `ValueError`; change nothing."""
 
     def export(self) -> list[float]:
         """Return the realised warmup: the factor on the target rates of each update made, to the end of the warmup.
@@ -109,16 +91,11 @@ class Warmup(LRScheduler):
         return [self.factor_at(update) for update in range(self.length)]
 
     @property
-    def finished(self) -> bool:
-        """Whether the updates so far include the whole warmup."""
-        return self._end is not None and self.last_epoch >= self._end
-
-    @property
     def length(self) -> int:
         """How many of the updates made belong to the warmup; all of it, once it is `finished`."""
         return self._updates if self._end is None else min(self._updates, self._end)
 
-    def then(self, scheduler: LRScheduler) -> "WarmupThen":
+    def then(self, scheduler: LRScheduler) -> WarmupThen:
         """Return a scheduler that runs this warmup and then `scheduler`, from its step 0 on.
 
         The rates are those of torch's `SequentialLR` with one milestone at the end of the warmup, scaled to the rate
@@ -130,87 +107,104 @@ class Warmup(LRScheduler):
 
         Raises:
             ValueError: another optimizer, a scheduler or warmup already under way, or called twice.
-            TypeError: the scheduler needs a metric, is made of several, or (`EdgeWarmup`) has rates of its own alone.
+            TypeError: the scheduler needs a metric, is made of several, is a warmup itself, or (`EdgeWarmup`) has rates
+                of its own alone.
         """
         self._check_follower(scheduler)
-        if scheduler.optimizer is not self.optimizer:
-            raise ValueError("then() takes a scheduler on the same optimizer, got one on another.")
-        if self._follower is not None:
+        if self._has_follower:
             raise ValueError(
                 "then() was already called on this warmup: write what follows as one scheduler, e.g. LambdaLR."
             )
-        if self.last_epoch > 0 or scheduler.last_epoch > 0:
-            raise ValueError(
-                "then() must be called before the first step of the warmup and of the scheduler."
-            )
-        self._follower = scheduler
+        self._has_follower = True
+        agree_on_targets(self, scheduler)
         return WarmupThen(self, scheduler)
 
     def _check_follower(self, scheduler: LRScheduler) -> None:
         """Raise where a scheduler cannot follow."""
-        compound = (ReduceLROnPlateau, SequentialLR, ChainedScheduler)
-        if isinstance(scheduler, compound) or not isinstance(scheduler, LRScheduler):
-            raise TypeError(
-                "then() takes a single LRScheduler whose step() needs no metric, got "
-                f"{type(scheduler).__name__}: write compound schedules as one LambdaLR."
-            )
+        check_follower(self, scheduler)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, and copies of parameters where needed; `weights_only=True` loads them."""
+        self._before_saving()
+        if self.last_epoch >= 0:
+            self._adopt_groups()
         return {
+            "format": FORMAT,
             "warmup": type(self).__name__,
             **self._settings(),
             **self._progress(),
             "base_lrs": [float(lr) for lr in self.base_lrs],
-            **{name: getattr(self, name) for name in _POSITION},
+            "lr": floats(self.optimizer) if self._is_over or self._is_shared else None,
+            "last_epoch": self.last_epoch,
+            **{name: getattr(self, name) for name in _COUNTS},
+            "fallback": self.fallback,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the saved warmup stood; writes its rates to the optimizer.
 
         Raises:
-            ValueError: the state is that of another class of warmup, or of other arguments.
+            ValueError: the state is that of another class of warmup, or of other arguments, or lacks entries, or has
+                foreign ones. Then nothing has changed.
         """
+        read = self._checked(state_dict)
+        lr = read.pop("lr")
+        self._is_led = self._is_led or self.last_epoch < 0
+        vars(self).update(read)
+        self._doubt = self._complaint = None
+        self._is_shared = lr is not None and not self._is_over
+        self._written_factor = self.factor_at(self.last_epoch)
+        if self._is_led:  # whose turn it is, SequentialLR knows; the rates come with the optimizer's state
+            self._written.forget()
+        else:
+            self._written.write(self.get_lr() if lr is None else lr)
+        self._last_lr = like_rates(self.optimizer.param_groups, floats(self.optimizer))
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return the attributes that a state tells of, or raise what `load_state_dict` documents; change nothing."""
+        saved = Saved(state_dict, "the saved state")
         settings = {"warmup": type(self).__name__, **self._settings()}
         for name, ours in settings.items():
-            if state_dict.get(name) != ours:
+            theirs = saved.get(name)
+            if theirs != ours and name not in self._may_differ:
                 raise ValueError(
-                    f"the saved state has {name} = {state_dict.get(name)!r}, this warmup has {ours!r}: "
+                    f"the saved state has {name} = {theirs!r}, this warmup has {ours!r}: "
                     "construct it with the saved values to resume."
                 )
-        self.base_lrs = [
-            ours.new_tensor(saved) if isinstance(ours, Tensor) else saved
-            for ours, saved in zip(self.base_lrs, state_dict["base_lrs"], strict=True)
-        ]
-        for name in _POSITION:
-            setattr(self, name, state_dict[name])
-        self._restore(state_dict)
-        self._apply()
+        saved.check_keys(self.state_dict(), optional=_SINCE_FORMAT + self._since_format)
+        num = len(self.optimizer.param_groups)
+        bases = saved.numbers("base_lrs", num)
+        if saved.get("lr") is not None:
+            saved.check_rates("lr", num)
+        return {
+            "base_lrs": like_rates(self.optimizer.param_groups, bases),
+            "lr": saved.get("lr"),
+            "last_epoch": saved.count("last_epoch", least=-2 if self._is_led or self.last_epoch < 0 else 0),
+            **{name: saved.count(name) for name in _COUNTS},
+            "fallback": saved.text_or_none("fallback"),
+            **self._read(saved),
+        }
 
-    def _count(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Count a step of the optimizer, unless a GradScaler told a fused one to skip it."""
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not found_inf.item():
-            self._updates += 1
-
-    def _advance(self) -> bool:
-        """Move to the position of the optimizer; return whether it has made a step since."""
-        if self._updates == self.last_epoch:
-            self._idle_calls += 1
-            if self._idle_calls == _IDLE_CALLS:
-                warnings.warn(
-                    f"step() was called {_IDLE_CALLS} times without a step of the optimizer, so that the warmup does "
-                    "not advance: construct it on the optimizer whose step() runs, and leave that method in place.",
-                    stacklevel=_level_of_caller(),
-                )
-            return False
-        self._idle_calls = 0
-        self.last_epoch = self._updates
-        self._step_count += 1
+    def _arrive(self) -> None:
         if self._unmeasured:
             self._fall_back(
                 "nothing was measured before the first update; call observe() between backward() and step()"
             )
+
+    def _observes(self, *, looks: bool = True) -> bool:
+        """Whether it is on: bring the position up to date, and say if what it `looks` at is too late."""
+        if self._is_closed or self.last_epoch < 0 or (self._is_led and self._updates > self.last_epoch):
+            return False  # a SequentialLR has not come to it yet, or is past it
+        self._check_alone()
+        if looks and not self._has_warned_late and self._used.stand:
+            self._has_warned_late = True
+            warn(
+                "observe() was called after optimizer.step(): the gradients are those of the update already made. "
+                "Call it between loss.backward() and optimizer.step()."
+            )
+        if self._updates > self.last_epoch:
+            self._whole.catch_up()
+        self._adopt_groups()
         return True
 
     def _search(
@@ -278,118 +272,4 @@ class Warmup(LRScheduler):
     def _fall_back(self, reason: str) -> None:
         """Give up looking: from here on this is plain linear warmup."""
         self.fallback = reason
-        warnings.warn(
-            f"{type(self).__name__} goes on as plain linear warmup: {reason}.", stacklevel=_level_of_caller()
-        )
-
-    def _apply(self) -> None:
-        """Write the current rates to the optimizer, in place where they are tensors."""
-        set_rates(self.optimizer, self.get_lr())
-        self._last_lr = rates(self.optimizer)
-
-
-class WarmupThen(LRScheduler):
-    """A warmup followed by another scheduler: made by `Warmup.then`."""
-
-    def __init__(self, warmup: Warmup, follower: LRScheduler) -> None:
-        # As torch's SequentialLR: the parts have made their first step already, so super().__init__ is not called.
-        self.optimizer = warmup.optimizer
-        self.warmup, self.follower = warmup, follower
-        self.base_lrs = warmup.base_lrs
-        self.handed_over = False
-        self._found = 1.0  # factor of the warmup that the follower's rates hold
-        self.last_epoch = 0
-        warmup._apply()  # the follower's constructor may have written its own rates
-
-    def get_last_lr(self) -> list[float | Tensor]:
-        """Return the rates of the coming update, also right after `observe` has raised them."""
-        return rates(self.optimizer)
-
-    def step(self, epoch: int | None = None) -> None:
-        """Write the rates of the coming update; `epoch` is torch's deprecated argument and must be left out."""
-        if not self.warmup._advance():
-            return
-        self.last_epoch = self.warmup.last_epoch
-        if self.handed_over:
-            self._scale_follower()  # the warmup may have halved its rate since
-            self.follower.step()
-        elif self.warmup.finished:
-            self._hand_over()
-        else:
-            self.warmup._apply()
-
-    def _hand_over(self) -> None:
-        # Chainable schedulers compute from the current rate: give them their base rate first.
-        self.handed_over = True
-        self._scale_follower()
-        set_rates(self.optimizer, self.follower.base_lrs)
-        self.follower._update_lr(0)
-
-    def _scale_follower(self) -> None:
-        """Scale the rates that the follower starts from to the warmup's factor: below 1 short of the target."""
-        found = self.warmup.factor_at(self.warmup.last_epoch)
-        if found != self._found:
-            self.follower.base_lrs = [base * (found / self._found) for base in self.follower.base_lrs]
-            self._found = found
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of both parts."""
-        return {
-            "last_epoch": self.last_epoch,
-            "handed_over": self.handed_over,
-            "found": self._found,
-            "warmup": self.warmup.state_dict(),
-            "follower": self.follower.state_dict(),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the saved schedule stood, with the rates it had."""
-        self.warmup.load_state_dict(state_dict["warmup"])
-        self.follower.load_state_dict(state_dict["follower"])
-        self.last_epoch, self.handed_over = state_dict["last_epoch"], state_dict["handed_over"]
-        self._found = state_dict["found"]
-        if self.handed_over:
-            set_rates(self.optimizer, self.follower.get_last_lr())
-
-
-def _level_of_caller() -> int:
-    """Return the stacklevel at which a warning shows the line of the training loop."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("edgewise."):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def as_plain(found: BestStepResult | CriticalLRResult | None) -> dict[str, Any] | None:
-    """Return a result as plain numbers and strings."""
-    return None if found is None else asdict(found) | {"status": found.status.name}
-
-
-def from_plain(kind: type[Result], saved: dict[str, Any] | None) -> Result | None:
-    """Return what `as_plain` was given."""
-    return None if saved is None else kind(**saved | {"status": Status[saved["status"]]})
-
-
-def targets(optimizer: Optimizer) -> list[float]:
-    """Return the rates the optimizer was made with, one a group, or raise if one is not positive."""
-    made_with = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    return [
-        positive_number(
-            f"the learning rate of parameter group {i}", lr.item() if isinstance(lr, Tensor) else lr
-        )
-        for i, lr in enumerate(made_with)
-    ]
-
-
-def rates(optimizer: Optimizer) -> list[float | Tensor]:
-    """Return copies of the groups' current learning rates."""
-    return [g["lr"].clone() if isinstance(g["lr"], Tensor) else g["lr"] for g in optimizer.param_groups]
-
-
-def set_rates(optimizer: Optimizer, values: list[float | Tensor]) -> None:
-    """Write the groups' learning rates; a tensor is filled in place, so that compiled steps see it."""
-    for group, value in zip(optimizer.param_groups, values, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(float(value))
-        else:
-            group["lr"] = float(value)
+        warn(f"{type(self).__name__} goes on as plain linear warmup: {reason}.")

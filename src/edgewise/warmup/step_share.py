@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.warmup.scheduler import rates, set_rates
+from edgewise.warmup.groups import set_rate
 
 
 class StepShare:
@@ -22,18 +21,24 @@ class StepShare:
     def __init__(self, optimizer: Optimizer) -> None:
         self.share = 1.0
         self._optimizer = optimizer
-        self._full: list[float | Tensor] = []  # during an update that takes a share of them
-        optimizer.register_step_pre_hook(torch.compiler.disable(self._take))
+        self._full: list[tuple[dict[str, Any], float | Tensor]] = []  # group and rate, while it takes a share
+
+    def take(self) -> None:
+        """Let the groups hold the share: in the step, before it reads them."""
+        self.release()
+        if self.share < 1:
+            for group in self._optimizer.param_groups:
+                full = group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+                self._full.append((group, full))
+                set_rate(group, full * self.share)
 
     def release(self) -> None:
         """Give back the full rates: after the step, also one that raised."""
-        if self._full:
-            set_rates(self._optimizer, self._full)
-            self._full = []
+        for group, full in self._full:
+            set_rate(group, full)
+        self._full = []
 
-    def _take(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def spend(self) -> None:
+        """Give back the full rates of an update that was made; the next one takes all of them."""
         self.release()
-        if self.share < 1:
-            self._full = rates(optimizer)
-            set_rates(optimizer, [rate * self.share for rate in self._full])
         self.share = 1.0

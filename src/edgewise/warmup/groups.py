@@ -1,0 +1,86 @@
+"""The learning rates of an optimizer's parameter groups: what they are, what they started from, who wrote them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from edgewise.arguments import positive_number
+
+
+class WrittenRates:
+    """The rates of an optimizer's groups as they were written last, to see whether somebody else has written since."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self.values: list[float] = []
+
+    def write(self, values: Sequence[float | Tensor]) -> None:
+        """Write the rates."""
+        set_rates(self._optimizer, values)
+        self.note()
+
+    def note(self) -> None:
+        """Take the rates as they stand for written."""
+        self.values = floats(self._optimizer)
+
+    def forget(self) -> None:
+        """Take whatever the rates are for written."""
+        self.values = []
+
+    @property
+    def stand(self) -> bool:
+        """Whether the groups that were written to hold these rates still."""
+        return floats(self._optimizer)[: len(self.values)] == self.values
+
+
+def targets(optimizer: Optimizer) -> list[float]:
+    """Return the groups' rates, or raise if one is not positive."""
+    return [target_of(optimizer, i) for i in range(len(optimizer.param_groups))]
+
+
+def target_of(optimizer: Optimizer, index: int) -> float:
+    """Return the rate of one group, or raise if it is not positive; of a schedule that ended at 0, its first."""
+    group = optimizer.param_groups[index]
+    lr = group["lr"] if group["lr"] != 0 else group.get("initial_lr", group["lr"])
+    return positive_number(
+        f"the learning rate of parameter group {index}", lr.item() if isinstance(lr, Tensor) else lr
+    )
+
+
+def like_rates(groups: Sequence[dict[str, Any]], values: Sequence[float | Tensor]) -> list[float | Tensor]:
+    """Return values as tensors where the groups' rates are."""
+    return [
+        group["lr"].new_tensor(float(value)) if isinstance(group["lr"], Tensor) else float(value)
+        for group, value in zip(groups, values, strict=True)
+    ]
+
+
+def initial_rates(optimizer: Optimizer) -> list[float]:
+    """Return the rates that the first scheduler on the optimizer found, as torch's schedulers keep them."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
+def floats(optimizer: Optimizer) -> list[float]:
+    """Return the groups' current learning rates as numbers."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def rates(optimizer: Optimizer) -> list[float | Tensor]:
+    """Return copies of the groups' current learning rates."""
+    return [g["lr"].clone() if isinstance(g["lr"], Tensor) else g["lr"] for g in optimizer.param_groups]
+
+
+def set_rates(optimizer: Optimizer, values: Sequence[float | Tensor]) -> None:
+    """Write the groups' learning rates; a tensor is filled in place, so that compiled steps see it."""
+    for group, value in zip(optimizer.param_groups, values, strict=True):
+        set_rate(group, value)
+
+
+def set_rate(group: dict[str, Any], value: float | Tensor) -> None:
+    """Write the learning rate of one group, in place where it is a tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(float(value))
+    else:
+        group["lr"] = float(value)

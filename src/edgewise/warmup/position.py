@@ -1,0 +1,126 @@
+"""The updates of an optimizer, each once, and which gradients they were made of; nothing here keeps a warmup alive."""
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+# The code that every hooked step runs in; a class that calls super().step() may have several around one update.
+_STEP = Optimizer.profile_hook_step(lambda optimizer: None).__code__
+_LISTENERS: "weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Any]]" = weakref.WeakKeyDictionary()
+
+
+def steps_running(optimizer: Optimizer) -> int:
+    """Return how many calls of the optimizer's hooked steps are on the stack, one inside the other.
+
+    From the stack, as a step that raises runs no hook that could tell.
+    """
+    frame, number = sys._getframe(1), 0
+    while frame is not None:
+        number += frame.f_code is _STEP and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back  # type: ignore[assignment]
+    return number
+
+
+def _hook(optimizer: Optimizer, method: Callable[[], None]) -> Callable[..., None]:
+    """Return a hook that calls a method, as long as its object lives, once in every class hierarchy."""
+    owner, told = weakref.ref(optimizer), weakref.WeakMethod(method)
+
+    def tell(optimizer: Optimizer, *arguments: Any) -> None:
+        method = told()
+        if method is not None and optimizer is owner() and steps_running(optimizer) <= 1:
+            method()
+
+    return torch.compiler.disable(tell)
+
+
+def let_hooks_run(optimizer: Optimizer) -> None:
+    """See that the optimizer's class runs hooks, also where its constructor did not call `Optimizer.__init__`.
+
+    Before anything patches the method of the instance, as torch's schedulers do.
+    """
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise TypeError(
+            f"the steps of {type(optimizer).__name__} cannot be followed, as it has not called Optimizer.__init__: "
+            "pass the optimizer inside it."
+        )
+    optimizer._patch_step_function()
+
+
+class StepHooks:
+    """Tell an object before and after each update of an optimizer, until it is gone or this is removed.
+
+    Args:
+        listener: the object.
+        optimizer: whose updates count.
+        before: its method, called before each.
+        after: the same after each that did not raise.
+        saving: the same before the optimizer's state is taken.
+    """
+
+    def __init__(
+        self,
+        listener: object,
+        optimizer: Optimizer,
+        before: Callable[[], None],
+        after: Callable[[], None],
+        saving: Callable[[], None],
+    ) -> None:
+        handles = [
+            optimizer.register_step_pre_hook(_hook(optimizer, before)),
+            optimizer.register_step_post_hook(_hook(optimizer, after)),
+            optimizer.register_state_dict_pre_hook(_hook(optimizer, saving)),
+        ]
+        self._optimizer, self._listener = weakref.ref(optimizer), weakref.ref(listener)
+        _LISTENERS.setdefault(optimizer, weakref.WeakSet()).add(listener)
+        self._finalizer = weakref.finalize(listener, _remove, handles)
+        self._finalizer.atexit = False
+
+    def remove(self) -> None:
+        """Tell nobody any more; may be repeated."""
+        self._finalizer()
+        optimizer, listener = self._optimizer(), self._listener()
+        if optimizer is not None and listener is not None:
+            _LISTENERS[optimizer].discard(listener)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def listeners(optimizer: Optimizer) -> list[Any]:
+    """Return the objects that are told of the optimizer's updates."""
+    return list(_LISTENERS.get(optimizer, ()))
+
+
+class UsedGradients:
+    """The gradients that the latest update was made of: whether they still stand, as before `backward` they do."""
+
+    def __init__(self) -> None:
+        self._used: list[tuple[Callable[[], Tensor | None], Callable[[], Tensor | None], int]] = []
+
+    def note(self, optimizer: Optimizer) -> None:
+        """Take the gradients as they are for used; the first and the last are enough to tell."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        ends = [
+            next((p for p in order if p.grad is not None), None) for order in (parameters, parameters[::-1])
+        ]
+        self._used = [(weakref.ref(p), weakref.ref(p.grad), p.grad._version) for p in ends if p is not None]
+
+    @property
+    def stand(self) -> bool:
+        """Whether no gradient has changed since, nor been replaced."""
+        return bool(self._used) and all(_stands(*used) for used in self._used)
+
+
+def _stands(
+    parameter: Callable[[], Tensor | None], gradient: Callable[[], Tensor | None], version: int
+) -> bool:
+    owner, used = parameter(), gradient()
+    return owner is not None and used is not None and owner.grad is used and used._version == version
