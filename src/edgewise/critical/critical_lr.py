@@ -153,15 +153,17 @@ def search_critical_lr(
     max_lr: float | None = None,
     rtol: float = 1 / 16,
     tolerance: float | None = None,
+    most_excess: float = math.inf,
     max_forwards: int = 60,
     method: Method = "secant",
 ) -> CriticalLRResult:
     """Do what `critical_lr(gradient="current")` documents, with the loss as a closure.
 
     Modules are found as they run. Parameters and inputs stay in the precision they have: in half precision, the noise
-    floor tells whether that was enough.
+    floor tells whether that was enough. `most_excess` is a tolerance in units of |g·u|η instead of |L(θ)|: of the
+    loss only differences count.
     """
-    search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
+    search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method, most_excess)
     with along_update(optimizer, closure, first=search.first) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
 
@@ -178,6 +180,7 @@ class _Search:
         tolerance: float | None,
         max_forwards: int,
         method: Method,
+        most_excess: float = math.inf,
     ) -> None:
         check_steps_alone(optimizer)
         rate_ratios(optimizer)  # raises where there are none
@@ -189,6 +192,7 @@ class _Search:
         self._rtol = positive_number("rtol", rtol)
         self._limit = math.inf if max_lr is None else positive_number("max_lr", max_lr)
         self._tolerance = None if tolerance is None else positive_number("tolerance", tolerance)
+        self._most_excess = most_excess
         self._max_forwards = positive_count("max_forwards", max_forwards)
         self._exponent = guess.exponent if isinstance(guess, CriticalLRResult) else 1.0
         if isinstance(guess, CriticalLRResult):
@@ -209,6 +213,7 @@ class _Search:
             limit=self._limit,
             rtol=self._rtol,
             most_rise=math.inf if self._tolerance is None else self._tolerance * abs(loss.base),
+            most_excess=self._most_excess,
             max_forwards=max(1, self._max_forwards - loss.num_forwards),
             exponent=self._exponent,
         )

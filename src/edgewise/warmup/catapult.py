@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.arguments import number_below_one, positive_count, positive_number
-from edgewise.critical import CriticalLRResult, closure_loss
+from edgewise.critical import CriticalLRResult
 from edgewise.errors import Status
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
@@ -16,13 +16,16 @@ from edgewise.warmup.scheduler import MOST_FORWARDS, as_plain, from_plain
 
 _USABLE = (Status.FOUND, Status.MULTIPLE_CROSSINGS, Status.ABOVE_MAX_LR, Status.BUDGET_EXHAUSTED)
 _FEWEST_FORWARDS = 4  # to search with, after the first search
+_NOISE = 6.0  # mean deviations of the loss
 _MOST_MOMENTUM = 0.99  # that its memory is waited for
 _WITHOUT_CATAPULT = 0.1  # of the target: where to start if no rate raises the loss (Kalra & Barkeshli 2024)
 _PROGRESS = (
     "_first_critical",
     "_reference",
+    "_limit",
     "_previous",
     "_sum",
+    "_deviation",
     "_weight",
     "_highest_since",
     "_num_catapults",
@@ -110,8 +113,9 @@ class CatapultWarmup(AdaptiveWarmup):
         self.found: CriticalLRResult | None = None
         self._first_critical = math.nan
         self._reference = math.inf  # L(θ*)
+        self._limit = math.inf  # of the loss, beyond which the rate is halved
         self._previous = math.inf  # the loss observed last
-        self._sum = self._weight = 0.0  # of the moving average
+        self._sum = self._deviation = self._weight = 0.0  # of the moving averages of L and |L − L̄|
         self._highest_since = 0
         self._num_catapults = 0
         super().__init__(optimizer, fallback_length=self.patience, max_overhead=max_overhead)
@@ -131,26 +135,18 @@ class CatapultWarmup(AdaptiveWarmup):
             ValueError: no parameter has a gradient.
             LossError: the closure does not return a finite scalar tensor, or `loss` is not a number.
         """
+        self._gradients.forget()
         if self._end is not None:
             return
         value = self._loss(closure, loss)
         if value is None:
             return
-        if not math.isfinite(value):
-            self._fall_back(f"the loss is {value}")
-            self._apply()
-            return
-        mean, rising = self._average(value)
-        if self.found is None:
-            self._catapult(closure, mean)
-        elif rising and value > self._reference + self.max_rise * abs(self._reference):
-            self._num_step_backs += 1
-            self._set_factor(STEP_BACK * self._factor)
-        elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
-            if self._factor == 1.0:
-                self._end = self._updates + 1
-            else:
-                self._catapult(closure, mean)
+        if self._overflows.add(value, self._updates) and self.found is not None:
+            self._step_back()
+        if math.isfinite(value):
+            self._move_on(closure, value)
+        elif self.found is None:
+            self._wait()
         if self._end is None and self._updates - self._highest_since >= self.patience:
             self._stop_waiting()
         self._apply()
@@ -163,14 +159,32 @@ class CatapultWarmup(AdaptiveWarmup):
             num_step_backs=self._num_step_backs,
         )
 
+    def _move_on(self, closure: Callable[[], Tensor], value: float) -> None:
+        mean, rising = self._average(value)
+        if self.found is None:
+            self._catapult(closure, mean)
+        elif rising and value > self._limit:
+            self._limit = value + (value - self._reference)  # again where it has risen twice as far
+            self._step_back()
+        elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
+            if self._factor == 1.0:
+                self._end = self._updates + 1
+            else:
+                self._catapult(closure, mean)
+
+    def _step_back(self) -> None:
+        if self._is_lowest:
+            self._fall_back("the loss rises although the rate has been halved again and again")
+            return
+        self._num_step_backs += 1
+        self._set_factor(STEP_BACK * self._factor)
+
     def _loss(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> float | None:
         """Return the mean loss over the ranks that train the model; `None` if there is no budget to evaluate it."""
         if loss is None:
             if self._affordable(self._updates + 1) < 1 and self.found is not None:
                 return None
-            self.num_forwards += 1
-            value, self._ranks = closure_loss(closure)
-            return value
+            return self._closure_loss(closure)
         return self._given_loss(closure, loss)
 
     def _average(self, value: float) -> tuple[float, bool]:
@@ -178,36 +192,46 @@ class CatapultWarmup(AdaptiveWarmup):
         rising, self._previous = value > self._previous, value
         self._sum = self.smoothing * self._sum + (1 - self.smoothing) * value
         self._weight = self.smoothing * self._weight + (1 - self.smoothing)
-        return self._sum / self._weight, rising
+        mean = self._sum / self._weight
+        self._deviation = self.smoothing * self._deviation + (1 - self.smoothing) * abs(value - mean)
+        return mean, rising
 
     def _catapult(self, closure: Callable[[], Tensor], mean: float) -> None:
         """Make this place the reference, and raise the rate to η_c where that is higher."""
         first = self.found is None
         affordable = MOST_FORWARDS if first else self._affordable(self._updates + 1)
-        if affordable < _FEWEST_FORWARDS:
+        if affordable < _FEWEST_FORWARDS or not self._has_gradient(closure):
             return
         shrink = 1.0 if self.found is None else min(1.0, self._first_critical / self.found.lr)
         found = self._search(
-            closure, max_forwards=affordable, guess=self.found, tolerance=shrink * self.tolerance
+            closure, max_forwards=affordable, guess=self.found, most_excess=shrink * self.tolerance
         )
-        self._reference = mean
+        self._refer_to(mean, found)
         if found.status in _USABLE and found.lr > 0:
             self._raise_to(found)
         elif first and found.status is not Status.NOT_A_DESCENT_DIRECTION:  # that may be one batch's
             start = _WITHOUT_CATAPULT if found.status is Status.NO_CATAPULT else self._factor
             self._fall_back(f"no critical learning rate, {found.status.value}", start=start)
 
+    def _refer_to(self, mean: float, found: CriticalLRResult) -> None:
+        """Make this place θ*, from which the loss may rise by what is expected of an update there, or by noise."""
+        self._reference = mean
+        expected = -found.slope * found.lr
+        noise = _NOISE * self._deviation / self._weight
+        self._limit = mean + self.max_rise * max(noise, expected if math.isfinite(expected) else 0.0)
+
     def _raise_to(self, found: CriticalLRResult) -> None:
         above = found.status is Status.ABOVE_MAX_LR
         factor = 1.0 if above else min(1.0, found.lr / float(self.base_lrs[0]))
         if self.found is None:
             self._first_critical = found.lr
-            factor /= self._memory
+            self._set_first_factor(factor / self._memory)
+            self._num_catapults += 1
         else:
             factor = min(factor, self.max_growth * self._factor)
-        if self.found is None or factor > self._factor:
-            self._num_catapults += 1
-            self._set_factor(factor)
+            if factor > self._factor:
+                self._num_catapults += 1
+                self._set_factor(factor)
         self.found = found
 
     def _stop_waiting(self) -> None:
@@ -220,7 +244,7 @@ class CatapultWarmup(AdaptiveWarmup):
 
     @property
     def _unmeasured(self) -> bool:
-        return self._weight == 0.0 and self._end is None
+        return self._weight == 0.0 and self._end is None and self._updates > self._waits_until
 
     def _set_factor(self, factor: float) -> None:
         if factor > max(factor for _, factor in self._rates):

@@ -1,6 +1,7 @@
 """Warmup at the edge: the learning rate climbs while its updates fall short, and creeps on while the loss falls."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.averages import heavy_ball, momentum, num_averages
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import as_plain, from_plain, rates, set_rates
+from edgewise.warmup.scheduler import _level_of_caller, as_plain, from_plain, rates, set_rates
 from edgewise.warmup.signals import LossTrend, RateShare, RiseAlarm, SpikeGuard
 from edgewise.warmup.step_share import StepShare
 
@@ -30,7 +31,6 @@ _SPACING = 1 / 10  # of the updates so far: how many lie between two looks
 _SETTLED_CHANGE = 1.2  # a rate that changes by less than this factor …
 _SETTLED_TIME = 1.5  # … while the number of updates grows by this one, has settled
 _SHORTEST_HOLD = 50  # updates that it must have stood for at least
-_MOST_RISE = 1 / 2  # of the loss, over the first loss: more is taken for instability
 _WATCHED = 4  # lengths of the warmup, of 50 updates at least, in which a rise of the loss halves the rate
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
@@ -146,13 +146,12 @@ class EdgeWarmup(AdaptiveWarmup):
             ValueError: no parameter has a gradient.
             LossError: the closure does not return a finite scalar tensor, or `loss` is not a number.
         """
+        self._gradients.forget()
         self._step_share.release()
         self._step_share.share, rises = 1.0, False
         value = None if loss is None else self._given_loss(closure, loss)
-        if value is not None and math.isfinite(value):
-            self._guard.add(value, recovery=self._forgetting)
-            self._alarm.add(value)
-            self._step_share.share, rises = self._guard.share, self._alarm.rings
+        if value is not None:
+            rises = self._take_in(value)
         under_way = self._end is None
         if under_way:
             self._warm_up(closure, value)
@@ -193,9 +192,20 @@ class EdgeWarmup(AdaptiveWarmup):
                 "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
             )
 
+    def _take_in(self, value: float) -> bool:
+        """Add a loss to what is known of them, and guard the update; return whether the rate is to be halved."""
+        rises = self._overflows.add(value, self._updates)
+        if math.isfinite(value):
+            self._guard.add(value, recovery=self._forgetting)
+            self._alarm.add(value)
+            rises = rises or self._alarm.rings
+        self._step_share.share = self._guard.share
+        return rises
+
     def _warm_up(self, closure: Callable[[], Tensor], value: float | None) -> None:
         if value is not None and not math.isfinite(value):
-            self._fall_back(f"the loss is {value}")
+            if self.found is None:
+                self._wait()
         elif self.found is None:
             self._begin(closure, value)
         elif self._updates > self._rates[-1][0]:  # a step that was skipped is no progress
@@ -206,6 +216,9 @@ class EdgeWarmup(AdaptiveWarmup):
             self._settle()
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
+        if not self._has_gradient(closure):
+            self._wait()
+            return
         target = float(self.base_lrs[0])
         found = search_best_step(
             self.optimizer,
@@ -214,16 +227,17 @@ class EdgeWarmup(AdaptiveWarmup):
             max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
             max_forwards=_MOST_FIRST_FORWARDS,
         )
-        self.num_forwards += found.num_forwards
-        self.num_searches += 1
-        if not math.isfinite(found.slope):  # the step is about to be skipped
+        self._note(found)
+        if not math.isfinite(found.slope):
+            self._wait()
             return
         self.found = found
         if found.lr == 0:
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
+        self._trend.begin(found.loss)
         self._loss_is_exact = value is not None and abs(value - found.loss) <= _SAME_LOSS * abs(found.loss)
-        self._set_factor(min(1.0, _START * found.lr / target))
+        self._set_first_factor(min(1.0, _START * found.lr / target))
         if self._factor == 1.0:  # no warmup is needed
             self._end = self._updates + 1
         else:
@@ -232,6 +246,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _climb(self, closure: Callable[[], Tensor]) -> None:
         share = self._rate_share.measure(self._parameters, self._ranks_of(closure))
+        self._watch_gradients()
         if share is None:
             if not self._rate_share.kept:
                 self._rate_share.before_step(self._parameters)
@@ -263,22 +278,38 @@ class EdgeWarmup(AdaptiveWarmup):
         if self._affordable(max(self._updates, self.num_steps or _SHORTEST_RUN)) < (1 if given else 2):
             self._trend.value = min(self._trend.value, 0.0)  # no growth unseen
             return False
-        self.num_forwards += 1 if given else 2
+        here = value if given and value is not None else self._closure_loss(closure)
+        if not math.isfinite(here):
+            return False
+        self.num_forwards += 1
         with exchanged(self._parameters, self._reference):
             before, _ = closure_loss(closure, finite=False)
-        here = value if given and value is not None else closure_loss(closure)[0]
-        self._trend.add(here, before)
+        rises = self._trend.add(here, before)
         self._take_reference()
-        return self.found is not None and here - before > _MOST_RISE * abs(self.found.loss)
+        return rises
 
     def _step_back(self) -> None:
         """Halve the rate; once the warmup is over, that of the scheduler that follows, which learns of it in `step`."""
+        if self.found is None or self._is_lowest:
+            self._hold()
+            return
         self._num_step_backs += 1
         self._set_factor(STEP_BACK * self._factor)
         if self._end is not None:
             set_rates(self.optimizer, [STEP_BACK * rate for rate in rates(self.optimizer)])
         elif self._climbing:
             self._start_to_creep()
+
+    def _hold(self) -> None:
+        """End where the rate cannot be why the loss rises; before the first measurement there is nothing to hold."""
+        if self._end is not None or self.found is None:
+            return
+        warnings.warn(
+            f"EdgeWarmup holds the rate at {self._factor * float(self.base_lrs[0]):.3g}: the loss rises although the "
+            "rate has been halved from that at its start again and again, so that something else raises the loss.",
+            stacklevel=_level_of_caller(),
+        )
+        self._finish()
 
     def _take_reference(self) -> None:
         if self._reference:
@@ -344,7 +375,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     @property
     def _unmeasured(self) -> bool:
-        return self.found is None and self._end is None
+        return self.found is None and self._end is None and self._updates > self._waits_until
 
     def _settings(self) -> dict[str, Any]:
         return {"num_steps": self.num_steps}

@@ -15,10 +15,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from edgewise.arguments import positive_number
-from edgewise.critical import BestStepResult, CriticalLRResult, closure_loss, search_critical_lr
+from edgewise.critical import (
+    BestStepResult,
+    CriticalLRResult,
+    closure_loss,
+    gradient_size,
+    search_critical_lr,
+)
 from edgewise.errors import Status
 from edgewise.losses import checked_loss
 from edgewise.ranks import Ranks
+from edgewise.warmup.apart import check_not_apart
+from edgewise.warmup.gradients import GradientWatch
 from edgewise.warmup.report import WarmupReport
 
 _POSITION = ("last_epoch", "_step_count", "_updates", "num_forwards", "num_searches", "fallback")
@@ -52,6 +60,8 @@ class Warmup(LRScheduler):
         self._updates = 0
         self._idle_calls = 0
         self._ranks: Ranks | None = None
+        self._gradients = GradientWatch()
+        self._waits_until = 0  # the first update that has to be measured before it is made
         targets(optimizer)
         super().__init__(optimizer)
         optimizer.register_step_post_hook(torch.compiler.disable(self._count))
@@ -216,9 +226,39 @@ class Warmup(LRScheduler):
         found = search_critical_lr(
             self.optimizer, closure, max_lr=float(self.base_lrs[0]), max_forwards=max_forwards, **options
         )
+        self._note(found)
+        return found
+
+    def _note(self, found: BestStepResult | CriticalLRResult) -> None:
+        """Count what a search took; see that it is the update of these gradients that is made, and of all ranks."""
         self.num_forwards += found.num_forwards
         self.num_searches += 1
-        return found
+        self._watch_gradients()
+        if self.num_searches == 1:
+            check_not_apart(self.optimizer, found.loss, self._ranks)
+
+    def _watch_gradients(self) -> None:
+        """Warn if the gradients that were measured with are not those of the coming update."""
+        self._gradients.note(self.optimizer, self._updates, self._position)
+
+    def _position(self) -> int:
+        return self._updates
+
+    def _has_gradient(self, closure: Callable[[], Tensor]) -> bool:
+        """Whether the gradients can be measured with: not all zero, and all finite, on every rank."""
+        return 0 < gradient_size(self.optimizer, self._ranks_of(closure)) < math.inf
+
+    def _wait(self) -> None:
+        """Let the coming update be made although it was not measured: its loss or gradients say nothing."""
+        self._waits_until = self._updates + 1
+
+    def _closure_loss(self, closure: Callable[[], Tensor]) -> float:
+        """Return the closure's loss, not finite only where the gradients are not: the step is about to be skipped."""
+        self.num_forwards += 1
+        value, self._ranks = closure_loss(closure, finite=False)
+        if not math.isfinite(value) and self._has_gradient(closure):
+            checked_loss(torch.tensor(value), "the current parameters")
+        return value
 
     def _given_loss(self, closure: Callable[[], Tensor], loss: Tensor | float) -> float:
         """Return the mean of a given loss over the ranks that train the model."""
@@ -274,6 +314,7 @@ class Warmup(LRScheduler):
     def _fall_back(self, reason: str) -> None:
         """Give up looking: from here on this is plain linear warmup."""
         self.fallback = reason
+        self._gradients.forget()
         warnings.warn(
             f"{type(self).__name__} goes on as plain linear warmup: {reason}.", stacklevel=_level_of_caller()
         )
