@@ -275,7 +275,9 @@ def test_a_target_too_high_is_held_below_and_what_follows_is_scaled():
     run = Quadratic(sgd(50.0), noise=1.0)
     warmup = EdgeWarmup(run.optimizer, num_steps=400)
     scheduler = warmup.then(CosineAnnealingLR(run.optimizer, T_max=100))
-    rates, places = run.train(warmup, range(600), scheduler=scheduler, give_loss=False)  # no update takes a share
+    rates, places = run.train(
+        warmup, range(600), scheduler=scheduler, give_loss=False
+    )  # no update takes a share
     assert warmup.status is Status.HELD_BELOW_TARGET
     assert warmup.lr_held < 2 / 4 * 1.5
     assert all(place.isfinite().all() for place in places)

@@ -16,7 +16,7 @@ from edgewise.arguments import known_name, positive_count, positive_number
 from edgewise.critical.along import along_update, current_gradients, slope_along
 from edgewise.critical.landscape import BatchesLoss, ClosureLoss
 from edgewise.critical.search import Line, Trace, check_gradient, paper_search, secant_search
-from edgewise.critical.update import Update, check_steps_alone
+from edgewise.critical.update import HIGHEST, Update, check_steps_alone
 from edgewise.errors import Status
 from edgewise.isolation import isolated
 from edgewise.losses import LossFunction
@@ -210,7 +210,7 @@ class _Search:
         line = Line(
             slope=slope,
             resolution=loss.resolution,
-            limit=self._limit,
+            limit=min(self._limit, HIGHEST),
             rtol=self._rtol,
             most_rise=math.inf if self._tolerance is None else self._tolerance * abs(loss.base),
             most_excess=self._most_excess,

@@ -15,9 +15,7 @@ _SHORT = 2.0**-4  # of ‖θ‖: a step so long that rounding of the parameters 
 _RAISE, _MOST_RAISES = 2.0**20, 8  # of a rate whose step is rounded away, at least in part
 _FACTOR = 2.0**8  # up to which rate, over that of such a step, u is compared
 _NONLINEAR = 2.0**-10  # relative difference of u that rounding does not explain
-_HIGHEST = (
-    2.0**96
-)  # rate that is tried where no step shows: kernels hold rates, and multiples of them, in float32
+HIGHEST = 2.0**96  # rate that is ever tried: kernels hold rates, and multiples of them, in float32
 
 
 def check_steps_alone(optimizer: Optimizer) -> None:
@@ -81,7 +79,7 @@ class Update:
 
     def _take(self, rate: float) -> bool:
         """Fill the vector from steps long enough to be precise, and tell whether u is the same at both."""
-        highest = _HIGHEST / max(self._ratios)
+        highest = HIGHEST / max(self._ratios)
         for _ in range(_MOST_RAISES):
             _, length, size = self._step(rate)
             share = length * rate / size if size > 0 else 1.0

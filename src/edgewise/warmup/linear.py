@@ -118,10 +118,10 @@ class LinearWarmup(Warmup):
         if affordable == 0:
             self._fall_back(f"max_overhead = {self.max_overhead:g} leaves no forward to search with")
             return
-        self._begin_at(self._updates)
         if not self._has_gradient(closure):
             self._wait()
             return
+        self._begin_at(self._updates)
         found = self._search(closure, max_forwards=affordable)
         if not math.isfinite(found.slope):
             self._wait()
@@ -157,6 +157,7 @@ class LinearWarmup(Warmup):
 
     def _wait(self) -> None:
         super()._wait()
+        self._begin_at(self._updates + 1)
         if self._updates >= self.warmup_steps:
             self._fall_back(f"the gradients of {self._updates} updates were zero or not finite")
 

@@ -240,15 +240,16 @@ class Overflows:
 
     def __init__(self) -> None:
         self.num = 0  # in a row, since the last event
-        self.update = 0  # the coming one, at the last of them
+        self.update = -1  # the coming one, if the last loss was not finite
 
     def add(self, loss: float, update: int) -> bool:
         """Take in the loss of the coming update, by its number; return whether there is an event."""
-        number = self.num + (not math.isfinite(loss))
-        event = number >= _OVERFLOWS or (self.num > 0 and update > self.update)
-        self.num, self.update = (0 if event else number), update
-        if math.isfinite(loss):
+        finite = math.isfinite(loss)
+        self.num = 0 if finite else self.num + 1
+        event = self.num == _OVERFLOWS or (0 <= self.update < update)
+        if event:
             self.num = 0
+        self.update = -1 if finite else update
         return event
 
 
