@@ -325,6 +325,17 @@ def test_a_hook_of_the_step_that_clips_is_told(make, first):
         run.train(warmup, range(3))
 
 
+def test_a_hook_that_is_registered_under_way_is_told_as_well():
+    run = Run(lr=0.1)
+    warmup = EdgeWarmup(run.optimizer)
+    run.train(warmup, range(3))
+    run.optimizer.register_step_pre_hook(
+        lambda *_: nn.utils.clip_grad_norm_(run.model.parameters(), 1e-3) and None
+    )
+    with pytest.warns(UserWarning, match="were changed between observe"):
+        run.train(warmup, range(3, 6))
+
+
 @every_warmup
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_unscaling_before_observe_is_fine_and_clipping_after_it_is_told(make, late):

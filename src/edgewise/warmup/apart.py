@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.distributed as dist
 from torch.optim import Optimizer
 
 from edgewise.errors import LossError
@@ -18,22 +19,23 @@ def check_not_apart(optimizer: Optimizer, loss: float, ranks: Ranks | None) -> N
         loss: that was measured.
         ranks: over which it was averaged; more than one are in step already.
 
+    Processes that train models of their own, or do not train, are waited for for a few seconds, once.
+
     Raises:
         LossError: on all ranks.
     """
-    if ranks is not None and ranks.group is not None:
+    alone = not (dist.is_available() and dist.is_initialized())
+    if alone or (ranks is not None and ranks.group is not None):
         return
     parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    said = said_by_all(f"{_size(parameters)} {_size(gradients)} {loss!r}")
-    if said is None:
-        return
-    states, losses = zip(*(text.rsplit(" ", 1) for text in said), strict=True)
-    if len(set(states)) == 1 and len(set(losses)) > 1:
+    losses = said_by_all(f"{_size(parameters)} {_size(gradients)}", repr(loss))
+    if losses is not None and len(set(losses)) > 1:
         raise LossError(
-            f"the {len(said)} processes train one model, as their parameters and gradients are the same, but the "
-            f"closure returns another loss on each ({', '.join(losses)}), so that their learning rates would part: call "
-            "the DistributedDataParallel module in it, not the module inside, or return the mean over the processes."
+            f"the {len(losses)} processes train one model, as their parameters and gradients are the same, but the "
+            f"closure returns another loss on each ({', '.join(losses)}), so that their learning rates would part: "
+            "call the DistributedDataParallel module in it, not the module inside, or return the mean over the "
+            "processes."
         )
 
 

@@ -40,26 +40,35 @@ class CatapultWarmup(AdaptiveWarmup):
 
         θ* = θ₀, then, until η = η_trgt:  wait until L(θ_t) < L(θ*);  θ* = θ_t,  η = max(η, η_c(θ_t))
 
-    with η_c the upper end of a bracket at which the loss rises by at most δ_t L(θ_t). Beyond the paper's algorithm:
+    with η_c the upper end of a bracket at which the loss rises by at most δ_t|g·u|η_c, g·u its slope along the update:
+    on a quadratic, η_c is at most 1 + δ_t times too high. Of losses only differences count: a constant that is added
+    to the loss changes nothing, nor does a factor. Where this is not the paper's algorithm:
 
+    - The paper allows a rise by δL(θ_t), and compares to L(θ*)(1 + δ): of a loss that may be near zero or negative
+      these say nothing.
     - δ_t = δ·η_c(θ₀)/η_c(θ_t): the tolerance shrinks as the landscape flattens.
     - For mini-batches, L(θ_t) is the moving average of the losses with weights `smoothing`ᵏ. The losses that are
       compared are of different batches; η_c is of one.
     - An optimizer with momentum β is given its memory, m = 1/(1 − β) updates: it starts at min(η_c, η_trgt)/m, as its
       first update does not show what m of them add up to, and each rate is kept for at least m updates.
-    - One catapult raises the rate by at most `max_growth`. If the loss rises above (1 + `max_rise`) L(θ*) all the same,
-      and goes on rising, the rate is halved.
-    - If the rate has not risen for `patience` updates, or η_c cannot be measured on the first batch, it goes on from
-      where it is as linear warmup of that length, once; `fallback` and a warning say why.
+    - One catapult raises the rate by at most `max_growth`. If the loss rises above L(θ*) all the same, by more than
+      `max_rise` times what the update at η_c was expected to take from it, |g·u|η_c, or times six mean deviations of
+      the losses, if that is more, the rate is halved; and again where it has risen twice as far, as what lasts is a
+      new level.
+    - Losses that are not finite are no event where the update is skipped. Three in a row, or one on which an update was
+      made, halve the rate. Gradients that are all zero or not finite are waited out.
+    - If the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss rises below
+      1/512 of the first rate, it goes on from where it is as linear warmup of that length, once; `fallback` and a
+      warning say why.
 
     The warmup is over when the loss has come down at the target rate.
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
-        tolerance: δ > 0.
+        tolerance: δ > 0, in units of |g·u|η_c.
         smoothing: of the loss, in [0, 1); 0 compares single losses, for full batches.
         max_growth: > 1.
-        max_rise: > 0.
+        max_rise: > 0, in units of |g·u|η_c.
         patience: in updates, ≥ 1.
         max_overhead: share of the training's cost so far that `observe` may add after the first search, counted in
             forwards, of which an update is three; no limit if not given.
@@ -141,7 +150,7 @@ class CatapultWarmup(AdaptiveWarmup):
         value = self._loss(closure, loss)
         if value is None:
             return
-        if self._overflows.add(value, self._updates) and self.found is not None:
+        if self._overflows.add(value, self._updates) and self.found is not None and self._end is None:
             self._step_back()
         if math.isfinite(value):
             self._move_on(closure, value)

@@ -35,7 +35,8 @@ _WATCHED = 4  # lengths of the warmup, of 50 updates at least, in which a rise o
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
-_SAME_LOSS = 2.0**-20  # relative difference up to which the closure's loss is the one given
+_SAME_LOSS = 8.0  # roundings, of float32 at most, up to which the closure's loss is the one given
+_FLOAT32 = 2.0**-23  # relative
 _PROGRESS = ("_climbing", "_mark", "_next_look", "_loss_is_exact")
 
 
@@ -45,24 +46,28 @@ class EdgeWarmup(AdaptiveWarmup):
     First it *climbs*, by what the gradients say, then it *creeps* on, by what the loss says, never above the target:
 
         climb:  η ← η·exp(ρ(1 − ζ/0.6)),  ζ = ½(1 + Σ g_{t+1}·Δθ_t / Σ |g_t·Δθ_t|),  until ζ > 0.6
-        creep:  η ← η·exp(2s/t),  s = −Σδ / Σ|δ| ∈ [−1, 1],  δ = ΔL/L
+        creep:  η ← η·exp(2s/t),  s = −Σδ / Σ|δ| ∈ [−1, 1],  δ = ΔL/U
 
     - ζ is η/η_c on a quadratic, from the slopes at both ends of each update Δθ_t = θ_{t+1} − θ_t, with the gradient of
       the next batch at its end: no forward. ρ is 1 − β under momentum β, at most 0.3: no rate before the last one
       shows. Under Adam and its kin, whose squares are averaged as well, it is half of that.
     - s is 1 while the loss falls, and the rate then grows like t² (linear warmup grows like t); 0 where noise and
-      instability eat up the progress, and the rate stays; negative where the loss rises. δ is the relative change of
-      the loss over the last k = ⌈t/10⌉ updates on the batch B of the coming one, L_B(θ_t) − L_B(θ_{t−k}), which none
-      of them has trained on. Σ are moving averages.
+      instability eat up the progress, and the rate stays; negative where the loss rises. ΔL is the change of the loss
+      over the last k = ⌈t/10⌉ updates on the batch B of the coming one, L_B(θ_t) − L_B(θ_{t−k}), which none of them
+      has trained on, and U what losses vary by (`LossTrend`). Σ are moving averages.
+    - Of losses only differences count: a constant that is added to the loss changes nothing, nor does a factor.
     - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards,
       but no update of more than 1 % of the parameters' norm (of 1 − β as much under heavy-ball momentum β, whose first
       update is that share of a long one). η_c of the first update is no such scale.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout). Their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
-    - *Instability:* where a look finds the loss risen by more than half of the first loss, or the given losses have
-      risen above their lowest level by more than chance explains (`RiseAlarm`), the rate is halved. The latter goes on
-      for four times the length of the warmup, and halves what follows by `then` as well. A given loss that stands out
-      calls for a look at once.
+    - *Instability:* where a look finds the loss risen by more than all losses at looks so far lie apart, or the given
+      losses have risen above their lowest level by more than chance explains (`RiseAlarm`), the rate is halved. The
+      latter goes on for four times the length of the warmup, and halves what follows by `then` as well. A given loss
+      that stands out calls for a look at once. Below 1/512 of the rate at its start it is held, with a warning.
+    - *Losses and gradients that are not finite* are no event where the update is skipped. Three such losses in a row,
+      or one on which an update was made, halve the rate. Before the first measurement they are waited for, as are
+      gradients that are all zero, for as many updates as the fallback has.
     - *Spikes:* an update on a batch whose given loss stands out from those before, by more than six mean deviations,
       takes a share of the rate, and so do those after it until momentum has forgotten it (`SpikeGuard`). This costs no
       forward, and goes on when the warmup is over, for as long as `observe` is called. The groups hold that share
@@ -236,7 +241,8 @@ class EdgeWarmup(AdaptiveWarmup):
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
         self._trend.begin(found.loss)
-        self._loss_is_exact = value is not None and abs(value - found.loss) <= _SAME_LOSS * abs(found.loss)
+        rounding = min(found.resolution, _FLOAT32 * abs(found.loss))
+        self._loss_is_exact = value is not None and abs(value - found.loss) <= _SAME_LOSS * rounding
         self._set_first_factor(min(1.0, _START * found.lr / target))
         if self._factor == 1.0:  # no warmup is needed
             self._end = self._updates + 1
