@@ -597,10 +597,10 @@ FAULTS = [
         test="warmup/test_common.py",
     ),
     Fault(
-        name="deviations that begin at the size of the first loss",
+        name="deviations relative to the loss",
         file="warmup/signals.py",
-        old="        if self.num_losses == 0:\n            self.mean = loss\n",
-        new="        if self.num_losses == 0:\n            self.mean, self.deviation = loss, abs(loss)\n",
+        old="        most = _SPIKE * _noise(self.deviation, self.mean_deviation)",
+        new="        most = _SPIKE * _noise(self.deviation, abs(self.mean))",
         test="warmup/test_invariance.py",
     ),
     Fault(
@@ -641,8 +641,8 @@ FAULTS = [
     Fault(
         name="rates beyond what kernels hold",
         file="critical/update.py",
-        old="            if not share < _SHORT or rate >= highest:",
-        new="            if share >= _SHORT:",
+        old="highest = HIGHEST / max(self._ratios)",
+        new="highest = 1e300",
         test="warmup/test_transients.py",
     ),
     Fault(

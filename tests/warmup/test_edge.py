@@ -146,7 +146,7 @@ def rule(run, places, start, averages):
             factor *= 0.5 if change > max(seen) - min(seen) else 1.0
             seen.append(here)
             size_now = abs(change) + (0.0 if looked is None else abs(before - looked))
-            varied = size_now if looked is None else 0.7 * varied + 0.3 * size_now
+            varied = size_now if looked is None else 0.85 * varied + 0.15 * size_now
             change, looked = change / varied, here
             total, size = 0.7 * total + 0.3 * change, 0.7 * size + 0.3 * abs(change)
             signal = -total / size

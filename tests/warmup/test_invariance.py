@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, Adam
@@ -115,6 +115,7 @@ def test_in_float32_rounding_alone_is_seen(make, make_optimizer, lr, scale, adde
     scale=st.integers(-20, 20),
     added=st.integers(-(2**20), 2**20),
 )
+@example(losses=[*[0, 8] * 20, 500, *[0, 8] * 20], scale=3, added=2**18)
 def test_signals_are_those_of_any_loss_that_differs_by_a_constant_or_a_factor(losses, scale, added):
     guards, alarms, trends = ([make() for _ in range(2)] for make in (SpikeGuard, RiseAlarm, LossTrend))
     shapes = (lambda x: x / 8, lambda x: math.ldexp(x / 8 + added, scale))

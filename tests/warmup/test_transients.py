@@ -366,9 +366,9 @@ def test_a_skipped_step_or_one_with_a_closure_is_not_compared_with_the_next(make
         warnings.simplefilter("error")
         run.train(warmup, range(8), skips=[0, 1, 3, 4])
         for t in range(8, 12):
+            run.optimizer.zero_grad()
 
             def closure(t=t):
-                run.optimizer.zero_grad()
                 loss = run.loss(t)
                 loss.backward()
                 warmup.observe(lambda: run.loss(t), loss=loss.detach())

@@ -12,7 +12,8 @@ from edgewise.ranks import Ranks, local
 _SLOPES_KEPT = 0.8  # share that a moving average of the slopes keeps, from one update to the next
 _MOST_ENTRIES = 2**18  # of all parameters, that the slopes of one update are taken over
 _CHANGES_KEPT = 0.7  # share that a moving average of the changes keeps, from one look to the next
-_MOST_CHANGES = 1 / (1 - _CHANGES_KEPT)  # average changes that a single one is as large as at most
+_SCALE_KEPT = 0.85  # the same of what losses vary by
+_MOST_CHANGES = 1 / (1 - _CHANGES_KEPT)  # average changes that a fall from infinity counts as
 _LOSSES_KEPT = 0.9  # share that the moving average of the losses keeps, from one update to the next
 _FEWEST_LOSSES = 20  # before which no deviation is known well enough to judge by
 _LEAST_DEVIATION = 0.01  # of the mean over all losses so far: a loss without noise may ripple
@@ -131,7 +132,7 @@ class LossTrend:
         self._see(here)
         if change > -math.inf:
             varied = abs(change) + (0.0 if self.last is None else abs(before - self.last))
-            self.scale = average(self.scale, varied, _CHANGES_KEPT) if self.scale > 0 else varied
+            self.scale = average(self.scale, varied, _SCALE_KEPT) if self.scale > 0 else varied
         self.last = here
         share = max(-_MOST_CHANGES, change / self.scale) if self.scale > 0 else 0.0
         self.sum = average(self.sum, share, _CHANGES_KEPT)
