@@ -53,7 +53,7 @@ def gradient_size(optimizer: Optimizer, ranks: Ranks) -> float:
         torch.linalg.vector_norm(_dense(gradient), 1, dtype=_wide(gradient)).double()
         for gradient in current_gradients(optimizer).values()
     ]
-    total = torch.stack([norm.cpu() for norm in norms]).sum()
+    total = torch.stack([norm.to(norms[0].device) for norm in norms]).sum()
     return float(ranks.sum(total)) if ranks.sharded else float(total)
 
 

@@ -150,9 +150,9 @@ class CatapultWarmup(AdaptiveWarmup):
         value = self._loss(closure, loss)
         if value is None:
             return
-        if self._overflows.add(value, self._updates) and self.found is not None and self._end is None:
+        if self._overflows.add(value, self._updates) and self.found is not None:
             self._step_back()
-        if math.isfinite(value):
+        elif math.isfinite(value):
             self._move_on(closure, value)
         elif self.found is None:
             self._wait()

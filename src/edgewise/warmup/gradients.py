@@ -108,4 +108,4 @@ def _entries(gradient: Tensor) -> Tensor:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     whole = [torch.view_as_real(part).reshape(-1) if part.is_complex() else part for part in parts]
-    return torch.cat([part.double().cpu() for part in whole]) if whole else torch.zeros(0)
+    return torch.cat([part.cpu().double() for part in whole]) if whole else torch.zeros(0)
