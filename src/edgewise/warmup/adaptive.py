@@ -68,13 +68,6 @@ class AdaptiveWarmup(Warmup):
         """Whether the rate has been halved so often that it cannot be why the loss rises."""
         return STEP_BACK * self._factor < self._lowest
 
-    def _wait(self) -> None:
-        super()._wait()
-        if self._updates >= self._fallback_length:
-            self._fall_back(
-                f"in {self._updates} updates there was none to measure: the losses or gradients were zero or not finite"
-            )
-
     @property
     def _reached(self) -> int | None:
         """The number of the first update at the target, once it is known."""

@@ -56,7 +56,7 @@ class CatapultWarmup(AdaptiveWarmup):
       the losses, if that is more, the rate is halved; and again where it has risen twice as far, as what lasts is a
       new level.
     - Losses that are not finite are no event where the update is skipped. Three in a row, or one on which an update was
-      made, halve the rate. Gradients that are all zero or not finite are waited out.
+      made, halve the rate. Gradients that are all zero or not finite are waited out, within the patience.
     - If the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss rises below
       1/512 of the first rate, it goes on from where it is as linear warmup of that length, once; `fallback` and a
       warning say why.
@@ -169,6 +169,8 @@ class CatapultWarmup(AdaptiveWarmup):
         )
 
     def _move_on(self, closure: Callable[[], Tensor], value: float) -> None:
+        if self.found is None:  # what was waited for begins here
+            self._sum = self._deviation = self._weight = 0.0
         mean, rising = self._average(value)
         if self.found is None:
             self._catapult(closure, mean)
@@ -183,7 +185,9 @@ class CatapultWarmup(AdaptiveWarmup):
 
     def _step_back(self) -> None:
         if self._is_lowest:
-            self._fall_back("the loss rises although the rate has been halved again and again")
+            self._fall_back(
+                "the loss rises, or is not finite, although the rate has been halved again and again"
+            )
             return
         self._num_step_backs += 1
         self._set_factor(STEP_BACK * self._factor)
@@ -236,6 +240,7 @@ class CatapultWarmup(AdaptiveWarmup):
             self._first_critical = found.lr
             self._set_first_factor(factor / self._memory)
             self._num_catapults += 1
+            self._highest_since = self._updates
         else:
             factor = min(factor, self.max_growth * self._factor)
             if factor > self._factor:

@@ -67,7 +67,7 @@ class EdgeWarmup(AdaptiveWarmup):
       that stands out calls for a look at once. Below 1/512 of the rate at its start it is held, with a warning.
     - *Losses and gradients that are not finite* are no event where the update is skipped. Three such losses in a row,
       or one on which an update was made, halve the rate. Before the first measurement they are waited for, as are
-      gradients that are all zero, for as many updates as the fallback has.
+      gradients that are all zero, for 200 updates at most.
     - *Spikes:* an update on a batch whose given loss stands out from those before, by more than six mean deviations,
       takes a share of the rate, and so do those after it until momentum has forgotten it (`SpikeGuard`). This costs no
       forward, and goes on when the warmup is over, for as long as `observe` is called. The groups hold that share
@@ -311,8 +311,8 @@ class EdgeWarmup(AdaptiveWarmup):
         if self._end is not None or self.found is None:
             return
         warnings.warn(
-            f"EdgeWarmup holds the rate at {self._factor * float(self.base_lrs[0]):.3g}: the loss rises although the "
-            "rate has been halved from that at its start again and again, so that something else raises the loss.",
+            f"EdgeWarmup holds the rate at {self._factor * float(self.base_lrs[0]):.3g}: the loss rises, or is not "
+            "finite, although the rate has been halved again and again, so that something else raises the loss.",
             stacklevel=_level_of_caller(),
         )
         self._finish()

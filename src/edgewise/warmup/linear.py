@@ -98,7 +98,7 @@ class LinearWarmup(Warmup):
         """Measure η_c before the first update, if `lr_init="critical"`; otherwise do nothing.
 
         Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping. Gradients that are all
-        zero or not finite are passed over, for `warmup_steps` updates at most: the warmup begins with the first update
+        zero or not finite are passed over, for 200 updates at most: the warmup begins with the first update
         that can be measured, at the first rate of plain warmup until then.
 
         Args:
@@ -156,10 +156,8 @@ class LinearWarmup(Warmup):
         self._since, self._end = update, update + self.warmup_steps
 
     def _wait(self) -> None:
-        super()._wait()
         self._begin_at(self._updates + 1)
-        if self._updates >= self.warmup_steps:
-            self._fall_back(f"the gradients of {self._updates} updates were zero or not finite")
+        super()._wait()
 
     def _settings(self) -> dict[str, Any]:
         return {"warmup_steps": self.warmup_steps, "lr_init": self.lr_init}

@@ -33,6 +33,7 @@ _POSITION = ("last_epoch", "_step_count", "_updates", "num_forwards", "num_searc
 _FORWARDS_PER_STEP = 3  # a backward costs about two forwards
 MOST_FORWARDS = 60  # of one search
 Result = TypeVar("Result", BestStepResult, CriticalLRResult)
+_MOST_WAITS = 200  # updates that say nothing, before the first that can be measured
 _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
 
 
@@ -251,6 +252,10 @@ class Warmup(LRScheduler):
     def _wait(self) -> None:
         """Let the coming update be made although it was not measured: its loss or gradients say nothing."""
         self._waits_until = self._updates + 1
+        if self._updates >= _MOST_WAITS:
+            self._fall_back(
+                f"of {_MOST_WAITS} updates none could be measured: losses or gradients were zero or not finite"
+            )
 
     def _closure_loss(self, closure: Callable[[], Tensor]) -> float:
         """Return the closure's loss, not finite only where the gradients are not: the step is about to be skipped."""
