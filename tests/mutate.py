@@ -620,7 +620,7 @@ FAULTS = [
     Fault(
         name="a catapult's tolerance relative to the loss",
         file="warmup/catapult.py",
-        old="most_excess=shrink * self.tolerance",
+        old="most_excess=shrink * _EXPECTED * self.tolerance",
         new="tolerance=shrink * self.tolerance",
         test="warmup/test_catapult.py",
     ),
@@ -648,7 +648,7 @@ FAULTS = [
     Fault(
         name="a loss at a new level halves the rate for ever",
         file="warmup/catapult.py",
-        old="            self._limit = value + (value - self._reference)",
+        old="            self._limit = value + _FARTHER * (value - self._reference)",
         new="            pass",
         test="warmup/test_catapult.py",
     ),

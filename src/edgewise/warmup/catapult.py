@@ -16,7 +16,11 @@ from edgewise.warmup.scheduler import MOST_FORWARDS, as_plain, from_plain
 
 _USABLE = (Status.FOUND, Status.MULTIPLE_CROSSINGS, Status.ABOVE_MAX_LR, Status.BUDGET_EXHAUSTED)
 _FEWEST_FORWARDS = 4  # to search with, after the first search
+_EXPECTED = (
+    1 / 8
+)  # of |g·u|η_c: what the best step along the update takes from a quartic; from a quadratic, 1/4
 _NOISE = 6.0  # mean deviations of the loss
+_FARTHER = 1 / 4  # of a rise that has halved the rate: how much farther the loss must rise to halve it again
 _MOST_MOMENTUM = 0.99  # that its memory is waited for
 _WITHOUT_CATAPULT = 0.1  # of the target: where to start if no rate raises the loss (Kalra & Barkeshli 2024)
 _PROGRESS = (
@@ -40,9 +44,10 @@ class CatapultWarmup(AdaptiveWarmup):
 
         θ* = θ₀, then, until η = η_trgt:  wait until L(θ_t) < L(θ*);  θ* = θ_t,  η = max(η, η_c(θ_t))
 
-    with η_c the upper end of a bracket at which the loss rises by at most δ_t|g·u|η_c, g·u its slope along the update:
-    on a quadratic, η_c is at most 1 + δ_t times too high. Of losses only differences count: a constant that is added
-    to the loss changes nothing, nor does a factor. Where this is not the paper's algorithm:
+    with η_c the upper end of a bracket at which the loss rises by at most δ_t|g·u|η_c/8, and g·u its slope there: a
+    share of what the best step along the update would take from a quartic (from a quadratic, twice as much). Of
+    losses only differences count: a constant that is added changes nothing, nor does a factor. Where this is not the
+    paper's algorithm:
 
     - The paper allows a rise by δL(θ_t), and compares to L(θ*)(1 + δ): of a loss that may be near zero or negative
       these say nothing.
@@ -52,9 +57,8 @@ class CatapultWarmup(AdaptiveWarmup):
     - An optimizer with momentum β is given its memory, m = 1/(1 − β) updates: it starts at min(η_c, η_trgt)/m, as its
       first update does not show what m of them add up to, and each rate is kept for at least m updates.
     - One catapult raises the rate by at most `max_growth`. If the loss rises above L(θ*) all the same, by more than
-      `max_rise` times what the update at η_c was expected to take from it, |g·u|η_c, or times six mean deviations of
-      the losses, if that is more, the rate is halved; and again where it has risen twice as far, as what lasts is a
-      new level.
+      `max_rise` times |g·u|η_c/8, or times six mean deviations of the losses, if that is more, the rate is halved; and
+      again where it rises by a quarter more, as what lasts is a new level.
     - Losses that are not finite are no event where the update is skipped. Three in a row, or one on which an update was
       made, halve the rate. Gradients that are all zero or not finite are waited out, within the patience.
     - If the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss rises below
@@ -65,10 +69,10 @@ class CatapultWarmup(AdaptiveWarmup):
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
-        tolerance: δ > 0, in units of |g·u|η_c.
+        tolerance: δ > 0, in units of |g·u|η_c/8.
         smoothing: of the loss, in [0, 1); 0 compares single losses, for full batches.
         max_growth: > 1.
-        max_rise: > 0, in units of |g·u|η_c.
+        max_rise: > 0, in units of |g·u|η_c/8.
         patience: in updates, ≥ 1.
         max_overhead: share of the training's cost so far that `observe` may add after the first search, counted in
             forwards, of which an update is three; no limit if not given.
@@ -175,7 +179,7 @@ class CatapultWarmup(AdaptiveWarmup):
         if self.found is None:
             self._catapult(closure, mean)
         elif rising and value > self._limit:
-            self._limit = value + (value - self._reference)  # again where it has risen twice as far
+            self._limit = value + _FARTHER * (value - self._reference)  # what lasts is a new level
             self._step_back()
         elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
             if self._factor == 1.0:
@@ -217,7 +221,10 @@ class CatapultWarmup(AdaptiveWarmup):
             return
         shrink = 1.0 if self.found is None else min(1.0, self._first_critical / self.found.lr)
         found = self._search(
-            closure, max_forwards=affordable, guess=self.found, most_excess=shrink * self.tolerance
+            closure,
+            max_forwards=affordable,
+            guess=self.found,
+            most_excess=shrink * _EXPECTED * self.tolerance,
         )
         self._refer_to(mean, found)
         if found.status in _USABLE and found.lr > 0:
@@ -229,7 +236,7 @@ class CatapultWarmup(AdaptiveWarmup):
     def _refer_to(self, mean: float, found: CriticalLRResult) -> None:
         """Make this place θ*, from which the loss may rise by what is expected of an update there, or by noise."""
         self._reference = mean
-        expected = -found.slope * found.lr
+        expected = -_EXPECTED * found.slope * found.lr
         noise = _NOISE * self._deviation / self._weight
         self._limit = mean + self.max_rise * max(noise, expected if math.isfinite(expected) else 0.0)
 
