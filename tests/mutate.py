@@ -620,8 +620,8 @@ FAULTS = [
     Fault(
         name="a catapult's tolerance relative to the loss",
         file="warmup/catapult.py",
-        old="most_excess=shrink * _EXPECTED * self.tolerance",
-        new="tolerance=shrink * self.tolerance",
+        old="most_excess=tolerance * _EXPECTED,",
+        new="tolerance=tolerance,",
         test="warmup/test_catapult.py",
     ),
     Fault(

@@ -153,17 +153,19 @@ def search_critical_lr(
     max_lr: float | None = None,
     rtol: float = 1 / 16,
     tolerance: float | None = None,
-    most_excess: float = math.inf,
+    most_rise: float | None = None,
+    most_excess: float = 0.0,
     max_forwards: int = 60,
     method: Method = "secant",
 ) -> CriticalLRResult:
     """Do what `critical_lr(gradient="current")` documents, with the loss as a closure.
 
     Modules are found as they run. Parameters and inputs stay in the precision they have: in half precision, the noise
-    floor tells whether that was enough. `most_excess` is a tolerance in units of |g·u|η instead of |L(θ)|: of the
-    loss only differences count.
+    floor tells whether that was enough. `most_rise` is a tolerance in units of the loss instead of |L(θ)|, and
+    `most_excess` one in units of |g·u|η, of which the larger counts: both see differences of the loss alone.
     """
-    search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method, most_excess)
+    search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
+    search.most_rise, search.most_excess = most_rise, most_excess
     with along_update(optimizer, closure, first=search.first) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
 
@@ -180,7 +182,6 @@ class _Search:
         tolerance: float | None,
         max_forwards: int,
         method: Method,
-        most_excess: float = math.inf,
     ) -> None:
         check_steps_alone(optimizer)
         rate_ratios(optimizer)  # raises where there are none
@@ -192,7 +193,8 @@ class _Search:
         self._rtol = positive_number("rtol", rtol)
         self._limit = math.inf if max_lr is None else positive_number("max_lr", max_lr)
         self._tolerance = None if tolerance is None else positive_number("tolerance", tolerance)
-        self._most_excess = most_excess
+        self.most_rise: float | None = None
+        self.most_excess = 0.0
         self._max_forwards = positive_count("max_forwards", max_forwards)
         self._exponent = guess.exponent if isinstance(guess, CriticalLRResult) else 1.0
         if isinstance(guess, CriticalLRResult):
@@ -212,8 +214,8 @@ class _Search:
             resolution=loss.resolution,
             limit=min(self._limit, HIGHEST),
             rtol=self._rtol,
-            most_rise=math.inf if self._tolerance is None else self._tolerance * abs(loss.base),
-            most_excess=self._most_excess,
+            most_rise=self._allowed_rise(loss.base),
+            most_excess=self.most_excess,
             max_forwards=max(1, self._max_forwards - loss.num_forwards),
             exponent=self._exponent,
         )
@@ -221,6 +223,11 @@ class _Search:
         if doubtful and trace.high < math.inf:  # else a loss that levels off far away hides the slope
             status = check_gradient(trace) or status
         return self._result(loss, trace, slope, status)
+
+    def _allowed_rise(self, base: float) -> float:
+        if self.most_rise is not None:
+            return self.most_rise
+        return math.inf if self._tolerance is None else self._tolerance * abs(base)
 
     def _result(
         self, loss: ClosureLoss | BatchesLoss, trace: Trace | None, slope: float, status: Status

@@ -220,11 +220,13 @@ class CatapultWarmup(AdaptiveWarmup):
         if affordable < _FEWEST_FORWARDS or not self._has_gradient(closure):
             return
         shrink = 1.0 if self.found is None else min(1.0, self._first_critical / self.found.lr)
+        tolerance = shrink * self.tolerance
         found = self._search(
             closure,
             max_forwards=affordable,
             guess=self.found,
-            most_excess=shrink * _EXPECTED * self.tolerance,
+            most_rise=tolerance * self._noise,
+            most_excess=tolerance * _EXPECTED,
         )
         self._refer_to(mean, found)
         if found.status in _USABLE and found.lr > 0:
@@ -237,8 +239,12 @@ class CatapultWarmup(AdaptiveWarmup):
         """Make this place θ*, from which the loss may rise by what is expected of an update there, or by noise."""
         self._reference = mean
         expected = -_EXPECTED * found.slope * found.lr
-        noise = _NOISE * self._deviation / self._weight
-        self._limit = mean + self.max_rise * max(noise, expected if math.isfinite(expected) else 0.0)
+        self._limit = mean + self.max_rise * max(self._noise, expected if math.isfinite(expected) else 0.0)
+
+    @property
+    def _noise(self) -> float:
+        """Six mean deviations of the losses."""
+        return _NOISE * self._deviation / self._weight
 
     def _raise_to(self, found: CriticalLRResult) -> None:
         above = found.status is Status.ABOVE_MAX_LR
