@@ -185,7 +185,7 @@ def test_the_moving_average_decides_not_single_losses():
 def test_a_loss_that_rises_too_far_halves_the_rate_and_again_where_it_rises_by_a_quarter_more(first):
     run = Product(max_rise=1.0, smoothing=0.0)
     start = run.step(loss=first)
-    expected = -run.warmup.found.slope * run.warmup.found.lr / 8
+    expected = -run.warmup.found.slope * run.warmup.found.lr / 4
     halved = [(0.9, 0), (1.1, 1), (1.2, 1), (1.3, 1), (1.4, 2), (1.3, 2), (1.7, 2), (1.8, 3), (1.0, 3)]
     for rise, times in halved:
         assert run.step(loss=first + rise * expected) == start / 2**times, rise
@@ -194,7 +194,7 @@ def test_a_loss_that_rises_too_far_halves_the_rate_and_again_where_it_rises_by_a
 
 
 def test_how_far_the_loss_may_rise_is_told_by_the_update_and_by_noise():
-    """max_rise·max(|g·u|η/8, 6D) above L(θ*), D = mean of |L − L̄| with the weights of L̄."""
+    """max_rise·max(|g·u|η/4, 6D) above L(θ*), D = mean of |L − L̄| with the weights of L̄."""
     run = Product(smoothing=0.5, max_rise=0.7)
     seen, sums = [], [0.0, 0.0, 0.0]
     for k in range(30):
@@ -206,7 +206,7 @@ def test_how_far_the_loss_may_rise_is_told_by_the_update_and_by_noise():
         run.step(loss=loss)
         if run.warmup.report().num_searches > before:
             found, state = run.warmup.found, run.warmup.state_dict()
-            expected, noise = -found.slope * found.lr / 8, 6 * sums[2] / sums[1]
+            expected, noise = -found.slope * found.lr / 4, 6 * sums[2] / sums[1]
             assert state["_reference"] == pytest.approx(mean)
             assert state["_limit"] == pytest.approx(mean + 0.7 * max(expected, noise))
             seen.append(noise > expected)

@@ -44,10 +44,9 @@ class CatapultWarmup(AdaptiveWarmup):
 
         θ* = θ₀, then, until η = η_trgt:  wait until L(θ_t) < L(θ*);  θ* = θ_t,  η = max(η, η_c(θ_t))
 
-    with η_c the upper end of a bracket at which the loss rises by at most δ_t|g·u|η_c/8, and g·u its slope there: a
-    share of what the best step along the update would take from a quartic (from a quadratic, twice as much). Of
-    losses only differences count: a constant that is added changes nothing, nor does a factor. Where this is not the
-    paper's algorithm:
+    with η_c the upper end of a bracket at which the loss rises by at most δ_t·max(|g·u|η_c/8, 6D): g·u is its slope along
+    the update, of which the best step takes an eighth from a quartic, and D the mean deviation of the losses. Of losses
+    only differences count: a constant that is added changes nothing, nor does a factor. Where this is not the paper's:
 
     - The paper allows a rise by δL(θ_t), and compares to L(θ*)(1 + δ): of a loss that may be near zero or negative
       these say nothing.
@@ -57,7 +56,7 @@ class CatapultWarmup(AdaptiveWarmup):
     - An optimizer with momentum β is given its memory, m = 1/(1 − β) updates: it starts at min(η_c, η_trgt)/m, as its
       first update does not show what m of them add up to, and each rate is kept for at least m updates.
     - One catapult raises the rate by at most `max_growth`. If the loss rises above L(θ*) all the same, by more than
-      `max_rise` times |g·u|η_c/8, or times six mean deviations of the losses, if that is more, the rate is halved; and
+      `max_rise` times |g·u|η_c/4, or times six mean deviations of the losses, if that is more, the rate is halved; and
       again where it rises by a quarter more, as what lasts is a new level.
     - Losses that are not finite are no event where the update is skipped. Three in a row, or one on which an update was
       made, halve the rate. Gradients that are all zero or not finite are waited out, within the patience.
@@ -69,10 +68,10 @@ class CatapultWarmup(AdaptiveWarmup):
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
-        tolerance: δ > 0, in units of |g·u|η_c/8.
+        tolerance: δ > 0, in units of |g·u|η_c/8 or 6D.
         smoothing: of the loss, in [0, 1); 0 compares single losses, for full batches.
         max_growth: > 1.
-        max_rise: > 0, in units of |g·u|η_c/8.
+        max_rise: > 0, in units of |g·u|η_c/4 or 6D.
         patience: in updates, ≥ 1.
         max_overhead: share of the training's cost so far that `observe` may add after the first search, counted in
             forwards, of which an update is three; no limit if not given.
@@ -238,7 +237,7 @@ class CatapultWarmup(AdaptiveWarmup):
     def _refer_to(self, mean: float, found: CriticalLRResult) -> None:
         """Make this place θ*, from which the loss may rise by what is expected of an update there, or by noise."""
         self._reference = mean
-        expected = -_EXPECTED * found.slope * found.lr
+        expected = -2 * _EXPECTED * found.slope * found.lr
         self._limit = mean + self.max_rise * max(self._noise, expected if math.isfinite(expected) else 0.0)
 
     @property
