@@ -44,9 +44,10 @@ class CatapultWarmup(AdaptiveWarmup):
 
         θ* = θ₀, then, until η = η_trgt:  wait until L(θ_t) < L(θ*);  θ* = θ_t,  η = max(η, η_c(θ_t))
 
-    with η_c the upper end of a bracket at which the loss rises by at most δ_t·max(|g·u|η_c/8, 6D): g·u is its slope along
-    the update, of which the best step takes an eighth from a quartic, and D the mean deviation of the losses. Of losses
-    only differences count: a constant that is added changes nothing, nor does a factor. Where this is not the paper's:
+    with η_c the upper end of a bracket at which the loss rises by at most δ_t·max(|g·u|η_c/8, 6D): g·u is its slope
+    along the update, of which the best step takes an eighth from a quartic, and D the mean deviation of the losses. Of
+    losses only differences count: a constant that is added changes nothing, nor does a factor. Where this is not the
+    paper's algorithm:
 
     - The paper allows a rise by δL(θ_t), and compares to L(θ*)(1 + δ): of a loss that may be near zero or negative
       these say nothing.
