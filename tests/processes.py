@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import edgewise as ew
 from cases import BY_NAME, MLP, mse, train_step
+from edgewise import ranks
 from edgewise.critical import search_critical_lr
 from edgewise.isolation import isolated
 from edgewise.objective import Objective
@@ -227,6 +228,10 @@ def nothing(model, optimizer):
     pass
 
 
+def nothing_of(model):
+    pass
+
+
 def adamw(model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.3)
 
@@ -321,6 +326,52 @@ def ddp_errors(rank: int) -> dict:
         "not a number in a warmup": error_of(observed, model, mine, failing(rank, 1, not_a_number)),
         "unwrapped": ranks_of(model.module).num,
     }
+
+
+# Closures that see no other rank
+
+FIRST_LOOKS = {
+    "critical": lambda optimizer: ew.LinearWarmup(optimizer, warmup_steps=9, lr_init="critical"),
+    "catapult": ew.CatapultWarmup,
+    "edge": ew.EdgeWarmup,
+}
+
+
+def apart(rank: int) -> dict:
+    """Warmups whose closures return this rank's own loss, of one model and of models of their own."""
+    ranks._PATIENCE = 0.5
+    found: dict = {}
+    for name, make in FIRST_LOOKS.items():
+        for give_loss in (True, False):
+            _, model, mine = build_ddp(rank)
+            found["inside", name, give_loss] = looked(make, model, model.module, mine[0], give_loss)
+            _, model, mine = build_ddp(rank)
+            found["wrapped", name, give_loss] = looked(make, model, model, mine[0], give_loss)
+        _, model, mine = build_ddp(rank)
+        found["averaged by hand", name] = looked(make, model.module, model.module, mine[0], True, average)
+        for seeds in ("one start", "two starts"):
+            torch.manual_seed(rank if seeds == "two starts" else 0)
+            own = BY_NAME[MLP.name].make_model().double()
+            found[seeds, name] = looked(make, own, own, mine[0], True)
+        own = BY_NAME[MLP.name].make_model().double()
+        found["on one rank", name] = "" if rank else looked(make, own, own, mine[0], True)
+        dist.barrier()
+    return found
+
+
+def average(model) -> None:
+    for p in model.parameters():
+        dist.all_reduce(p.grad)
+        p.grad /= NUM
+
+
+def looked(make, trained, called, batch, give_loss, after_backward=nothing_of) -> str:
+    """Return what the first look of a warmup raises."""
+    warmup = make(torch.optim.SGD(trained.parameters(), lr=0.5))
+    loss = mse(trained, batch)
+    loss.backward()
+    after_backward(trained)
+    return error_of(warmup.observe, lambda: mse(called, batch), loss=loss.detach() if give_loss else None)
 
 
 # Sharded parameters

@@ -21,6 +21,11 @@ def ddp(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    return processes.run(processes.apart, tmp_path_factory.mktemp("apart"))
+
+
+@pytest.fixture(scope="module")
 def fsdp(tmp_path_factory):
     return processes.run(processes.fsdp, tmp_path_factory.mktemp("fsdp"))
 
@@ -315,6 +320,28 @@ def test_warmups_are_those_of_one_process_on_all_ranks(how, kind, request):
     assert first == pytest.approx(expected, rel=1e-3)
     assert 0 < first[0] < 20.0  # searched, and found below the target
     assert first[-1] > first[0] or kind == "catapult"  # which waits longer
+
+
+@pytest.mark.parametrize("kind", processes.FIRST_LOOKS)
+def test_a_closure_of_one_model_that_sees_this_rank_s_loss_alone_is_refused_on_all(kind, apart):
+    for rank in apart:
+        told = [rank["inside", kind, True], rank["inside", kind, False], rank["averaged by hand", kind]]
+        for text in told:
+            assert text.startswith("LossError: the 2 processes train one model")
+            assert "call the DistributedDataParallel module in it" in text
+
+
+@pytest.mark.parametrize("kind", processes.FIRST_LOOKS)
+def test_ranks_that_see_the_same_loss_or_train_models_of_their_own_are_left_alone(kind, apart):
+    for rank in apart:
+        for case in (
+            ("wrapped", kind, True),
+            ("wrapped", kind, False),
+            ("one start", kind),
+            ("two starts", kind),
+        ):
+            assert rank[case] == ""
+        assert rank["on one rank", kind] == ""  # and waits for no other
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

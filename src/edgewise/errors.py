@@ -15,7 +15,7 @@ class Status(enum.Enum):
     ABOVE_MAX_LR = "the loss does not rise up to max_lr: the critical learning rate lies above"
     NOT_A_DESCENT_DIRECTION = (
         "the update does not point downhill for this loss (slope >= 0): wrong batch, stale or scaled "
-        "gradient, or momentum that dominates"
+        "gradient, one that is zero or not finite, or momentum that dominates"
     )
     BELOW_RESOLUTION = (
         "the loss is not precise enough to tell where it starts to rise: the noise floor exceeds rtol"

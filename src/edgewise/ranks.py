@@ -9,6 +9,7 @@ What is imported inside functions takes half a second to load, and is needed onl
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from edgewise.errors import EdgewiseError, SecondDerivativeError
 
 _T = TypeVar("_T")
+_PATIENCE = 5.0  # seconds that other processes are waited for, where they need not take part
 
 _FINE, _NO_DERIVATIVE, _FAILED = range(3)  # how a rank ended, in order of severity
 
@@ -117,6 +119,25 @@ def _severity(error: Exception | None) -> int:
     if error is None:
         return _FINE
     return _NO_DERIVATIVE if isinstance(error, SecondDerivativeError) else _FAILED
+
+
+def said_by_all(subject: str, text: str) -> list[str] | None:
+    """Return what each process of the default group says to a subject, in order; `None` if some do not in time.
+
+    No collective, but notes in the group's store: a process that never says anything is not waited for for long.
+    """
+    if not _in_group() or dist.get_world_size() == 1:
+        return None
+    store = dist.distributed_c10d.PrefixStore(
+        f"edgewise {subject}", dist.distributed_c10d._get_default_store()
+    )
+    ranks = [str(rank) for rank in range(dist.get_world_size())]
+    store.set(ranks[dist.get_rank()], text)
+    try:
+        store.wait(ranks, timedelta(seconds=_PATIENCE))
+    except RuntimeError:  # DistStoreError: no time is left
+        return None
+    return [store.get(rank).decode() for rank in ranks]
 
 
 def ranks_of(model: nn.Module) -> Ranks:

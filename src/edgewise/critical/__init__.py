@@ -1,5 +1,6 @@
 """The critical learning rate: the optimizer's update, the loss along it, and where that first rises."""
 
+from edgewise.critical.along import gradient_size
 from edgewise.critical.best_step import BestStepResult, search_best_step
 from edgewise.critical.critical_lr import CriticalLRResult, critical_lr, search_critical_lr
 from edgewise.critical.landscape import closure_loss
@@ -11,6 +12,7 @@ __all__ = [
     "check_steps_alone",
     "closure_loss",
     "critical_lr",
+    "gradient_size",
     "search_best_step",
     "search_critical_lr",
 ]

@@ -12,7 +12,7 @@ from edgewise.critical.landscape import ClosureLoss
 from edgewise.critical.update import Update
 from edgewise.isolation import isolated
 from edgewise.parameters import inner, unflatten
-from edgewise.ranks import Ranks
+from edgewise.ranks import Ranks, local
 
 
 @contextmanager
@@ -45,6 +45,25 @@ def current_gradients(optimizer: Optimizer) -> dict[Tensor, Tensor]:
             "no parameter of the optimizer has a gradient: call this between loss.backward() and optimizer.step()."
         )
     return gradients
+
+
+def gradient_size(optimizer: Optimizer, ranks: Ranks) -> float:
+    """Return Σ|g|, which nothing can be measured with where it is zero, infinite or NaN; collective."""
+    norms = [
+        torch.linalg.vector_norm(_dense(gradient), 1, dtype=_wide(gradient)).double()
+        for gradient in current_gradients(optimizer).values()
+    ]
+    total = torch.stack([norm.to(norms[0].device) for norm in norms]).sum()
+    return float(ranks.sum(total)) if ranks.sharded else float(total)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    whole = local(gradient.detach())
+    return whole.coalesce().values() if whole.is_sparse else whole
+
+
+def _wide(gradient: Tensor) -> torch.dtype:
+    return torch.promote_types(gradient.dtype, torch.float32)
 
 
 def slope_along(

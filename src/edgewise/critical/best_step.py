@@ -23,6 +23,7 @@ class BestStepResult:
     num_forwards: int
     loss: float  # at the current parameters
     slope: float  # dL/dη at η = 0
+    resolution: float = 0.0  # of the loss: smaller differences are rounding
 
 
 def search_best_step(
@@ -70,6 +71,7 @@ def search_best_step(
             num_forwards=loss.num_forwards,
             loss=loss.base,
             slope=slope,
+            resolution=loss.resolution,
         )
 
 

@@ -27,7 +27,7 @@ from edgewise.arguments import (
 from edgewise.critical.along import along_update, current_gradients, slope_along
 from edgewise.critical.landscape import BatchesLoss, ClosureLoss
 from edgewise.critical.search import Line, Trace, check_gradient, paper_search, secant_search
-from edgewise.critical.update import Update, check_steps_alone
+from edgewise.critical.update import HIGHEST, Update, check_steps_alone
 from edgewise.errors import Status
 from edgewise.isolation import isolated
 from edgewise.losses import LossFunction
@@ -167,17 +167,21 @@ def search_critical_lr(
     max_lr: float | None = None,
     rtol: float = 1 / 16,
     tolerance: float | None = None,
+    most_rise: float | None = None,
+    most_excess: float = 0.0,
     max_forwards: int = 60,
     method: Method = "secant",
 ) -> CriticalLRResult:
     """Do what `critical_lr(gradient="current")` documents, with the loss as a closure.
 
     Modules are found as they run. Parameters and inputs stay in the precision they have: in half precision, the noise
-    floor tells whether that was enough.
+    floor tells whether that was enough. `most_rise` is a tolerance in units of the loss instead of |L(θ)|, and
+    `most_excess` one in units of |g·u|η, of which the larger counts: both see differences of the loss alone.
     """
     optimizer = an_optimizer("optimizer", optimizer)
     a_closure(closure)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
+    search.most_rise, search.most_excess = most_rise, most_excess
     with along_update(optimizer, closure, first=search.first) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
 
@@ -204,6 +208,8 @@ class _Search:
         self._rtol = positive_share("rtol", rtol, "it is the bracket's upper end over the lower one, less 1")
         self._limit = math.inf if max_lr is None else positive_number("max_lr", max_lr)
         self._tolerance = None if tolerance is None else positive_number("tolerance", tolerance)
+        self.most_rise: float | None = None
+        self.most_excess = 0.0
         self._max_forwards = positive_count("max_forwards", max_forwards)
         self._exponent = guess.exponent if isinstance(guess, CriticalLRResult) else 1.0
         if isinstance(guess, CriticalLRResult):
@@ -221,9 +227,10 @@ class _Search:
         line = Line(
             slope=slope,
             resolution=loss.resolution,
-            limit=self._limit,
+            limit=min(self._limit, HIGHEST),
             rtol=self._rtol,
-            most_rise=math.inf if self._tolerance is None else self._tolerance * abs(loss.base),
+            most_rise=self._allowed_rise(loss.base),
+            most_excess=self.most_excess,
             max_forwards=max(1, self._max_forwards - loss.num_forwards),
             exponent=self._exponent,
         )
@@ -231,6 +238,11 @@ class _Search:
         if doubtful and trace.high < math.inf:  # else a loss that levels off far away hides the slope
             status = check_gradient(trace) or status
         return self._result(loss, trace, slope, status)
+
+    def _allowed_rise(self, base: float) -> float:
+        if self.most_rise is not None:
+            return self.most_rise
+        return math.inf if self._tolerance is None else self._tolerance * abs(base)
 
     def _result(
         self, loss: ClosureLoss | BatchesLoss, trace: Trace | None, slope: float, status: Status

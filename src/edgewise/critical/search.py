@@ -33,7 +33,8 @@ class Line:
         resolution: of the loss, ≥ 0: smaller changes are rounding.
         limit: the largest rate to try, > 0; may be infinite.
         rtol: the bracket's relative width, > 0.
-        most_rise: the largest change allowed at the bracket's upper end, > 0; may be infinite.
+        most_rise: the largest change allowed at the bracket's upper end η, > 0; may be infinite.
+        most_excess: the same in units of −slope·η, in which it is η/η_c − 1 on a quadratic; the larger of both counts.
         max_forwards: budget of evaluations.
         exponent: q > 0 of the power law expected, φ = slope·(1 − (η/η_c)^q); 1 on a quadratic.
     """
@@ -43,6 +44,7 @@ class Line:
     limit: float = math.inf
     rtol: float = 1 / 16
     most_rise: float = math.inf
+    most_excess: float = 0.0
     max_forwards: int = 60
     exponent: float = 1.0
 
@@ -155,7 +157,8 @@ class Trace:
 
     def too_high(self, width: float) -> bool:
         """Whether the loss rises too much at the upper end, and a narrower bracket may mend it."""
-        return not self.rise <= self.line.most_rise and width > _FINEST
+        most = max(self.line.most_rise, self.line.most_excess * -self.line.slope * self.high)
+        return not self.rise <= most and width > _FINEST
 
 
 def paper_search(change: Callable[[float], float], line: Line, first: float) -> tuple[Trace, Status]:

@@ -20,6 +20,7 @@ _RAISE, _MOST_RAISES = 2.0**20, 8  # of a rate whose step is rounded away, at le
 _FACTOR = 2.0**8  # up to which rate, over that of such a step, u is compared
 _NONLINEAR = 2.0**-10  # relative difference of u that rounding does not explain
 _STEPPING_ALONE: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that were tried
+HIGHEST = 2.0**96  # rate that is ever tried: kernels hold rates, and multiples of them, in float32
 
 
 def check_steps_alone(optimizer: Optimizer) -> None:
@@ -117,12 +118,13 @@ class Update:
 
     def _take(self, rate: float) -> bool:
         """Fill the vector from steps long enough to be precise, and tell whether u is the same at both."""
+        highest = HIGHEST / max(self._ratios)
         for _ in range(_MOST_RAISES):
             _, length, size = self._step(rate)
             share = length * rate / size if size > 0 else 1.0
-            if share >= _SHORT:
+            if not share < _SHORT or rate >= highest:  # NaN too: a longer step tells no more
                 break
-            rate *= min(_SHORT / share, _RAISE) if share > 0 else _RAISE
+            rate = min(rate * (min(_SHORT / share, _RAISE) if share > 0 else _RAISE), highest)
         self.relative_length = length / size if size > 0 else 0.0
         change, length, _ = self._step(_FACTOR * rate)
         rounding = max(torch.finfo(p.dtype).eps for p in self._parameters) * size / rate

@@ -10,9 +10,13 @@ from edgewise.arguments import an_optimizer
 from edgewise.critical import check_steps_alone
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear_from, steps_to_target
+from edgewise.warmup.signals import Overflows
 from edgewise.warmup.state import Saved
 
 STEP_BACK = 0.5  # factor on a rate at which the loss has shot up
+_LOWEST = (
+    2.0**-9
+)  # of the first rate that was measured: a loss that rises below that does not rise because of the rate
 
 
 class AdaptiveWarmup(Warmup):
@@ -38,6 +42,8 @@ class AdaptiveWarmup(Warmup):
         self._rates: list[tuple[int, float]] = [(0, 1 / fallback_length)]  # (first update, factor)
         self._linear: tuple[int, float] | None = None  # the same, of the linear warmup it falls back to
         self._num_step_backs = 0
+        self._lowest = 0.0  # factor, once one was measured
+        self._overflows = Overflows()
         super().__init__(optimizer, max_overhead=max_overhead)
 
     def factor_at(self, update: int) -> float:
@@ -53,9 +59,19 @@ class AdaptiveWarmup(Warmup):
         return self.factor_at(self._updates)
 
     def _set_factor(self, factor: float) -> None:
+        factor = max(factor, self._lowest)
         if self._rates[-1][0] == self._updates:  # a step that was skipped
             self._rates.pop()
         self._rates.append((self._updates, factor))
+
+    def _set_first_factor(self, factor: float) -> None:
+        self._set_factor(factor)
+        self._lowest = _LOWEST * factor
+
+    @property
+    def _is_lowest(self) -> bool:
+        """Whether the rate has been halved so often that it cannot be why the loss rises."""
+        return STEP_BACK * self._factor < self._lowest
 
     @property
     def _reached(self) -> int | None:
@@ -76,6 +92,9 @@ class AdaptiveWarmup(Warmup):
             "_rates": list(self._rates),
             "_linear": self._linear,
             "_num_step_backs": self._num_step_backs,
+            "_lowest": self._lowest,
+            "_waits_until": self._waits_until,
+            "overflows": dict(vars(self._overflows)),
             "_end": self._end,
             "_fallback_length": self._fallback_length,
         }
@@ -88,6 +107,9 @@ class AdaptiveWarmup(Warmup):
             "_rates": saved.steps("_rates"),
             "_linear": linear,
             "_num_step_backs": saved.count("_num_step_backs"),
+            "_lowest": saved.number("_lowest"),
+            "_waits_until": saved.count("_waits_until"),
+            "_overflows": saved.parts("overflows", Overflows()),
             "_end": saved.count_or_none("_end"),
             "_fallback_length": saved.count("_fallback_length", least=1) if begun else self._fallback_length,
         }

@@ -15,7 +15,7 @@ from edgewise.arguments import (
     positive_count,
     positive_number,
 )
-from edgewise.critical import CriticalLRResult, closure_loss
+from edgewise.critical import CriticalLRResult
 from edgewise.errors import Status
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.report import WarmupReport
@@ -24,13 +24,20 @@ from edgewise.warmup.state import Saved, as_plain
 
 _USABLE = (Status.FOUND, Status.MULTIPLE_CROSSINGS, Status.ABOVE_MAX_LR, Status.BUDGET_EXHAUSTED)
 _FEWEST_FORWARDS = 4  # to search with, after the first search
+_EXPECTED = (
+    1 / 8
+)  # of |g·u|η_c: what the best step along the update takes from a quartic; from a quadratic, 1/4
+_NOISE = 6.0  # mean deviations of the loss
+_FARTHER = 1 / 4  # of a rise that has halved the rate: how much farther the loss must rise to halve it again
 _MOST_MOMENTUM = 0.99  # that its memory is waited for
 _WITHOUT_CATAPULT = 0.1  # of the target: where to start if no rate raises the loss (Kalra & Barkeshli 2024)
 _PROGRESS = (
     "_first_critical",
     "_reference",
+    "_limit",
     "_previous",
     "_sum",
+    "_deviation",
     "_weight",
     "_highest_since",
     "_num_catapults",
@@ -45,26 +52,35 @@ class CatapultWarmup(AdaptiveWarmup):
 
         θ* = θ₀, then, until η = η_trgt:  wait until L(θ_t) < L(θ*);  θ* = θ_t,  η = max(η, η_c(θ_t))
 
-    with η_c the upper end of a bracket at which the loss rises by at most δ_t L(θ_t). Beyond the paper's algorithm:
+    with η_c the upper end of a bracket at which the loss rises by at most δ_t·max(|g·u|η_c/8, 6D): g·u is its slope
+    along the update, of which the best step takes an eighth from a quartic, and D the mean deviation of the losses. Of
+    losses only differences count: a constant that is added changes nothing, nor does a factor. Where this is not the
+    paper's algorithm:
 
+    - The paper allows a rise by δL(θ_t), and compares to L(θ*)(1 + δ): of a loss that may be near zero or negative
+      these say nothing.
     - δ_t = δ·η_c(θ₀)/η_c(θ_t): the tolerance shrinks as the landscape flattens.
     - For mini-batches, L(θ_t) is the moving average of the losses with weights `smoothing`ᵏ. The losses that are
       compared are of different batches; η_c is of one.
     - An optimizer with momentum β is given its memory, m = 1/(1 − β) updates: it starts at min(η_c, η_trgt)/m, as its
       first update does not show what m of them add up to, and each rate is kept for at least m updates.
-    - One catapult raises the rate by at most `max_growth`. If the loss rises above (1 + `max_rise`) L(θ*) all the same,
-      and goes on rising, the rate is halved.
-    - If the rate has not risen for `patience` updates, or η_c cannot be measured on the first batch, it goes on from
-      where it is as linear warmup of that length, once; `fallback` and a warning say why.
+    - One catapult raises the rate by at most `max_growth`. If the loss rises above L(θ*) all the same, by more than
+      `max_rise` times |g·u|η_c/4, or times six mean deviations of the losses, if that is more, the rate is halved; and
+      again where it rises by a quarter more, as what lasts is a new level.
+    - Losses that are not finite are no event where the update is skipped. Three in a row, or one on which an update was
+      made, halve the rate. Gradients that are all zero or not finite are waited out, within the patience.
+    - If the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss rises below
+      1/512 of the first rate, it goes on from where it is as linear warmup of that length, once; `fallback` and a
+      warning say why.
 
     The warmup is over when the loss has come down at the target rate.
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
-        tolerance: δ > 0.
+        tolerance: δ > 0, in units of |g·u|η_c/8 or 6D.
         smoothing: of the loss, in [0, 1); 0 compares single losses, for full batches.
         max_growth: > 1.
-        max_rise: > 0.
+        max_rise: > 0, in units of |g·u|η_c/4 or 6D.
         patience: in updates, ≥ 1.
         max_overhead: share of the training's cost so far that `observe` may add after the first search, counted in
             forwards, of which an update is three; no limit if not given.
@@ -119,8 +135,9 @@ class CatapultWarmup(AdaptiveWarmup):
         self.found: CriticalLRResult | None = None
         self._first_critical = math.nan
         self._reference = math.inf  # L(θ*)
+        self._limit = math.inf  # of the loss, beyond which the rate is halved
         self._previous = math.inf  # the loss observed last
-        self._sum = self._weight = 0.0  # of the moving average
+        self._sum = self._deviation = self._weight = 0.0  # of the moving averages of L and |L − L̄|
         self._highest_since = 0
         self._num_catapults = 0
         super().__init__(optimizer, fallback_length=self.patience, max_overhead=max_overhead)
@@ -143,26 +160,18 @@ class CatapultWarmup(AdaptiveWarmup):
         """
         a_closure(closure)
         a_loss_value("loss", loss)
+        self._gradients.forget()
         if not self._observes(looks=self._end is None) or self._end is not None:
             return
         value = self._loss(closure, loss)
         if value is None:
             return
-        if not math.isfinite(value):
-            self._fall_back(f"the loss is {value}")
-            self._apply()
-            return
-        mean, rising = self._average(value)
-        if self.found is None:
-            self._catapult(closure, mean)
-        elif rising and value > self._reference + self.max_rise * abs(self._reference):
-            self._num_step_backs += 1
-            self._set_factor(STEP_BACK * self._factor)
-        elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
-            if self._factor == 1.0:
-                self._end = self._updates + 1
-            else:
-                self._catapult(closure, mean)
+        if self._overflows.add(value, self._updates) and self.found is not None:
+            self._step_back()
+        elif math.isfinite(value):
+            self._move_on(closure, value)
+        elif self.found is None:
+            self._wait()
         if self._end is None and self._updates - self._highest_since >= self.patience:
             self._stop_waiting()
         self._apply()
@@ -175,14 +184,36 @@ class CatapultWarmup(AdaptiveWarmup):
             num_step_backs=self._num_step_backs,
         )
 
+    def _move_on(self, closure: Callable[[], Tensor], value: float) -> None:
+        if self.found is None:  # what was waited for begins here
+            self._sum = self._deviation = self._weight = 0.0
+        mean, rising = self._average(value)
+        if self.found is None:
+            self._catapult(closure, mean)
+        elif rising and value > self._limit:
+            self._limit = value + _FARTHER * (value - self._reference)  # what lasts is a new level
+            self._step_back()
+        elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
+            if self._factor == 1.0:
+                self._end = self._updates + 1
+            else:
+                self._catapult(closure, mean)
+
+    def _step_back(self) -> None:
+        if self._is_lowest:
+            self._fall_back(
+                "the loss rises, or is not finite, although the rate has been halved again and again"
+            )
+            return
+        self._num_step_backs += 1
+        self._set_factor(STEP_BACK * self._factor)
+
     def _loss(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> float | None:
         """Return the mean loss over the ranks that train the model; `None` if there is no budget to evaluate it."""
         if loss is None:
             if self._affordable(self._updates + 1) < 1 and self.found is not None:
                 return None
-            self.num_forwards += 1
-            value, self._ranks = closure_loss(closure)
-            return value
+            return self._closure_loss(closure)
         return self._given_loss(closure, loss)
 
     def _average(self, value: float) -> tuple[float, bool]:
@@ -190,36 +221,56 @@ class CatapultWarmup(AdaptiveWarmup):
         rising, self._previous = value > self._previous, value
         self._sum = self.smoothing * self._sum + (1 - self.smoothing) * value
         self._weight = self.smoothing * self._weight + (1 - self.smoothing)
-        return self._sum / self._weight, rising
+        mean = self._sum / self._weight
+        self._deviation = self.smoothing * self._deviation + (1 - self.smoothing) * abs(value - mean)
+        return mean, rising
 
     def _catapult(self, closure: Callable[[], Tensor], mean: float) -> None:
         """Make this place the reference, and raise the rate to η_c where that is higher."""
         first = self.found is None
         affordable = MOST_FORWARDS if first else self._affordable(self._updates + 1)
-        if affordable < _FEWEST_FORWARDS:
+        if affordable < _FEWEST_FORWARDS or not self._has_gradient(closure):
             return
         shrink = 1.0 if self.found is None else min(1.0, self._first_critical / self.found.lr)
+        tolerance = shrink * self.tolerance
         found = self._search(
-            closure, max_forwards=affordable, guess=self.found, tolerance=shrink * self.tolerance
+            closure,
+            max_forwards=affordable,
+            guess=self.found,
+            most_rise=tolerance * self._noise,
+            most_excess=tolerance * _EXPECTED,
         )
-        self._reference = mean
+        self._refer_to(mean, found)
         if found.status in _USABLE and found.lr > 0:
             self._raise_to(found)
         elif first and found.status is not Status.NOT_A_DESCENT_DIRECTION:  # that may be one batch's
             start = _WITHOUT_CATAPULT if found.status is Status.NO_CATAPULT else self._factor
             self._fall_back(f"no critical learning rate, {found.status.value}", start=start)
 
+    def _refer_to(self, mean: float, found: CriticalLRResult) -> None:
+        """Make this place θ*, from which the loss may rise by what is expected of an update there, or by noise."""
+        self._reference = mean
+        expected = -2 * _EXPECTED * found.slope * found.lr
+        self._limit = mean + self.max_rise * max(self._noise, expected if math.isfinite(expected) else 0.0)
+
+    @property
+    def _noise(self) -> float:
+        """Six mean deviations of the losses."""
+        return _NOISE * self._deviation / self._weight
+
     def _raise_to(self, found: CriticalLRResult) -> None:
         above = found.status is Status.ABOVE_MAX_LR
         factor = 1.0 if above else min(1.0, found.lr / float(self.base_lrs[0]))
         if self.found is None:
             self._first_critical = found.lr
-            factor /= self._memory
+            self._set_first_factor(factor / self._memory)
+            self._num_catapults += 1
+            self._highest_since = self._updates
         else:
             factor = min(factor, self.max_growth * self._factor)
-        if self.found is None or factor > self._factor:
-            self._num_catapults += 1
-            self._set_factor(factor)
+            if factor > self._factor:
+                self._num_catapults += 1
+                self._set_factor(factor)
         self.found = found
 
     def _stop_waiting(self) -> None:
@@ -232,7 +283,7 @@ class CatapultWarmup(AdaptiveWarmup):
 
     @property
     def _unmeasured(self) -> bool:
-        return self._weight == 0.0 and self._end is None
+        return self._weight == 0.0 and self._end is None and self._updates > self._waits_until
 
     def _set_factor(self, factor: float) -> None:
         if factor > max(factor for _, factor in self._rates):

@@ -21,6 +21,7 @@ from edgewise.warmup.signals import LossTrend, RateShare, RiseAlarm, SpikeGuard
 from edgewise.warmup.state import Saved, as_plain
 from edgewise.warmup.step_share import StepShare
 from edgewise.warmup.then import RATES_OF_THEIR_OWN
+from edgewise.warn import warn
 
 # One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
 _START = 1 / 4  # of the rate at which the first update lowers the loss most
@@ -33,12 +34,12 @@ _SPACING = 1 / 10  # of the updates so far: how many lie between two looks
 _SETTLED_CHANGE = 1.2  # a rate that changes by less than this factor …
 _SETTLED_TIME = 1.5  # … while the number of updates grows by this one, has settled
 _SHORTEST_HOLD = 50  # updates that it must have stood for at least
-_MOST_RISE = 1 / 2  # of the loss, over the first loss: more is taken for instability
 _WATCHED = 4  # lengths of the warmup, of 50 updates at least, in which a rise of the loss halves the rate
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
-_SAME_LOSS = 2.0**-20  # relative difference up to which the closure's loss is the one given
+_SAME_LOSS = 8.0  # roundings, of float32 at most, up to which the closure's loss is the one given
+_FLOAT32 = 2.0**-23  # relative
 _PROGRESS = ("_climbing", "_mark", "_next_look", "_loss_is_exact")
 
 
@@ -48,24 +49,28 @@ class EdgeWarmup(AdaptiveWarmup):
     First it *climbs*, by what the gradients say, then it *creeps* on, by what the loss says, never above the target:
 
         climb:  η ← η·exp(ρ(1 − ζ/0.6)),  ζ = ½(1 + Σ g_{t+1}·Δθ_t / Σ |g_t·Δθ_t|),  until ζ > 0.6
-        creep:  η ← η·exp(2s/t),  s = −Σδ / Σ|δ| ∈ [−1, 1],  δ = ΔL/L
+        creep:  η ← η·exp(2s/t),  s = −Σδ / Σ|δ| ∈ [−1, 1],  δ = ΔL/U
 
     - ζ is η/η_c on a quadratic, from the slopes at both ends of each update Δθ_t = θ_{t+1} − θ_t, with the gradient of
       the next batch at its end: no forward. ρ is 1 − β under momentum β, at most 0.3: no rate before the last one
       shows. Under Adam and its kin, whose squares are averaged as well, it is half of that.
     - s is 1 while the loss falls, and the rate then grows like t² (linear warmup grows like t); 0 where noise and
-      instability eat up the progress, and the rate stays; negative where the loss rises. δ is the relative change of
-      the loss over the last k = ⌈t/10⌉ updates on the batch B of the coming one, L_B(θ_t) − L_B(θ_{t−k}), which none
-      of them has trained on. Σ are moving averages.
+      instability eat up the progress, and the rate stays; negative where the loss rises. ΔL is the change of the loss
+      over the last k = ⌈t/10⌉ updates on the batch B of the coming one, L_B(θ_t) − L_B(θ_{t−k}), which none of them
+      has trained on, and U what losses vary by (`LossTrend`). Σ are moving averages.
+    - Of losses only differences count: a constant that is added to the loss changes nothing, nor does a factor.
     - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards,
       but no update of more than 1 % of the parameters' norm (of 1 − β as much under heavy-ball momentum β, whose first
       update is that share of a long one). η_c of the first update is no such scale.
     - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
       dropout). Their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
-    - *Instability:* where a look finds the loss risen by more than half of the first loss, or the given losses have
-      risen above their lowest level by more than chance explains (`RiseAlarm`), the rate is halved. The latter goes on
-      for four times the length of the warmup, and halves what follows by `then` as well. A given loss that stands out
-      calls for a look at once.
+    - *Instability:* where a look finds the loss risen by more than all losses at looks so far lie apart, or the given
+      losses have risen above their lowest level by more than chance explains (`RiseAlarm`), the rate is halved. The
+      latter goes on for four times the length of the warmup, and halves what follows by `then` as well. A given loss
+      that stands out calls for a look at once. Below 1/512 of the rate at its start it is held, with a warning.
+    - *Losses and gradients that are not finite* are no event where the update is skipped. Three such losses in a row,
+      or one on which an update was made, halve the rate. Before the first measurement they are waited for, as are
+      gradients that are all zero, for 200 updates at most.
     - *Spikes:* an update on a batch whose given loss stands out from those before, by more than six mean deviations,
       takes a share of the rate, and so do those after it until momentum has forgotten it (`SpikeGuard`). This costs no
       forward, and goes on when the warmup is over, for as long as `observe` is called. The groups hold that share
@@ -155,15 +160,14 @@ class EdgeWarmup(AdaptiveWarmup):
         """
         a_closure(closure)
         a_loss_value("loss", loss)
+        self._gradients.forget()
         self._step_share.spend()
         if not self._observes():
             return
         rises = False
         value = None if loss is None else self._given_loss(closure, loss)
-        if value is not None and math.isfinite(value):
-            self._guard.add(value, recovery=self._forgetting)
-            self._alarm.add(value)
-            self._step_share.share, rises = self._guard.share, self._alarm.rings
+        if value is not None:
+            rises = self._take_in(value)
         under_way = self._end is None
         if under_way:
             self._warm_up(closure, value)
@@ -212,9 +216,20 @@ class EdgeWarmup(AdaptiveWarmup):
                 "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
             )
 
+    def _take_in(self, value: float) -> bool:
+        """Add a loss to what is known of them, and guard the update; return whether the rate is to be halved."""
+        rises = self._overflows.add(value, self._updates)
+        if math.isfinite(value):
+            self._guard.add(value, recovery=self._forgetting)
+            self._alarm.add(value)
+            rises = rises or self._alarm.rings
+        self._step_share.share = self._guard.share
+        return rises
+
     def _warm_up(self, closure: Callable[[], Tensor], value: float | None) -> None:
         if value is not None and not math.isfinite(value):
-            self._fall_back(f"the loss is {value}")
+            if self.found is None:
+                self._wait()
         elif self.found is None:
             self._begin(closure, value)
         elif self._updates > self._rates[-1][0]:  # a step that was skipped is no progress
@@ -225,6 +240,9 @@ class EdgeWarmup(AdaptiveWarmup):
             self._settle()
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
+        if not self._has_gradient(closure):
+            self._wait()
+            return
         target = float(self.base_lrs[0])
         found = search_best_step(
             self.optimizer,
@@ -233,16 +251,18 @@ class EdgeWarmup(AdaptiveWarmup):
             max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
             max_forwards=_MOST_FIRST_FORWARDS,
         )
-        self.num_forwards += found.num_forwards
-        self.num_searches += 1
-        if not math.isfinite(found.slope):  # the step is about to be skipped
+        self._note(found)
+        if not math.isfinite(found.slope):
+            self._wait()
             return
         self.found = found
         if found.lr == 0:
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
-        self._loss_is_exact = value is not None and abs(value - found.loss) <= _SAME_LOSS * abs(found.loss)
-        self._set_factor(min(1.0, _START * found.lr / target))
+        self._trend.begin(found.loss)
+        rounding = min(found.resolution, _FLOAT32 * abs(found.loss))
+        self._loss_is_exact = value is not None and abs(value - found.loss) <= _SAME_LOSS * rounding
+        self._set_first_factor(min(1.0, _START * found.lr / target))
         if self._factor == 1.0:  # no warmup is needed
             self._end = self._updates + 1
         else:
@@ -251,6 +271,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _climb(self, closure: Callable[[], Tensor]) -> None:
         share = self._rate_share.measure(self._parameters, self._ranks_of(closure))
+        self._watch_gradients()
         if share is None:
             if not self._rate_share.kept:
                 self._rate_share.before_step(self._parameters)
@@ -282,22 +303,37 @@ class EdgeWarmup(AdaptiveWarmup):
         if self._affordable(max(self._updates, self.num_steps or _SHORTEST_RUN)) < (1 if given else 2):
             self._trend.value = min(self._trend.value, 0.0)  # no growth unseen
             return False
-        self.num_forwards += 1 if given else 2
+        here = value if given and value is not None else self._closure_loss(closure)
+        if not math.isfinite(here):
+            return False
+        self.num_forwards += 1
         with exchanged(self._parameters, self._reference):
             before, _ = closure_loss(closure, finite=False)
-        here = value if given and value is not None else closure_loss(closure)[0]
-        self._trend.add(here, before)
+        rises = self._trend.add(here, before)
         self._take_reference()
-        return self.found is not None and here - before > _MOST_RISE * abs(self.found.loss)
+        return rises
 
     def _step_back(self) -> None:
         """Halve the rate; once the warmup is over, that of the scheduler that follows, which learns of it in `step`."""
+        if self.found is None or self._is_lowest:
+            self._hold()
+            return
         self._num_step_backs += 1
         self._set_factor(STEP_BACK * self._factor)
         if self._end is not None:
             self._written.write([STEP_BACK * rate for rate in rates(self.optimizer)])
         elif self._climbing:
             self._start_to_creep()
+
+    def _hold(self) -> None:
+        """End where the rate cannot be why the loss rises; before the first measurement there is nothing to hold."""
+        if self._end is not None or self.found is None:
+            return
+        warn(
+            f"EdgeWarmup holds the rate at {self._factor * float(self.base_lrs[0]):.3g}: the loss rises, or is not "
+            "finite, although the rate has been halved again and again, so that something else raises the loss."
+        )
+        self._finish()
 
     def _take_reference(self) -> None:
         if self._reference:
@@ -380,7 +416,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     @property
     def _unmeasured(self) -> bool:
-        return self.found is None and self._end is None
+        return self.found is None and self._end is None and self._updates > self._waits_until
 
     def _settings(self) -> dict[str, Any]:
         return {"num_steps": self.num_steps}

@@ -60,6 +60,8 @@ class LinearWarmup(Warmup):
     Reference: arXiv 2406.09405, sections 2 and 5.
     """
 
+    _since_format = ("_since", "_waits_until")
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -72,6 +74,7 @@ class LinearWarmup(Warmup):
         self.warmup_steps = self._end = positive_count("warmup_steps", warmup_steps)
         self.lr_init: float | str = lr_init
         self.start: CriticalLRResult | None = None
+        self._since = 0  # the update that is the first of the warmup: those before had nothing to measure
         if isinstance(lr_init, str) and lr_init == "critical":
             check_steps_alone(optimizer)
         elif isinstance(lr_init, str):
@@ -84,6 +87,7 @@ class LinearWarmup(Warmup):
     def factor_at(self, update: int) -> float:
         """Return the factor on the target rates, in (0, 1], of an update, counted from 0."""
         start = self._start_factor
+        update = max(0, update - self._since)
         if start is not None:
             return linear_from(update, warmup_steps=self.warmup_steps, start=start)
         init = 0.0 if isinstance(self.lr_init, str) else min(1.0, self.lr_init / float(self.base_lrs[0]))
@@ -93,14 +97,15 @@ class LinearWarmup(Warmup):
     def steps_to_target(self) -> int:
         """T_reach: the number of the first update, from 0, at the target rate; plainly `warmup_steps` − 1."""
         if self._start_factor is not None:
-            return steps_to_target(warmup_steps=self.warmup_steps, start=self._start_factor)
-        return 0 if self.lr_init == float(self.base_lrs[0]) else self.warmup_steps - 1
+            return self._since + steps_to_target(warmup_steps=self.warmup_steps, start=self._start_factor)
+        return 0 if self.lr_init == float(self.base_lrs[0]) else self._since + self.warmup_steps - 1
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Measure η_c before the first update, if `lr_init="critical"`; otherwise do nothing.
 
-        Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping. Gradients that are not
-        finite are passed over: the optimizer's step is about to be skipped.
+        Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping. Gradients that are all
+        zero or not finite are passed over, for 200 updates at most: the warmup begins with the first update
+        that can be measured, at the first rate of plain warmup until then.
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward.
@@ -113,14 +118,21 @@ class LinearWarmup(Warmup):
         """
         a_closure(closure)
         a_loss_value("loss", loss)
-        if not self._observes(looks=self._unmeasured) or not self._unmeasured or self._updates > 0:
+        self._gradients.forget()
+        seeks = self.lr_init == "critical" and self.start is None and self.fallback is None
+        if not self._observes(looks=seeks) or not seeks or self._updates > self._waits_until:
             return
         affordable = self._affordable(self.warmup_steps)
         if affordable == 0:
             self._fall_back(f"max_overhead = {self.max_overhead:g} leaves no forward to search with")
             return
+        if not self._has_gradient(closure):
+            self._wait()
+            return
+        self._begin_at(self._updates)
         found = self._search(closure, max_forwards=affordable)
         if not math.isfinite(found.slope):
+            self._wait()
             return
         self.start = found
         if self._start_factor is None:
@@ -145,16 +157,30 @@ class LinearWarmup(Warmup):
 
     @property
     def _unmeasured(self) -> bool:
-        return self.lr_init == "critical" and self.start is None and self.fallback is None
+        unknown = self.lr_init == "critical" and self.start is None and self.fallback is None
+        return unknown and self._updates > self._waits_until
+
+    def _begin_at(self, update: int) -> None:
+        self._since, self._end = update, update + self.warmup_steps
+
+    def _wait(self) -> None:
+        self._begin_at(self._updates + 1)
+        super()._wait()
 
     def _settings(self) -> dict[str, Any]:
         return {"warmup_steps": self.warmup_steps, "lr_init": self.lr_init}
 
     def _progress(self) -> dict[str, Any]:
-        return {"start": as_plain(self.start)}
+        return {"start": as_plain(self.start), "_since": self._since, "_waits_until": self._waits_until}
 
     def _read(self, saved: Saved) -> dict[str, Any]:
-        return {"start": saved.result("start", CriticalLRResult)}
+        since, waits = (saved.count(name) if name in saved else 0 for name in self._since_format)
+        return {
+            "start": saved.result("start", CriticalLRResult),
+            "_since": since,
+            "_end": since + self.warmup_steps,
+            "_waits_until": waits,
+        }
 
 
 def _check_below_target(optimizer: Optimizer, lr_init: float) -> None:

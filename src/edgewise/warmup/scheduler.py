@@ -12,9 +12,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.arguments import an_optimizer, positive_share
-from edgewise.critical import CriticalLRResult, closure_loss, search_critical_lr
+from edgewise.critical import (
+    BestStepResult,
+    CriticalLRResult,
+    closure_loss,
+    gradient_size,
+    search_critical_lr,
+)
 from edgewise.losses import checked_loss
 from edgewise.ranks import Ranks
+from edgewise.warmup.apart import check_not_apart
+from edgewise.warmup.gradients import GradientWatch
 from edgewise.warmup.groups import floats, like_rates
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.state import FORMAT, Saved
@@ -26,6 +34,7 @@ _COUNTS = ("_step_count", "_updates", "num_forwards", "num_searches")
 _SINCE_FORMAT = ("format", "lr")  # entries that states without a format lack
 _FORWARDS_PER_STEP = 3  # a backward costs about two forwards
 MOST_FORWARDS = 60  # of one search
+_MOST_WAITS = 200  # updates that say nothing, before the first that can be measured
 
 
 class Warmup(UpdateSchedule):
@@ -54,6 +63,8 @@ class Warmup(UpdateSchedule):
         self.num_forwards = 0
         self.num_searches = 0
         self.fallback: str | None = None
+        self._gradients = GradientWatch()
+        self._waits_until = 0  # the first update that has to be measured before it is made
         self._has_follower = False
         self._has_warned_late = False
         super().__init__(an_optimizer("optimizer", optimizer))
@@ -214,9 +225,43 @@ class Warmup(UpdateSchedule):
         found = search_critical_lr(
             self.optimizer, closure, max_lr=float(self.base_lrs[0]), max_forwards=max_forwards, **options
         )
+        self._note(found)
+        return found
+
+    def _note(self, found: BestStepResult | CriticalLRResult) -> None:
+        """Count what a search took; see that it is the update of these gradients that is made, and of all ranks."""
         self.num_forwards += found.num_forwards
         self.num_searches += 1
-        return found
+        self._watch_gradients()
+        if self.num_searches == 1:
+            check_not_apart(self.optimizer, found.loss, self._ranks)
+
+    def _watch_gradients(self) -> None:
+        """Warn if the gradients that were measured with are not those of the coming update."""
+        self._gradients.note(self.optimizer, self._updates, self._position)
+
+    def _position(self) -> int:
+        return self._updates
+
+    def _has_gradient(self, closure: Callable[[], Tensor]) -> bool:
+        """Whether the gradients can be measured with: not all zero, and all finite, on every rank."""
+        return 0 < gradient_size(self.optimizer, self._ranks_of(closure)) < math.inf
+
+    def _wait(self) -> None:
+        """Let the coming update be made although it was not measured: its loss or gradients say nothing."""
+        self._waits_until = self._updates + 1
+        if self._updates >= _MOST_WAITS:
+            self._fall_back(
+                f"of {_MOST_WAITS} updates none could be measured: losses or gradients were zero or not finite"
+            )
+
+    def _closure_loss(self, closure: Callable[[], Tensor]) -> float:
+        """Return the closure's loss, not finite only where the gradients are not: the step is about to be skipped."""
+        self.num_forwards += 1
+        value, self._ranks = closure_loss(closure, finite=False)
+        if not math.isfinite(value) and self._has_gradient(closure):
+            checked_loss(torch.tensor(value), "the current parameters")
+        return value
 
     def _given_loss(self, closure: Callable[[], Tensor], loss: Tensor | float) -> float:
         """Return the mean of a given loss over the ranks that train the model."""
@@ -272,4 +317,5 @@ class Warmup(UpdateSchedule):
     def _fall_back(self, reason: str) -> None:
         """Give up looking: from here on this is plain linear warmup."""
         self.fallback = reason
+        self._gradients.forget()
         warn(f"{type(self).__name__} goes on as plain linear warmup: {reason}.")
