@@ -175,8 +175,10 @@ def test_a_state_taken_while_it_waits_goes_on_waiting(make):
     run = Run(lr=0.01)
     warmup = make(run.optimizer)
     run.train(warmup, range(3), spoil=lambda t: run.fill(0.0))
+    state = warmup.state_dict()
+    warmup.close()
     again = make(run.optimizer)
-    again.load_state_dict(warmup.state_dict())
+    again.load_state_dict(state)
     run.train(again, range(3, 6))
     assert again.fallback is None
 

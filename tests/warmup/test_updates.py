@@ -53,6 +53,9 @@ def decay(update):
     return 1 / (1 + 0.1 * update)
 
 
+ORDINARY = [step for step in range(26) if step % 16 != 8]  # as many that a loss can stand out from them
+
+
 def hooks_of(optimizer):
     return [
         len(hooks)
@@ -213,7 +216,7 @@ def test_the_rest_of_the_outer_step_sees_the_share_of_the_update():
     seen = []
     run = make_run(lambda o: EdgeWarmup(o, num_steps=60), make_optimizer=Outermost)
     multiply = torch.Tensor.mul_
-    run.train(range(8))
+    run.train(ORDINARY)
     full = run.optimizer.param_groups[0]["lr"]
     for p in run.optimizer.param_groups[0]["params"]:
         p.data.fill_(0.5)
@@ -221,7 +224,7 @@ def test_the_rest_of_the_outer_step_sees_the_share_of_the_update():
         patch.setattr(
             torch.Tensor, "mul_", lambda self, factor: seen.append(factor) or multiply(self, factor)
         )
-        run.train([8])
+        run.train([24])
     decays = {factor for factor in seen if isinstance(factor, float) and 0.9 < factor < 1}
     assert decays
     assert all(1 - factor < 0.09 * full for factor in decays)
@@ -377,7 +380,8 @@ def test_a_warmup_dies_with_its_last_reference_and_takes_its_hooks_and_copies_al
     run.train(range(30))
     gone = weakref.ref(run.warmup)
     copies = [weakref.ref(tensor) for tensor in copies_of(run.warmup)]
-    assert hooks_of(optimizer) == [1, 1, 1]
+    watches = not isinstance(run.warmup, LinearWarmup) or run.warmup.lr_init == "critical"  # its gradients
+    assert hooks_of(optimizer) == [1 + watches, 1, 1]
     gc.disable()
     try:
         del run
@@ -635,22 +639,22 @@ def test_observing_inside_the_step_is_as_observing_before_it(make, follow, make_
 
 def test_a_step_that_raises_after_its_closure_observed_leaves_no_share_in_what_is_saved():
     run = make_run(lambda o: EdgeWarmup(o, num_steps=60))
-    run.train(range(8))
+    run.train(ORDINARY)
     full = run.optimizer.param_groups[0]["lr"]
 
     def closure():
         run.optimizer.zero_grad()
-        loss = run.loss(8)
+        loss = run.loss(24)
         loss.backward()
-        run.warmup.observe(lambda: run.loss(8), loss=loss.detach())
+        run.warmup.observe(lambda: run.loss(24), loss=loss.detach())
         assert run.optimizer.param_groups[0]["lr"] < 0.5 * full
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.optimizer.step(closure)
-    factor = run.warmup.factor_at(8)
+    factor = run.warmup.factor_at(24)
     assert run.optimizer.state_dict()["param_groups"][0]["lr"] == pytest.approx(0.5 * factor)
-    assert run.warmup.report().updates == 8
+    assert run.warmup.report().updates == 24
 
 
 @pytest.mark.parametrize("name", ["critical", "catapult", "edge"])
@@ -1010,7 +1014,7 @@ def test_groups_that_are_taken_away_are_named():
 
 def test_a_group_added_by_the_closure_of_a_guarded_update_keeps_its_rate():
     run = make_run(lambda o: EdgeWarmup(o, num_steps=20))
-    run.train(range(24))
+    run.train(ORDINARY)
     assert run.warmup.finished
     run.optimizer.zero_grad()
 

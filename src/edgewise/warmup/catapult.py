@@ -28,6 +28,9 @@ _EXPECTED = (
     1 / 8
 )  # of |g·u|η_c: what the best step along the update takes from a quartic; from a quadratic, 1/4
 _NOISE = 6.0  # mean deviations of the loss
+_KNOWN = (
+    1 - 1 / math.e
+)  # weight of the moving averages, from which on they tell of noise: 1/(1 − smoothing) losses
 _FARTHER = 1 / 4  # of a rise that has halved the rate: how much farther the loss must rise to halve it again
 _MOST_MOMENTUM = 0.99  # that its memory is waited for
 _WITHOUT_CATAPULT = 0.1  # of the target: where to start if no rate raises the loss (Kalra & Barkeshli 2024)
@@ -190,7 +193,7 @@ class CatapultWarmup(AdaptiveWarmup):
         mean, rising = self._average(value)
         if self.found is None:
             self._catapult(closure, mean)
-        elif rising and value > self._limit:
+        elif rising and self._is_too_high(value):
             self._limit = value + _FARTHER * (value - self._reference)  # what lasts is a new level
             self._step_back()
         elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
@@ -198,6 +201,14 @@ class CatapultWarmup(AdaptiveWarmup):
                 self._end = self._updates + 1
             else:
                 self._catapult(closure, mean)
+
+    def _is_too_high(self, value: float) -> bool:
+        """Whether the loss has risen too far; not below the critical rate, while the noise of the losses is unknown."""
+        assert self.found is not None
+        if self._weight < _KNOWN and self.found.status is Status.ABOVE_MAX_LR:
+            self._limit = max(self._limit, self._reference + self.max_rise * self._noise)
+            return False
+        return value > self._limit
 
     def _step_back(self) -> None:
         if self._is_lowest:

@@ -47,6 +47,13 @@ class GradientWatch:
         """Take no gradients for noted: none were measured with, or what was measured does not count."""
         self._noted, self._values = [], []
 
+    def close(self) -> None:
+        """Compare no more: remove the hook."""
+        self.forget()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
     def _compare_last(self, optimizer: Optimizer, position: Callable[[], int]) -> None:
         """Let the comparison be the last that happens before a step: another hook may clip."""
         if self._handle is None:

@@ -130,6 +130,11 @@ class Warmup(UpdateSchedule):
         agree_on_targets(self, scheduler)
         return WarmupThen(self, scheduler)
 
+    def close(self) -> None:
+        """Let go of the optimizer: no update is counted any more, and the rates stay as they are. May be repeated."""
+        super().close()
+        self._gradients.close()
+
     def _check_follower(self, scheduler: LRScheduler) -> None:
         """Raise where a scheduler cannot follow."""
         check_follower(self, scheduler)
