@@ -40,7 +40,6 @@ CLOSED_FORMS = [
     ("adam-no-momentum", torch.optim.Adam, {"betas": (0.0, 0.9)}, 2, 2),
     ("adam-no-eps", torch.optim.Adam, {"eps": 0.0}, 38, 20),
     ("adam-coupled", torch.optim.Adam, {"weight_decay": 0.3}, 38, 20),  # of P⁻¹(H + γ)
-    ("adam-maximize", torch.optim.Adam, {"maximize": True, "weight_decay": 0.3}, 38, 20),
     ("adamw", torch.optim.AdamW, {"weight_decay": 0.3}, 19 * (2 - 0.003), 10 * (2 - 0.003)),
     ("amsgrad", torch.optim.Adam, {"amsgrad": True}, 38, 20),
     ("gi-adam", ew.GIAdam, {}, 38, 20),

@@ -125,6 +125,11 @@ class Objective:
         """Return ‖vector‖, of the entries on all ranks."""
         return self.reduce(vector.norm().square()).sqrt() if self.ranks.sharded else vector.norm()
 
+    def size_of_parameters(self) -> float:
+        """Return ‖θ‖."""
+        squares = [p.detach().double().square().sum() for p in self.tensors]
+        return float(self.reduce(torch.stack(squares).sum()).sqrt())
+
     def value(self) -> float:
         """Return L(θ)."""
         value = sum(share * loss for share, loss in zip(self.shares, self.values(), strict=True))
@@ -277,19 +282,19 @@ class Objective:
         self.ranks.check_whole("reverse-over-reverse")
         parts = unflatten(vector, self.tensors)
         total = None
-        try:
-            with self._evaluating():
-                self._keep_graphs()
-                keep = bool(self._graphs)
-                for share, graph in self._graphs or self._fresh_gradients(create_graph=True):
-                    product = differentiate(graph, parts, self.tensors, keep=keep)
-                    del graph  # before the next is built: the budget is for one
-                    total = weighted_sum(total, share, product, self.tensors)
-        except SecondDerivativeError:  # another route has no use for the graphs
-            self._graphs, self.graph_bytes, self._budget.keeps = [], 0, False
-            raise
+        with self._evaluating():
+            self._keep_graphs()
+            keep = bool(self._graphs)
+            for share, graph in self._graphs or self._fresh_gradients(create_graph=True):
+                product = differentiate(graph, parts, self.tensors, keep=keep)
+                del graph  # before the next is built: the budget is for one
+                total = weighted_sum(total, share, product, self.tensors)
         assert total is not None  # there is a batch
         return self._total(total)
+
+    def drop_graphs(self) -> None:
+        """Keep no graph from here on: another route has no use for them."""
+        self._graphs, self.graph_bytes, self._budget.keeps = [], 0, False
 
     def hvp_forward(self, vector: Tensor, *, step: float = 0.0) -> Tensor:
         """Return ∇²L(θ + step·vector) · vector by forward-over-reverse: no graph is kept, no second backward needed."""

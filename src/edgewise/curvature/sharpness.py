@@ -1,6 +1,6 @@
 """The two entry points: sharpness and preconditioned sharpness, one code path."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from edgewise.arguments import positive_count, positive_number
+from edgewise.arguments import an_optimizer, positive_count, positive_number
 from edgewise.curvature.hessian import HessianOperator, Route, measured_operator
 from edgewise.curvature.lanczos import FLOOR, random_directions, top_eigenpairs
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.results import SharpnessResult, Signature
+from edgewise.derivatives import WrongDerivativeError
+from edgewise.errors import Status
 from edgewise.losses import LossFunction
 from edgewise.parameters import select_parameters
 from edgewise.precision import measuring_dtype, without_autocast
@@ -22,6 +24,8 @@ from edgewise.ranks import local
 
 # Warm starts before one is checked by a cold one: after a crossing, they may follow the lower eigenvalue.
 _COLD_EVERY = 50
+# Times that the step of differences is chosen anew, along the eigenvectors that the one before has led to.
+_MOST_STEPS = 3
 
 
 def sharpness(
@@ -164,6 +168,7 @@ def preconditioned_sharpness(
 
     Reference: arXiv 2406.09405, section 2 and appendix.
     """
+    optimizer = an_optimizer("optimizer", optimizer)
     parameters = _check(model, params, dtype, rtol, num, start, max_hvps)
     options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
     measured = measured_operator(
@@ -225,8 +230,11 @@ def _top(
     max_hvps: int,
     seed: int,
 ) -> SharpnessResult:
+    hessian_operator = operator.operator if isinstance(operator, PreconditionedOperator) else operator
+    assert isinstance(hessian_operator, HessianOperator)
     generator = torch.Generator().manual_seed(seed + operator.shard)
-    solve = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
+    pairs = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
+    solve = partial(_settled, operator, hessian_operator, pairs)
     if start is None:
         result = solve(start=random_directions(operator, 1, generator), max_hvps=max_hvps, extra=1)
         subspace, num_warm = result.subspace, 0
@@ -235,14 +243,12 @@ def _top(
         # Each vector in one piece, as the solver reads them.
         subspace = torch.cat([result.vectors.T, start.vectors[:, :1].T.to(result.vectors)]).T
         num_warm = start.num_warm + 1
-    left = max_hvps - result.num_hvps
+    left = max_hvps - hessian_operator.num_products
     if num_warm >= _COLD_EVERY and left >= num:
         cold = solve(start=random_directions(operator, 1, generator), max_hvps=left, extra=1)
         num_warm = 0
         if cold.value > result.value:
             result, subspace = cold, cold.subspace
-    hessian_operator = operator.operator if isinstance(operator, PreconditionedOperator) else operator
-    assert isinstance(hessian_operator, HessianOperator)
     return replace(
         result,
         subspace=subspace,
@@ -250,10 +256,46 @@ def _top(
         num_hvps=hessian_operator.num_products,
         hvp=hessian_operator.route,
         hvp_reason=hessian_operator.reason.strip(),
-        hvp_error=hessian_operator.relative_error,
+        hvp_error=max(result.hvp_error, hessian_operator.relative_error),
         graph_bytes=hessian_operator.graph_bytes,
         parameters=parameters,
     )
+
+
+def _settled(
+    operator: SymmetricOperator,
+    hessian_operator: HessianOperator,
+    solve: Callable[..., SharpnessResult],
+    *,
+    start: Tensor,
+    max_hvps: int,
+    extra: int,
+) -> SharpnessResult:
+    """Return eigenpairs by a route that holds, and where it is that of differences, with the error along them."""
+    most, before, num_steps = max_hvps, hessian_operator.num_products, 0
+    while True:
+        try:
+            result = solve(start=start, max_hvps=most, extra=extra)
+        except WrongDerivativeError as error:
+            hessian_operator.take_next_route(error)
+            most = max_hvps - (hessian_operator.num_products - before)
+            if most < len(start):
+                raise
+            continue
+        if not result.converged:
+            return result
+        found = [
+            operator.settle_along(v, float(value))
+            for v, value in zip(result.vectors.T, result.values, strict=True)
+        ]
+        result = replace(result, hvp_error=max(error for error, _ in found))
+        most = max_hvps - (hessian_operator.num_products - before)
+        if not any(changed for _, changed in found):
+            return result
+        num_steps += 1
+        if most < len(result.values) or num_steps > _MOST_STEPS:
+            return replace(result, status=Status.BUDGET_EXHAUSTED)
+        start = result.vectors.T
 
 
 def _vectors_of(start: SharpnessResult, operator: SymmetricOperator) -> Tensor:
