@@ -242,9 +242,9 @@ class Objective:
             with suppress(SecondDerivativeError):
                 self._keep_graphs()
         total = None
-        if not self._graphs:
+        kept = [(share, list(graph)) for share, graph in self._graphs] if keep_graph else []
+        if not kept:
             self._plan(create_graph=False)
-        kept = [(share, list(graph)) for share, graph in self._graphs]
         for share, gradients in kept or self._fresh_gradients(create_graph=False):
             total = weighted_sum(total, share, gradients, self.tensors)
         assert total is not None  # there is a batch

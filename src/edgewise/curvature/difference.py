@@ -63,6 +63,13 @@ class CentralDifference:
             raise _too_coarse(error, "along the eigenvector that was found")
         return error, self._step != before
 
+    def curves(self, vector: Tensor) -> bool:
+        """Whether gradients differ along the vector, smoothly: not by a kink alone, as those of ReLU networks do."""
+        step = self._balanced_step() / float(self._objective.norm(vector))
+        product, doubled = (self._central(vector, factor * step) for factor in (1.0, 2.0))
+        size = float(self._objective.norm(product))
+        return size > 0 and float(self._objective.norm(doubled.sub_(product))) <= _GOOD_ERROR * size
+
     def has_limit(self, vector: Tensor) -> bool:
         """Whether differences stay finite as the step shrinks; at a kink, and where ∇²L is infinite, they grow."""
         step = self._balanced_step() / float(self._objective.norm(vector))

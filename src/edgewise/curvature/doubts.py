@@ -40,10 +40,8 @@ class Doubts:
         self.num_products = 0  # taken for the checks
 
     def add(self, vector: Tensor, product: Tensor) -> None:
-        """Take in a product; the first may show that there is nothing to differentiate."""
+        """Take in the norms of a product that is used."""
         length, size = (float(self._objective.norm(part)) for part in (vector, product))
-        if size == 0 < length and self._largest == 0:
-            self._objective.values_and_gradients()  # raises where the loss does not depend on the parameters
         if length > 0:
             self._largest = max(self._largest, size / length)
             self._longest = max(self._longest, length)
@@ -52,6 +50,21 @@ class Doubts:
         """Raise where a product is not finite, though gradients and their differences around θ are."""
         if not is_finite(product) and self._difference.has_limit(vector):
             raise _wrong(route, "a second derivative is not finite, though gradients are, as of a norm at 0")
+
+    def check_zero(self, route: str, vector: Tensor, product: Tensor) -> None:
+        """Raise where the first product is zero, and the loss not linear; `LossError` where it depends on no parameter.
+
+        A fused kernel may hand out gradients that it has computed before, without a graph to what they depend on.
+        """
+        if (
+            self._largest > 0
+            or float(self._objective.norm(vector)) == 0
+            or self._objective.norm(product) != 0
+        ):
+            return
+        self._objective.values_and_gradients()  # raises the LossError
+        if route != "difference" and self._difference.curves(vector):
+            raise _wrong(route, "a product is zero, though gradients differ around here")
 
     def check_steady(self, vector: Tensor, product: Tensor) -> None:
         """Raise where a forward product jumps as θ moves by √ε: at single points, a formula may leave a term out."""

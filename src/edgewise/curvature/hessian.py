@@ -164,13 +164,16 @@ class HessianOperator(SymmetricOperator):
 
     def _product(self, vector: Tensor) -> Tensor:
         if self.route == "difference":
-            return self._difference.product(vector)
+            product = self._difference.product(vector)
+            self._doubts.check_zero(self.route, vector, product)
+            return product
         exact: Callable[[Tensor], Tensor] = (
             self._objective.hvp if self.route == "reverse" else self._objective.hvp_forward
         )
         product = exact(vector)
         self._exact_products += 1
         self._doubts.check_finite(self.route, vector, product)
+        self._doubts.check_zero(self.route, vector, product)
         if self.route == "forward" and self._returned == 0:
             self._doubts.check_steady(vector, product)
         self._returned += 1
