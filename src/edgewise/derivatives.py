@@ -51,10 +51,10 @@ def forward_over_reverse(
     gradient_and_value = torch.func.grad_and_value(evaluate)
     with sdpa_kernel(SDPBackend.MATH), as_second_derivative_error("forward-over-reverse"):
         primal, (product, _) = torch.func.jvp(gradient_and_value, (primals,), (tangents,))[:2]
-    loss = primal[1]
-    if expected is not None and not abs(float(loss) - expected) <= rtol * abs(expected):
+    loss = float(primal[1].detach())
+    if expected is not None and not abs(loss - expected) <= rtol * abs(expected):
         raise SecondDerivativeError(
-            f"forward-over-reverse is not possible for this loss (it is {float(loss):.6g} under torch.func and "
+            f"forward-over-reverse is not possible for this loss (it is {loss:.6g} under torch.func and "
             f"{expected:.6g} without, from the same random state, as if dropout drew another mask): use "
             'hvp="reverse" or hvp="difference", or call model.eval().'
         )

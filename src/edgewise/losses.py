@@ -85,7 +85,8 @@ class GraphOnDemand:
                 _check_no_backward(error)
             self._needed = True
         with torch.enable_grad():
-            return self._with_graph(evaluate)
+            value = self._with_graph(evaluate)
+        return value.detach() if isinstance(value, Tensor) else value
 
     def _with_graph(self, evaluate: Callable[[], Any]) -> Any:
         had = any(parameter.grad is not None for parameter in self._parameters)
