@@ -442,6 +442,18 @@ def scheduler():
             "first parameter group has learning rate 0",
         ),
         (lambda: with_rate(math.nan), ValueError, "learning rate of parameter group 0 must be a finite"),
+        (
+            lambda: torch.optim.SGD([parameter()], lr=LR, maximize=True),
+            ValueError,
+            "group 0 has maximize=True.*Negate the loss",
+        ),
+        (
+            lambda: torch.optim.Adam(
+                [{"params": [parameter()]}, {"params": [parameter()], "maximize": True}]
+            ),
+            ValueError,
+            "group 1 has maximize=True.*Negate the loss",
+        ),
     ],
 )
 def test_bad_input_is_named(make, error, message):
