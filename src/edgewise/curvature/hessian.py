@@ -156,7 +156,7 @@ class HessianOperator(SymmetricOperator):
         if isinstance(error, WrongDerivativeError):
             self._later_routes = [route for route in self._later_routes if route == "difference"]
         if not self._later_routes:
-            if self.route != "difference":
+            if error.__cause__ is not None:
                 self._objective.gradient()
             raise error
         self.reason += f"{error} "
