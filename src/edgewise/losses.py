@@ -14,9 +14,8 @@ from edgewise.errors import LossError
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
-_LACKS_GRAPH = re.compile(
-    r"requires?[ _]grad|grad_fn"
-)  # in torch's refusals to differentiate without a graph
+# In what torch says of tensors without a graph, and Python of gradients that are not there.
+_LACKS_GRAPH = re.compile(r"requires?[ _]grad|grad_fn|used in the graph|NoneType")
 
 
 def checked_loss(loss: object, of: str, *, finite: bool = True) -> Tensor:

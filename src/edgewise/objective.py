@@ -305,7 +305,8 @@ class Objective:
         with self._evaluating():
             self._plan(create_graph=False)
             for i, share, batch in self._budget.pieces():
-                expected = None if self._same_draws or step else self._loss_of(i, batch)
+                known = self._same_draws or step or self._snapshot is None  # without one, each draws anew
+                expected = None if known else self._loss_of(i, batch)
                 self._rewind()  # before: torch.func forbids to write to tensors inside, or to make leaves
                 evaluate = partial(self._evaluate, i, self._cast(batch))
                 product = forward_over_reverse(evaluate, primals, tangents, expected, self._noise)

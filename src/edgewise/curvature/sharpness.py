@@ -84,12 +84,13 @@ def sharpness(
 
     Raises:
         EdgewiseError: the measurement failed on another rank; names it and its error.
-        TypeError: `batches` is not a collection, or an argument has the wrong type.
+        TypeError: `batches` is not a collection, a parameter is complex, or an argument has the wrong type.
         ValueError: an argument is out of range, no parameter requires a gradient, a loader shuffles, the budget
             cannot be met, or the model is distributed in another way.
-        LossError: the loss is not a finite scalar with a graph, does not repeat, differs between passes, or is not
-            the mean over the micro-batches of a batch that is split.
-        SecondDerivativeError: no route gives products, not precisely enough, or routes disagree.
+        LossError: the loss is not a finite scalar with a graph to the selected parameters, does not repeat, differs
+            between passes, calls backward() itself, or is not the mean over the micro-batches of a batch that is split.
+        SecondDerivativeError: no route gives products, not precisely enough, products show that torch's second
+            derivative is wrong (by "auto", differences then take their place), or routes disagree.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -153,7 +154,7 @@ def preconditioned_sharpness(
 
     Raises:
         PreconditionerError: the optimizer has no known diagonal preconditioner.
-        TypeError: as for `sharpness`.
+        TypeError: as for `sharpness`, or `optimizer` is none.
         ValueError: as for `sharpness`, or a parameter is not in the optimizer.
         LossError: as for `sharpness`.
         SecondDerivativeError: as for `sharpness`.
