@@ -101,6 +101,19 @@ def test_a_route_that_was_asked_for_is_refused_where_it_is_not_symmetric(make):
         ew.sharpness(model, loss_fn, batches, hvp="reverse")
 
 
+@pytest.mark.parametrize("max_hvps", [2, 3, 200])
+def test_products_that_were_given_up_count_in_the_budget(max_hvps):
+    """Two show that they are not symmetric; what is left is for differences, or nothing is."""
+    model, loss_fn, batches, _ = cut_product()
+    if max_hvps == 2:
+        with pytest.raises(SecondDerivativeError, match="not symmetric"):
+            ew.sharpness(model, loss_fn, batches, dtype=torch.float64, max_hvps=max_hvps)
+        return
+    found = ew.sharpness(model, loss_fn, batches, dtype=torch.float64, max_hvps=max_hvps)
+    assert found.converged == (max_hvps == 200)
+    assert found.num_hvps > 3  # the two, and those by differences with their calibration
+
+
 def test_preconditioned_products_that_are_not_symmetric_give_way_too():
     """P = 1 of SGD with half the rate for v: P^{-1/2}HP^{-1/2} = [[4, 3/√2], [3/√2, 1/2]], top by its trace and det."""
     model, loss_fn, batches, _ = cut_product()

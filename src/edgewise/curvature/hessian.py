@@ -156,7 +156,8 @@ class HessianOperator(SymmetricOperator):
         if isinstance(error, WrongDerivativeError):
             self._later_routes = [route for route in self._later_routes if route == "difference"]
         if not self._later_routes:
-            if error.__cause__ is not None:
+            failed = not isinstance(error, WrongDerivativeError) and not self._objective.ranks.sharded
+            if failed and self.route != "difference":
                 self._objective.gradient()
             raise error
         self.reason += f"{error} "
@@ -199,7 +200,7 @@ def hessian(
     The operator has `size`, `dtype`, `device` and `matvec`, lives inside the `with` block only, and offers
     `to_scipy()`; after the block it raises. Where parameters are sharded, `size` is this rank's and `dimension` that
     of H; pass every sum over entries through `reduce`. The parameters are those of `model.named_parameters()`,
-    flattened in order.
+    flattened in order. Products that are not symmetric, which `sharpness` refuses, are for its user to see.
 
     Args:
         model: as for `sharpness`.

@@ -289,7 +289,7 @@ def _settled(
             operator.settle_along(v, float(value))
             for v, value in zip(result.vectors.T, result.values, strict=True)
         ]
-        result = replace(result, hvp_error=max(error for error, _ in found))
+        result = replace(result, hvp_error=found[0][0])
         most = max_hvps - (hessian_operator.num_products - before)
         if not any(changed for _, changed in found):
             return result
