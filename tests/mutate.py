@@ -196,6 +196,13 @@ FAULTS = [
         test="curvature/test_doubts.py",
     ),
     Fault(
+        name="custom functions trusted",
+        file="curvature/doubts.py",
+        old="if off > bar and product.norm() + difference.norm() > 0:",
+        new="if False:",
+        test="curvature/test_doubts.py",
+    ),
+    Fault(
         name="a loss of nothing measured",
         file="curvature/doubts.py",
         old="self._objective.values_and_gradients()  # raises the LossError",

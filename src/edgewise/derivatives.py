@@ -1,11 +1,12 @@
 """The second derivative of a loss by torch's two routes, and where there is none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgewise.errors import EdgewiseError, SecondDerivativeError
@@ -30,11 +31,12 @@ def differentiate(
         return list(torch.autograd.grad(outputs, parameters, vectors, retain_graph=keep, allow_unused=True))
 
 
-def gradient_with_graph(loss: Tensor, parameters: list[Tensor]) -> list[Tensor | None]:
-    """Return ∇L with a graph, to be differentiated again."""
+def gradient_with_graph(loss: Tensor, parameters: list[Tensor]) -> tuple[list[Tensor | None], bool]:
+    """Return ∇L with a graph, to be differentiated again, and whether custom functions have a part in it."""
+    is_custom = any(isinstance(node, BackwardCFunction) for node in _nodes([loss]))
     with as_second_derivative_error("reverse-over-reverse"):
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        return [gradient if gradient is None else dense(gradient) for gradient in gradients]
+        return [gradient if gradient is None else dense(gradient) for gradient in gradients], is_custom
 
 
 def forward_over_reverse(
@@ -67,18 +69,24 @@ def _check_twice_differentiable(gradients: tuple[Tensor, ...]) -> None:
     torch raises on such a node only when the path behind it is asked for; here it ends at a detached tensor, and
     torch.autograd.grad would leave its terms out in silence.
     """
-    pending = [gradient.grad_fn for gradient in gradients]
+    for node in _nodes(gradients):
+        if node.name() == "torch::autograd::Error":
+            raise SecondDerivativeError(
+                "reverse-over-reverse is not possible for this loss (a custom autograd.Function is marked "
+                'once_differentiable): use hvp="difference", or a function that can be differentiated twice.'
+            )
+
+
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """Yield the nodes of the graph that the tensors come from, each once."""
+    pending: list[Any] = [tensor.grad_fn for tensor in tensors]
     seen = set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "torch::autograd::Error":
-            raise SecondDerivativeError(
-                "reverse-over-reverse is not possible for this loss (a custom autograd.Function is marked "
-                'once_differentiable): use hvp="difference", or a function that can be differentiated twice.'
-            )
+        yield node
         pending.extend(following for following, _ in node.next_functions)
 
 

@@ -94,6 +94,9 @@ class Objective:
         self.device = self.tensors[0].device
         self.batches = Batches(batches, self.ranks)
         self.graph_bytes = 0  # held by the kept graphs, counted where there is a budget
+        self.has_custom_functions = (
+            False  # whose second derivative is their author's, as far as has been seen
+        )
         self._snapshot = snapshot
         self._copies: CastCopy | None = None
         self._by_backward = False  # the loss only allows loss.backward()
@@ -124,11 +127,6 @@ class Objective:
     def norm(self, vector: Tensor) -> Tensor:
         """Return ‖vector‖, of the entries on all ranks."""
         return self.reduce(vector.norm().square()).sqrt() if self.ranks.sharded else vector.norm()
-
-    def size_of_parameters(self) -> float:
-        """Return ‖θ‖."""
-        squares = [p.detach().double().square().sum() for p in self.tensors]
-        return float(self.reduce(torch.stack(squares).sum()).sqrt())
 
     def value(self) -> float:
         """Return L(θ)."""
@@ -376,7 +374,9 @@ class Objective:
         with self._measuring(), torch.enable_grad(), attention:
             loss = differentiable_loss(self._loss(index, batch), f"batch {index}")
             if create_graph:
-                return loss.detach(), gradient_with_graph(loss, self.tensors)
+                gradients, is_custom = gradient_with_graph(loss, self.tensors)
+                self.has_custom_functions |= is_custom
+                return loss.detach(), gradients
             try:
                 if self._by_backward:
                     loss.backward()

@@ -454,7 +454,7 @@ def test_a_checked_measurement_sees_a_wrong_second_derivative(measure):
     model, batches = MLP.build()
     extra = (torch.optim.Adam(model.parameters()),) if measure is ew.preconditioned_sharpness else ()
     loss_fn = lambda m, b: 0.5 * (m[2](WrongTwice.apply(m[0](b[0]))) - b[1]).square().sum(1).mean()
-    measure(model, loss_fn, batches, *extra)  # goes unnoticed
+    measure(model, loss_fn, batches, *extra, hvp="reverse")  # goes unnoticed
     with pytest.raises(
         SecondDerivativeError, match=r"routes disagree by 0\.\d+, more than .*custom autograd"
     ):

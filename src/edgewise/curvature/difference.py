@@ -142,9 +142,12 @@ class CentralDifference:
 
     def _balanced_step(self) -> float:
         """Return ε^{1/3}·max(1, ‖θ‖)."""
-        return torch.finfo(self._objective.dtype).eps ** (1 / 3) * max(
-            1.0, self._objective.size_of_parameters()
-        )
+        return torch.finfo(self._objective.dtype).eps ** (1 / 3) * self.scale_of_parameters()
+
+    def scale_of_parameters(self) -> float:
+        """Return max(1, ‖θ‖)."""
+        squares = [p.detach().double().square().sum() for p in self._objective.tensors]
+        return max(1.0, float(self._objective.reduce(torch.stack(squares).sum()).sqrt()))
 
 
 def _too_coarse(error: float, where: str) -> SecondDerivativeError:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgewise.curvature.difference import CentralDifference
 from edgewise.derivatives import WrongDerivativeError
+from edgewise.errors import SecondDerivativeError
 from edgewise.objective import Objective
 from edgewise.precision import rounding_of_products
 
@@ -66,6 +67,24 @@ class Doubts:
         if route != "difference" and self._difference.curves(vector):
             raise _wrong(route, "a product is zero, though gradients differ around here")
 
+    def check_custom(self, route: str, vector: Tensor, product: Tensor) -> None:
+        """Raise where there is a custom function, and the product is not that of differences that are precise.
+
+        Fused kernels, such as heads of language models, may save a gradient, which then seems to be a constant.
+        """
+        if not any(self._objective.ranks.gather(self._objective.has_custom_functions)) or not is_finite(
+            product
+        ):
+            return
+        try:
+            difference = self._difference.product(vector)
+        except SecondDerivativeError:  # too coarse to tell
+            return
+        bar = max(3 * self._difference.relative_error, torch.finfo(self._objective.dtype).eps ** (1 / 3))
+        off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
+        if off > bar and product.norm() + difference.norm() > 0:
+            raise _wrong(route, f"a custom autograd.Function's is off by {off:.2g} from what gradients say")
+
     def check_steady(self, vector: Tensor, product: Tensor) -> None:
         """Raise where a forward product jumps as θ moves by √ε: at single points, a formula may leave a term out."""
         if float(vector.norm()) == 0 or not is_finite(product):
@@ -85,7 +104,7 @@ class Doubts:
     def _jump(self, objective: Objective, vector: Tensor, product: Tensor) -> float:
         """Return by how much the product changes, relative, however short the step; 0 if it is with the step."""
         root = torch.finfo(objective.dtype).eps ** 0.5
-        step = root * max(1.0, objective.size_of_parameters()) / float(vector.norm())
+        step = root * self._difference.scale_of_parameters() / float(vector.norm())
         jumps: list[float] = []
         for factor in _SHORTER:
             aside = objective.hvp_forward(vector, step=factor * step)

@@ -177,6 +177,8 @@ class HessianOperator(SymmetricOperator):
         self._doubts.check_zero(self.route, vector, product)
         if self.route == "forward" and self._returned == 0:
             self._doubts.check_steady(vector, product)
+        if self._later_routes and self._returned == 0 and not self._unchecked:
+            self._doubts.check_custom(self.route, vector, product)
         self._returned += 1
         return product
 
