@@ -198,7 +198,7 @@ FAULTS = [
     Fault(
         name="custom functions trusted",
         file="curvature/doubts.py",
-        old="if off > bar and product.norm() + difference.norm() > 0:",
+        old="if off > bar and self._difference.follows_loss():",
         new="if False:",
         test="curvature/test_doubts.py",
     ),

@@ -267,6 +267,31 @@ def test_custom_functions_are_compared_with_differences(function, measure, tied)
     assert abs(found.value - true) <= (found.hvp_error + 1e-3) * true
 
 
+class Rounded(torch.autograd.Function):
+    """Rounds to eighths, with the gradient of the identity, as in training for quantized weights."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_custom_functions_with_a_gradient_of_their_own_are_taken_as_they_differentiate(dtype):
+    """Differences know no better than a gradient that is not the loss's; the same without a class is the oracle."""
+    torch.manual_seed(0)
+    model = mlp(3)
+    batch = torch.randn(64, 3), torch.randint(0, 3, (64,))
+    loss_of = lambda rounded: lambda m, b: F.cross_entropy(m[2](rounded(torch.tanh(m[0](b[0])))), b[1])
+    found = ew.sharpness(model, loss_of(Rounded.apply), [batch], dtype=dtype)
+    straight = lambda h: h + ((8 * h).round() / 8 - h).detach()
+    spelled_out = ew.sharpness(model, loss_of(straight), [batch], dtype=dtype)
+    assert (found.hvp, found.value) == ("reverse", pytest.approx(spelled_out.value, rel=1e-6))
+
+
 class FusedSquare(torch.autograd.Function):
     """Σx²/2, whose gradient is computed in forward, as fused heads do: it has no graph to x."""
 

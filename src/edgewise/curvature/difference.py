@@ -70,6 +70,16 @@ class CentralDifference:
         size = float(self._objective.norm(product))
         return size > 0 and float(self._objective.norm(doubled.sub_(product))) <= _GOOD_ERROR * size
 
+    def follows_loss(self) -> bool:
+        """Whether gradients are the slope of the loss, to 2 % and rounding; straight-through gradients are not."""
+        gradient = self._objective.gradient()
+        norm = float(self._objective.norm(gradient))
+        rounding = 8 * torch.finfo(self._objective.dtype).eps * abs(self._objective.value())
+        steps = [factor * self._balanced_step() for factor in (1.0, 1 / 8)]
+        return norm == 0 or any(
+            abs(self._slope(gradient / norm, step) - norm) <= 0.02 * norm + rounding / step for step in steps
+        )
+
     def has_limit(self, vector: Tensor) -> bool:
         """Whether differences stay finite as the step shrinks; at a kink, and where ∇²L is infinite, they grow."""
         step = self._balanced_step() / float(self._objective.norm(vector))
