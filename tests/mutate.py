@@ -297,8 +297,8 @@ FAULTS = [
     Fault(
         name="RNG not rewound after a trial loss",
         file="critical/landscape.py",
-        old="            loss = self._closure()\n        self._snapshot.rewind()\n",
-        new="            loss = self._closure()\n",
+        old="            finally:\n                self._snapshot.rewind()\n",
+        new="            finally:\n                pass\n",
         test="critical/test_critical_lr.py",
     ),
     Fault(
