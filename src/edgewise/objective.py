@@ -94,9 +94,7 @@ class Objective:
         self.device = self.tensors[0].device
         self.batches = Batches(batches, self.ranks)
         self.graph_bytes = 0  # held by the kept graphs, counted where there is a budget
-        self.has_custom_functions = (
-            False  # whose second derivative is their author's, as far as has been seen
-        )
+        self.has_custom_functions = False  # of which the author wrote the derivative; seen by reverse
         self._snapshot = snapshot
         self._copies: CastCopy | None = None
         self._by_backward = False  # the loss only allows loss.backward()
@@ -298,7 +296,9 @@ class Objective:
         """Return ∇²L(θ + step·vector) · vector by forward-over-reverse: no graph is kept, no second backward needed."""
         self.ranks.check_whole("forward-over-reverse")
         tangents = dict(zip(self.parameters, unflatten(vector, self.tensors), strict=True))
-        primals = {n: torch.add(p.detach(), tangents[n], alpha=step) for n, p in self.parameters.items()}
+        primals = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        if step:
+            primals = {name: primal.add(tangents[name], alpha=step) for name, primal in primals.items()}
         total = None
         with self._evaluating():
             self._plan(create_graph=False)
