@@ -63,6 +63,10 @@ class SecondDerivativeError(EdgewiseError, RuntimeError):
     """A Hessian-vector product cannot be had by the chosen route, or not precisely enough."""
 
 
+class ClosedError(EdgewiseError, RuntimeError):
+    """An operator is used after its `with` block, when the model may train again."""
+
+
 class PreconditionerError(EdgewiseError, TypeError):
     """The optimizer's update has no diagonal preconditioner that edgewise can read."""
 

@@ -326,14 +326,22 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 def _write_back(tensor: Tensor, saved: Tensor) -> None:
     """Copy where the bits differ; through `.data`, as a graph that saved the tensor sees its bits again."""
     tensor, saved = local(tensor), local(saved)
-    if not _same_bits(tensor, saved):
+    if _same_bits(tensor, saved):
+        return
+    if tensor.layout is torch.strided:
         tensor.data.copy_(saved)
+    else:  # its `.data` would hold other entries than itself
+        with torch.no_grad():
+            tensor.copy_(saved)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree bit for bit: NaN equals itself, 0 differs from -0."""
     if a.is_complex() and b.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
+    if a.layout is torch.sparse_coo and b.layout is torch.sparse_coo:  # momentum of a sparse gradient
+        pairs = ((a._indices(), b._indices()), (a._values(), b._values()))
+        return a.is_coalesced() == b.is_coalesced() and all(_same_bits(one, other) for one, other in pairs)
     integer = _INTEGER_OF_SIZE.get(a.element_size())
     if integer is None or a.shape != b.shape or a.dtype != b.dtype:
         return False

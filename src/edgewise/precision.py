@@ -31,6 +31,24 @@ def measuring_dtype(model: nn.Module, dtype: torch.dtype | None = None) -> torch
     return dtype
 
 
+def rounding_of_products(dtype: torch.dtype, device: torch.device) -> float:
+    """Return what rounding may make of a product with a matrix, relative: √ε, far above what it does make of one.
+
+    It is more where float32 is allowed to be multiplied in less: TF32, or the halves of bfloat16.
+
+    >>> rounding_of_products(torch.float64, torch.device("cpu")) == 2.0**-26
+    True
+    """
+    precision = torch.get_float32_matmul_precision()
+    if dtype is torch.float32 and precision == "medium":
+        return 2.0**-4
+    if dtype is torch.float32 and (
+        precision == "high" or (device.type == "cuda" and torch.backends.cudnn.allow_tf32)
+    ):
+        return 2.0**-6
+    return torch.finfo(dtype).eps ** 0.5
+
+
 class CastCopy:
     """A model's parameters and buffers in another precision, which its modules hold for a while instead of their own.
 

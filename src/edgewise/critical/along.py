@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from edgewise.critical.landscape import ClosureLoss
 from edgewise.critical.update import Update
 from edgewise.isolation import isolated
-from edgewise.parameters import inner, unflatten
+from edgewise.parameters import check_real_groups, inner, unflatten
 from edgewise.ranks import Ranks
 
 
@@ -26,6 +26,7 @@ def along_update(
         closure: returns the loss on the batch of the gradients.
         first: a rate > 0 that will be looked at, in units of the first group's.
     """
+    check_real_groups(optimizer)  # also of groups that came later
     gradients = current_gradients(optimizer)
     parameters = list(gradients)
     dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)

@@ -112,10 +112,10 @@ def critical_lr(
         `CriticalLRResult`; its status says when there is no critical rate to report.
 
     Raises:
-        TypeError: the optimizer needs a closure, or an argument has the wrong type.
+        TypeError: the optimizer needs a closure, a parameter is complex, or an argument has the wrong type.
         ValueError: an argument is out of range, both `batch` and `batches` are given, the optimizer has other
             parameters than the model, or "current" finds no gradient.
-        LossError: the loss at the current parameters is not a finite scalar.
+        LossError: the loss at the current parameters is not a finite scalar, or depends on none of them.
 
     Example:
         >>> import torch

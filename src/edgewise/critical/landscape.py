@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from edgewise.isolation import Snapshot, isolated
-from edgewise.losses import calling, checked_loss, forward_only
+from edgewise.losses import GraphOnDemand, calling, checked_loss, forward_only
 from edgewise.objective import Objective
 from edgewise.parameters import unflatten
 from edgewise.precision import without_autocast
@@ -44,6 +44,7 @@ class ClosureLoss:
         self._closure = closure
         self._parameters = list(parameters)
         self._snapshot = snapshot
+        self._forward = GraphOnDemand(self._parameters)
         self.ranks = Ranks()
         loss = checked_loss(self._evaluate(), _HERE, finite=False)
         self.ranks = _ranks_among(snapshot.modules)
@@ -56,17 +57,25 @@ class ClosureLoss:
 
     def change(self, direction: Tensor, lr: float) -> float:
         """Return L(θ + lr·direction) − L(θ)."""
+        self.num_forwards += 1
+        return self._mean(float(self._evaluate(direction, lr))) - self.base
+
+    def _evaluate(self, direction: Tensor | None = None, lr: float = 0.0) -> Any:
+        def moved() -> Any:
+            try:
+                if direction is not None:
+                    self._move(direction, lr)
+                return self._closure()
+            finally:
+                self._snapshot.rewind()
+
+        with self.ranks.together(), without_autocast(), forward_only(), calling("the closure"):
+            return self._forward(moved)
+
+    def _move(self, direction: Tensor, lr: float) -> None:
         for parameter, part in zip(self._parameters, unflatten(direction, self._parameters), strict=True):
             saved = local(self._snapshot.saved(parameter)).to(part.dtype)
             local(parameter).data.copy_(saved.add(part, alpha=lr))
-        self.num_forwards += 1
-        return self._mean(float(self._evaluate())) - self.base
-
-    def _evaluate(self) -> Any:
-        with self.ranks.together(), without_autocast(), forward_only(), calling("the closure"):
-            loss = self._closure()
-        self._snapshot.rewind()
-        return loss
 
     def _mean(self, loss: float) -> float:
         return float(self.ranks.sum(torch.tensor(loss, dtype=torch.float64))) / self.ranks.num

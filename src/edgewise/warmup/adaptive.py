@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from edgewise.critical import check_steps_alone
+from edgewise.parameters import check_real_groups
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear_from, steps_to_target
 
@@ -29,6 +30,7 @@ class AdaptiveWarmup(Warmup):
         self, optimizer: Optimizer, *, fallback_length: int, max_overhead: float | None = None
     ) -> None:
         check_steps_alone(optimizer)
+        check_real_groups(optimizer)
         self._fallback_length = fallback_length
         self._rates: list[tuple[int, float]] = [(0, 1 / fallback_length)]  # (first update, factor)
         self._linear: tuple[int, float] | None = None  # the same, of the linear warmup it falls back to

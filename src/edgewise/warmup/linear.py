@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
 from edgewise.critical import CriticalLRResult, check_steps_alone
 from edgewise.errors import Status
+from edgewise.parameters import check_real_groups
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup, as_plain, from_plain, targets
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
@@ -72,6 +73,7 @@ class LinearWarmup(Warmup):
         self.start: CriticalLRResult | None = None
         if lr_init == "critical":
             check_steps_alone(optimizer)
+            check_real_groups(optimizer)
         elif isinstance(lr_init, str):
             raise ValueError(f'lr_init must be a number or "critical", got {lr_init!r}.')
         else:
