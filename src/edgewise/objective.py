@@ -12,12 +12,13 @@ from edgewise.arguments import positive_count
 from edgewise.batches import Batches, cast
 from edgewise.derivatives import as_second_derivative_error, differentiate, evaluated_at
 from edgewise.errors import LossError, SecondDerivativeError
-from edgewise.isolation import Snapshot, first_unrepeatable
+from edgewise.isolation import Snapshot
 from edgewise.losses import LossFunction, checked_loss, differentiable_loss, forward_only
 from edgewise.memory import GraphBudget
 from edgewise.parameters import select_parameters, unflatten
 from edgewise.precision import CastCopy, measuring_dtype, without_autocast
 from edgewise.ranks import check_sharded_options, local, ranks_of, reshard, unwrapped
+from edgewise.repeats import first_unrepeatable, told
 
 _REENTRANT = "incompatible with .grad()"  # torch's refusal of torch.autograd.grad over a reentrant checkpoint
 
@@ -98,7 +99,7 @@ class Objective:
         self._by_backward = False  # the loss only allows loss.backward()
         self._shift: list[Tensor] = []  # added to the parameters in each evaluation, times the step
         self._step = 0.0
-        self._budget = GraphBudget(self.batches, self.model, max_graph_bytes, self._noise)
+        self._budget = GraphBudget(self.batches, self.model, max_graph_bytes, self.noise)
         self._graphs: list[tuple[float, list[Tensor | None]]] = []  # share of the samples, ∇L with its graph
         if casts:
             self._copy_model()
@@ -109,7 +110,7 @@ class Objective:
         return [local(parameter) for parameter in self.parameters.values()]
 
     @property
-    def _noise(self) -> float:
+    def noise(self) -> float:
         """Relative differences of losses that rounding explains."""
         return torch.finfo(self.dtype).eps ** 0.5
 
@@ -140,19 +141,17 @@ class Objective:
         """Raise `LossError` if the loss of the first batch is another when it is evaluated again."""
         with self._evaluating(), forward_only():
             first, again = (self._loss(0, self._first_batch()).item() for _ in range(2))
-        repeats = abs(again - first) <= self._noise * abs(first)
-        if all(self.ranks.gather(repeats)):
-            return
+        repeats = abs(again - first) <= self.noise * abs(first)
+        if not all(self.ranks.gather(repeats)):
+            self.refuse_to_repeat("batch 0", first, again, is_known=not repeats)
+
+    def refuse_to_repeat(self, of: str, first: float, again: float, *, is_known: bool = True) -> None:
+        """Raise `LossError` that names what makes the loss `again` another; where it is not known here, return."""
         with self._evaluating(), forward_only():
             batch = self._first_batch()
             culprit = first_unrepeatable(self.model, lambda: self._loss(0, batch))
-            if repeats:
-                return  # another rank's does not
-            raise LossError(
-                f"the loss of batch 0 is {first:.6g} and, evaluated again from the same random state, {again:.6g}: "
-                f"{f'the first to differ is {culprit}' if culprit else 'no module differs, loss_fn or batches do'}"
-                ". Call model.eval(), or draw from the generators of torch, numpy or random, which are rewound."
-            )
+            if is_known:
+                raise LossError(told(of, first, again, culprit, others="loss_fn or batches"))
 
     def value_at(self, direction: Tensor, step: float) -> float:
         """Return L(θ + step·direction), as `gradient_at` does."""

@@ -155,14 +155,17 @@ def search_critical_lr(
     tolerance: float | None = None,
     max_forwards: int = 60,
     method: Method = "secant",
+    known: float | None = None,
+    trust: bool = False,
 ) -> CriticalLRResult:
     """Do what `critical_lr(gradient="current")` documents, with the loss as a closure.
 
     Modules are found as they run. Parameters and inputs stay in the precision they have: in half precision, the noise
-    floor tells whether that was enough.
+    floor tells whether that was enough. That the loss repeats costs no forward where the closure gives the `known`
+    loss, and is taken for granted with `trust`; where it does not, `UnrepeatableError` is raised.
     """
-    search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
-    with along_update(optimizer, closure, first=search.first) as (loss, update, slope):
+    search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method, trust=trust)
+    with along_update(optimizer, closure, first=search.first, known=known) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
 
 
@@ -178,7 +181,10 @@ class _Search:
         tolerance: float | None,
         max_forwards: int,
         method: Method,
+        *,
+        trust: bool = False,
     ) -> None:
+        self._trust = trust
         check_steps_alone(optimizer)
         rate_ratios(optimizer)  # raises where there are none
         known_name("method", method, _SEARCHES)
@@ -203,6 +209,8 @@ class _Search:
         """Search along the update; a `doubtful` gradient may be another loss's."""
         if not -math.inf < slope < 0:  # NaN and infinities from a gradient that is not finite included
             return self._result(loss, None, slope, Status.NOT_A_DESCENT_DIRECTION)
+        if not self._trust:
+            loss.check_repeats()
         line = Line(
             slope=slope,
             resolution=loss.resolution,

@@ -7,22 +7,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from edgewise.errors import UnrepeatableError
 from edgewise.isolation import Snapshot, isolated
 from edgewise.losses import checked_loss, forward_only
 from edgewise.objective import Objective
 from edgewise.parameters import unflatten
 from edgewise.precision import without_autocast
 from edgewise.ranks import Ranks, is_sharded, local, ranks_of
+from edgewise.repeats import MARGIN, first_unrepeatable, is_same, repeated, told
 
 _HERE = "the current parameters"
 
 
-def closure_loss(closure: Callable[[], Tensor], *, finite: bool = True) -> tuple[float, Ranks]:
+def closure_loss(
+    closure: Callable[[], Tensor], parameters: Sequence[Tensor] = (), *, finite: bool = True
+) -> tuple[float, Ranks]:
     """Return the loss, the mean over the ranks that train the modules which run, and these ranks; leave no trace.
 
-    With `finite`, raise where it is not.
+    The `parameters` are protected from the start, those of modules as these are found. With `finite`, raise where the
+    loss is not.
     """
     with isolated() as snapshot:
+        snapshot.add_parameters(parameters)
         loss = ClosureLoss(closure, (), snapshot, finite=finite)
         return loss.base, loss.ranks
 
@@ -40,8 +46,10 @@ class ClosureLoss:
         snapshot: Snapshot,
         *,
         finite: bool = True,
+        known: float | None = None,
     ) -> None:
         self._closure = closure
+        self._known = known  # the loss, as an earlier evaluation had it
         self._parameters = list(parameters)
         self._snapshot = snapshot
         self.ranks = Ranks()
@@ -50,17 +58,34 @@ class ClosureLoss:
         self.base = self._mean(loss.item())
         checked_loss(torch.tensor(self.base), _HERE, finite=finite)  # on all ranks alike
         # A step may vanish in parameters of half precision, where the loss is float32.
-        coarsest = max(torch.finfo(dtype).eps for dtype in {loss.dtype, *(p.dtype for p in self._parameters)})
-        self.resolution = coarsest * abs(self.base)
+        self._eps = max(torch.finfo(dtype).eps for dtype in {loss.dtype, *(p.dtype for p in self._parameters)})
+        self.resolution = self._eps * abs(self.base)
         self.num_forwards = 1
+
+    def check_repeats(self) -> None:
+        """Raise `UnrepeatableError` where the loss is another one again; a small difference limits the resolution.
+
+        Free where the known loss is the same; else it takes a forward.
+        """
+        if self._known is not None and is_same(self._known, self.base, resolution=self.resolution):
+            return
+        again, width = repeated(self.base, self._again, resolution=self.resolution)
+        self.resolution = max(self.resolution, MARGIN * width)
+        if not width <= self._eps**0.5 * abs(self.base):
+            culprit = first_unrepeatable(None, self._again, others=self._snapshot.modules)
+            message = told(_HERE, self.base, again, culprit, others="the closure or its batch")
+            raise UnrepeatableError(message, num_forwards=self.num_forwards)
+
+    def _again(self) -> float:
+        self.num_forwards += 1
+        return self._mean(float(self._evaluate()))
 
     def change(self, direction: Tensor, lr: float) -> float:
         """Return L(θ + lr·direction) − L(θ)."""
         for parameter, part in zip(self._parameters, unflatten(direction, self._parameters), strict=True):
             saved = local(self._snapshot.saved(parameter)).to(part.dtype)
             local(parameter).data.copy_(saved.add(part, alpha=lr))
-        self.num_forwards += 1
-        return self._mean(float(self._evaluate())) - self.base
+        return self._again() - self.base
 
     def _evaluate(self) -> Any:
         with self.ranks.together(), without_autocast(), forward_only():
@@ -69,7 +94,7 @@ class ClosureLoss:
         return loss
 
     def _mean(self, loss: float) -> float:
-        return float(self.ranks.sum(torch.tensor(loss, dtype=torch.float64))) / self.ranks.num
+        return float(self.ranks.sum(torch.tensor(loss, dtype=torch.float64, device="cpu"))) / self.ranks.num
 
 
 def _ranks_among(modules: list[nn.Module]) -> Ranks:
@@ -88,18 +113,38 @@ class BatchesLoss:
         self.num_forwards = 0
         self._objective = objective
         self._changes: dict[float, Tensor] = {}
-        if values is None:
-            values = objective.values()
-            self.num_forwards = 1
-        self._values = torch.tensor(values, dtype=torch.float64)
-        self._shares = torch.tensor(objective.shares, dtype=torch.float64)
-        self.base = self._mean(self._values)
-        self.resolution = torch.finfo(objective.dtype).eps * abs(self.base)
+        self._shares = torch.tensor(objective.shares, dtype=torch.float64, device="cpu")
+        self._take(self._evaluated() if values is None else _as_tensor(values))
+
+    def check_repeats(self) -> None:
+        """Raise `LossError` where the loss is another one again; a small difference limits the resolution.
+
+        One forward, whose values are those that changes are measured from: they are taken without a graph, too.
+        """
+        first = self.base
+        self._take(self._evaluated())
+        if is_same(first, self.base, resolution=self.resolution):
+            return
+        again, width = repeated(
+            self.base, lambda: self._mean(self._evaluated()), resolution=self.resolution
+        )
+        self.resolution = max(self.resolution, MARGIN * width)
+        if not width <= self._objective.noise * abs(self.base):
+            self._objective.refuse_to_repeat(_HERE, self.base, again)
+
+    def _evaluated(self) -> Tensor:
+        self.num_forwards += 1
+        return _as_tensor(self._objective.values())
+
+    def _take(self, values: Tensor) -> None:
+        self._values = values
+        self.base = self._mean(values)
+        self.resolution = torch.finfo(self._objective.dtype).eps * abs(self.base)
 
     def change(self, direction: Tensor, lr: float) -> float:
         """Return L(θ + lr·direction) − L(θ)."""
         self.num_forwards += 1
-        values = torch.tensor(self._objective.values_at(direction, lr), dtype=torch.float64)
+        values = _as_tensor(self._objective.values_at(direction, lr))
         self._changes[lr] = values - self._values
         return self._mean(self._changes[lr])
 
@@ -123,3 +168,7 @@ class BatchesLoss:
 
     def _mean(self, values: Tensor) -> float:
         return float(self.ranks.sum((self._shares * values).sum()))
+
+
+def _as_tensor(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
