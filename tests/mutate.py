@@ -233,9 +233,9 @@ FAULTS = [
     ),
     Fault(
         name="side effects: values compared in place of bits",
-        file="side_effects.py",
-        old="digest.update(values)",
-        new="digest.update(str(part.detach().tolist()).replace('-0.0', '0.0').encode())",
+        file="digests.py",
+        old="hashed.update(values)",
+        new="hashed.update(str(part.detach().tolist()).replace('-0.0', '0.0').encode())",
         test="test_side_effects.py",
     ),
     Fault(

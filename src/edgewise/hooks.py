@@ -14,13 +14,16 @@ from edgewise.threads import Here, Override
 CALLS = Override(nn.Module, "__call__")
 _USES = [
     CALLS,
-    *(Override(nn.Module, name) for name in ("train", "named_parameters", "named_buffers", "load_state_dict")),
+    *(
+        Override(nn.Module, name)
+        for name in ("train", "named_parameters", "named_buffers", "load_state_dict")
+    ),
 ]
 _MAKERS = [Override(nn.Module, name) for name in ("__init__", "__setstate__")]  # copies are given a state
 _GLOBAL_HOOKS: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
 _SILENT = Here()
 _LOCK = threading.Lock()
-_num_silent = 0
+_silencing: list[object] = []  # one for each measurement that keeps hooks from running
 
 
 @contextmanager
@@ -52,22 +55,21 @@ def noticing_modules(
 @contextmanager
 def silent_hooks(optimizers: Iterable[Optimizer]) -> Iterator[None]:
     """Keep the user's step hooks, also those on all optimizers, from running on trial steps in this thread."""
-    global _num_silent
     own = [
         hooks
         for optimizer in optimizers
         for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     ]
     with _LOCK:
-        _num_silent += 1
+        _silencing.append(own)
         _replace_all(_Silenced.of)
     try:
         with _SILENT.held(True), _emptied(own):
             yield
     finally:
         with _LOCK:
-            _num_silent -= 1
-            if _num_silent == 0:
+            _silencing.pop()
+            if not _silencing:
                 _replace_all(_Silenced.inside)
 
 

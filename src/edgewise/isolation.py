@@ -19,6 +19,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from edgewise.compiled import compiled_modules
 from edgewise.hooks import noticing_modules, silent_hooks
 from edgewise.ranks import local, reshard
 
@@ -26,7 +27,7 @@ _MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
 
 
 class Snapshot:
-    """What `isolated` saved; `rewind` returns to it without leaving. Modules that were made inside are no part of it."""
+    """What `isolated` saved; `rewind` returns to it without leaving. Modules that are made inside are no part of it."""
 
     def __init__(self) -> None:
         self._rng = RandomStates()
@@ -50,6 +51,11 @@ class Snapshot:
                 for buffer in contents.buffers:
                     self._add_tensor(buffer)
                 self.add_parameters(contents.parameters)
+
+    def add_compiled(self, function: object) -> None:
+        """Save what functions that torch.compile has compiled run, of those which this function calls."""
+        for module in compiled_modules(function):
+            self.add_module(module)
 
     def leave_out(self, module: nn.Module) -> None:
         """Do not protect a module, which has just been made."""

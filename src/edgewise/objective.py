@@ -95,6 +95,8 @@ class Objective:
         self.batches = Batches(batches, self.ranks)
         self.graph_bytes = 0  # held by the kept graphs, counted where there is a budget
         self._snapshot = snapshot
+        if snapshot is not None:
+            snapshot.add_compiled(loss_fn)
         self._copies: CastCopy | None = None
         self._by_backward = False  # the loss only allows loss.backward()
         self._shift: list[Tensor] = []  # added to the parameters in each evaluation, times the step

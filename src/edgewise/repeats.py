@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -63,6 +62,7 @@ def first_unrepeatable(
         evaluate: calls them.
         others: that give names to their modules, those before those that are found again later.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     >>> first_unrepeatable(model, lambda: model(torch.ones(9, 2)))
     '1 (Dropout)'

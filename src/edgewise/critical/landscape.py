@@ -48,6 +48,7 @@ class ClosureLoss:
         finite: bool = True,
         known: float | None = None,
     ) -> None:
+        snapshot.add_compiled(closure)
         self._closure = closure
         self._known = known  # the loss, as an earlier evaluation had it
         self._parameters = list(parameters)
@@ -58,7 +59,9 @@ class ClosureLoss:
         self.base = self._mean(loss.item())
         checked_loss(torch.tensor(self.base), _HERE, finite=finite)  # on all ranks alike
         # A step may vanish in parameters of half precision, where the loss is float32.
-        self._eps = max(torch.finfo(dtype).eps for dtype in {loss.dtype, *(p.dtype for p in self._parameters)})
+        self._eps = max(
+            torch.finfo(dtype).eps for dtype in {loss.dtype, *(p.dtype for p in self._parameters)}
+        )
         self.resolution = self._eps * abs(self.base)
         self.num_forwards = 1
 
@@ -114,7 +117,9 @@ class BatchesLoss:
         self._objective = objective
         self._changes: dict[float, Tensor] = {}
         self._shares = torch.tensor(objective.shares, dtype=torch.float64, device="cpu")
-        self._take(self._evaluated() if values is None else _as_tensor(values))
+        self._values = self._evaluated() if values is None else _as_tensor(values)
+        self.base = self._mean(self._values)
+        self.resolution = torch.finfo(objective.dtype).eps * abs(self.base)
 
     def check_repeats(self) -> None:
         """Raise `LossError` where the loss is another one again; a small difference limits the resolution.
@@ -122,12 +127,11 @@ class BatchesLoss:
         One forward, whose values are those that changes are measured from: they are taken without a graph, too.
         """
         first = self.base
-        self._take(self._evaluated())
+        self._values = self._evaluated()
+        self.base = self._mean(self._values)
         if is_same(first, self.base, resolution=self.resolution):
             return
-        again, width = repeated(
-            self.base, lambda: self._mean(self._evaluated()), resolution=self.resolution
-        )
+        again, width = repeated(self.base, lambda: self._mean(self._evaluated()), resolution=self.resolution)
         self.resolution = max(self.resolution, MARGIN * width)
         if not width <= self._objective.noise * abs(self.base):
             self._objective.refuse_to_repeat(_HERE, self.base, again)
@@ -135,11 +139,6 @@ class BatchesLoss:
     def _evaluated(self) -> Tensor:
         self.num_forwards += 1
         return _as_tensor(self._objective.values())
-
-    def _take(self, values: Tensor) -> None:
-        self._values = values
-        self.base = self._mean(values)
-        self.resolution = torch.finfo(self._objective.dtype).eps * abs(self.base)
 
     def change(self, direction: Tensor, lr: float) -> float:
         """Return L(θ + lr·direction) − L(θ)."""
