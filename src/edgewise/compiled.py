@@ -21,7 +21,7 @@ def compiled_modules(function: object) -> list[nn.Module]:
     >>> import torch
     >>> model = nn.Linear(2, 1)
     >>> forward = torch.compile(lambda x: model(x), backend="eager")
-    >>> compiled_modules(lambda x: forward(x).mean()), compiled_modules(lambda x: model(x))
+    >>> compiled_modules(functools.partial(forward, torch.ones(1, 2))), compiled_modules(model.forward)
     ([Linear(in_features=2, out_features=1, bias=True)], [])
     """
     found: list[nn.Module] = []
@@ -47,12 +47,12 @@ def _children(value: Any, is_compiled: bool) -> Iterable[Any]:
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, FunctionType):
-        return [] if _is_of_torch(value) else _used_by(value)
+        return _used_by(value) if is_compiled or not _is_library(value) else []
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
         return value if len(value) <= _MOST_ENTRIES else []
-    is_object = hasattr(value, "__dict__") and not isinstance(value, type) and not _is_of_torch(type(value))
+    is_object = hasattr(value, "__dict__") and not isinstance(value, type) and not _is_library(type(value))
     return list(vars(value).values()) if is_object and (is_compiled or callable(value)) else []
 
 
@@ -78,5 +78,5 @@ def _is_filled(cell: Any) -> bool:
     return True
 
 
-def _is_of_torch(value: Any) -> bool:
+def _is_library(value: Any) -> bool:
     return str(getattr(value, "__module__", "")).partition(".")[0] in ("torch", "edgewise")
