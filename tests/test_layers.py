@@ -32,6 +32,7 @@ FLOORS = {
     "digests": 1,
     "side_effects": 1,
     "parameters": 1,
+    "attention": 1,
     "precision": 1,
     "repeats": 1,
     "losses": 1,

@@ -311,7 +311,7 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 def _write_back(tensor: Tensor, saved: Tensor) -> None:
     """Copy where the bits differ; through `.data`, as a graph that saved the tensor sees its bits again."""
     tensor, saved = local(tensor), local(saved)
-    if not _same_bits(tensor, saved):
+    if not tensor.is_meta and not _same_bits(tensor, saved):  # where torch's default device is meta
         tensor.data.copy_(saved)
 
 

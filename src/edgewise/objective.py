@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgewise.arguments import positive_count
+from edgewise.attention import plain_attention
 from edgewise.batches import Batches, cast
 from edgewise.derivatives import as_second_derivative_error, differentiate, evaluated_at
 from edgewise.errors import LossError, SecondDerivativeError
@@ -127,7 +127,7 @@ class Objective:
     def value(self) -> float:
         """Return L(θ)."""
         value = sum(share * loss for share, loss in zip(self.shares, self.values(), strict=True))
-        return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64)))
+        return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64, device="cpu")))
 
     @property
     def shares(self) -> list[float]:
@@ -294,7 +294,7 @@ class Objective:
                 gradient = torch.func.grad(
                     lambda parameters, i=i, batch=batch: self._evaluate(i, batch, parameters)
                 )
-                with sdpa_kernel(SDPBackend.MATH), as_second_derivative_error("forward-over-reverse"):
+                with plain_attention(), as_second_derivative_error("forward-over-reverse"):
                     product = torch.func.jvp(gradient, (primals,), (tangents,))[1]
                 total = self._added(total, share, list(product.values()))
                 del product
@@ -358,7 +358,7 @@ class Objective:
         self, index: int, batch: Any, create_graph: bool
     ) -> tuple[Tensor, list[Tensor | None]]:
         # The fast attention kernels have no second derivative; the plain one is the same function.
-        attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+        attention = plain_attention() if create_graph else nullcontext()
         with self._measuring(), torch.enable_grad(), attention:
             loss = differentiable_loss(self._loss(index, batch), f"batch {index}")
             try:

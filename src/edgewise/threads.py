@@ -56,7 +56,9 @@ def _all_held() -> tuple[_Held, ...]:
 
 
 class Override:
-    """A method of a class that threads may replace for themselves. Code being compiled is compiled with the original.
+    """A method of a class, or a function of a module, that threads may replace for themselves.
+
+    What torch.compile compiles meanwhile is compiled with the original.
 
     >>> class Door:
     ...     def knock(self):
@@ -69,7 +71,7 @@ class Override:
     True
     """
 
-    def __init__(self, owner: type, name: str) -> None:
+    def __init__(self, owner: Any, name: str) -> None:
         self._owner, self._name = owner, name
         self._here = Here()
         self._lock = threading.Lock()
@@ -97,6 +99,11 @@ class Override:
         original: Callable[..., Any] = vars(self._owner)[self._name]
         if original is self._method:
             return
+        if original is not self._original:  # else code that was compiled knows the method
+            self._original, self._method = original, self._around(original)
+        setattr(self._owner, self._name, self._method)
+
+    def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         here = self._here
 
         @functools.wraps(original)
@@ -109,5 +116,4 @@ class Override:
                 call = functools.partial(around, call)
             return call(*args, **kwargs)
 
-        self._original, self._method = original, method
-        setattr(self._owner, self._name, method)
+        return method

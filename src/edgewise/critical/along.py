@@ -55,4 +55,6 @@ def slope_along(
     parts = dict(zip(parameters, unflatten(direction, parameters), strict=True))
     known = [p for p in gradients if p in parts]
     slope = inner([gradients[p] for p in known], [parts[p] for p in known])
-    return float(ranks.sum(torch.tensor(slope, dtype=torch.float64))) if ranks.sharded else slope
+    return (
+        float(ranks.sum(torch.tensor(slope, dtype=torch.float64, device="cpu"))) if ranks.sharded else slope
+    )

@@ -1,5 +1,6 @@
 """The loss along the optimizer's update: a closure's, or a model's on given batches."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class ClosureLoss:
         loss = checked_loss(self._evaluate(), _HERE, finite=False)
         self.ranks = _ranks_among(snapshot.modules)
         self.base = self._mean(loss.item())
-        checked_loss(torch.tensor(self.base), _HERE, finite=finite)  # on all ranks alike
+        checked_loss(_as_tensor(self.base), _HERE, finite=finite)  # on all ranks alike
         # A step may vanish in parameters of half precision, where the loss is float32.
         self._eps = max(
             torch.finfo(dtype).eps for dtype in {loss.dtype, *(p.dtype for p in self._parameters)}
@@ -97,7 +98,7 @@ class ClosureLoss:
         return loss
 
     def _mean(self, loss: float) -> float:
-        return float(self.ranks.sum(torch.tensor(loss, dtype=torch.float64, device="cpu"))) / self.ranks.num
+        return float(self.ranks.sum(_as_tensor(loss))) / self.ranks.num
 
 
 def _ranks_among(modules: list[nn.Module]) -> Ranks:
@@ -116,7 +117,7 @@ class BatchesLoss:
         self.num_forwards = 0
         self._objective = objective
         self._changes: dict[float, Tensor] = {}
-        self._shares = torch.tensor(objective.shares, dtype=torch.float64, device="cpu")
+        self._shares = _as_tensor(objective.shares)
         self._values = self._evaluated() if values is None else _as_tensor(values)
         self.base = self._mean(self._values)
         self.resolution = torch.finfo(objective.dtype).eps * abs(self.base)
@@ -156,7 +157,7 @@ class BatchesLoss:
         at_low, at_high = self._changes[low], self._changes[high]
         num = sum(self.ranks.gather(len(self._shares)))
         mean_low, mean_high = self._mean(at_low), self._mean(at_high)
-        if num < 2 or not torch.isfinite(torch.tensor([mean_low, mean_high])).all() or mean_high == mean_low:
+        if num < 2 or not math.isfinite(mean_low + mean_high) or mean_high == mean_low:
             return None
         place = mean_low / (mean_low - mean_high)  # of the root between the ends
         deviations = self._shares * ((1 - place) * at_low + place * at_high)
@@ -169,5 +170,5 @@ class BatchesLoss:
         return float(self.ranks.sum((self._shares * values).sum()))
 
 
-def _as_tensor(values: list[float]) -> Tensor:
+def _as_tensor(values: float | list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device="cpu")

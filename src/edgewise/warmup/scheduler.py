@@ -230,7 +230,7 @@ class Warmup(LRScheduler):
     def _given_loss(self, closure: Callable[[], Tensor], loss: Tensor | float) -> float:
         """Return the mean of a given loss over the ranks that train the model."""
         ranks = self._ranks_of(closure)
-        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
         own = checked_loss(given, "this update", finite=False).detach().double()
         return float(ranks.sum(own.cpu())) / ranks.num
 
