@@ -1,16 +1,19 @@
 """What a loss must be to be measured."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from edgewise.errors import LossError
+from edgewise.threads import Override
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
+
+_CHECKPOINT_WARNS = Override(checkpoint, "check_backward_validity")
 
 
 def checked_loss(loss: object, of: str, *, finite: bool = True) -> Tensor:
@@ -44,7 +47,6 @@ def differentiable_loss(loss: Tensor, of: str) -> Tensor:
 
 @contextmanager
 def forward_only() -> Iterator[None]:
-    """No graph, and no warning of torch's that a reentrant checkpoint has none."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+    """No graph, and no warning of torch's that a reentrant checkpoint has none, in this thread."""
+    with torch.no_grad(), _CHECKPOINT_WARNS.by(lambda original, inputs: None):
         yield
