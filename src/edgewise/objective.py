@@ -153,7 +153,7 @@ class Objective:
             batch = self._first_batch()
             culprit = first_unrepeatable(self.model, lambda: self._loss(0, batch))
             if is_known:
-                raise LossError(told(of, first, again, culprit, others="loss_fn or batches"))
+                raise LossError(told(of, first, again, culprit, others="loss_fn or batches do"))
 
     def value_at(self, direction: Tensor, step: float) -> float:
         """Return L(θ + step·direction), as `gradient_at` does."""

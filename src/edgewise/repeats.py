@@ -9,43 +9,36 @@ from torch.utils._pytree import tree_leaves
 
 from edgewise.hooks import CALLS
 
-_ROUNDING = 8  # times the resolution of a loss: differences between evaluations that rounding explains
 _MORE = 2  # evaluations, where there is more than rounding, to tell how much
 MARGIN = 4  # times the range of such evaluations: a change of the loss that shows above it
 
 
-def repeated(first: float, evaluate: Callable[[], float], *, resolution: float) -> tuple[float, float]:
+def repeated(first: float, evaluate: Callable[[], float]) -> tuple[float, float]:
     """Return the loss again, and by how much it varies at one point.
 
-    One more evaluation where it repeats but for rounding; two further ones where it does not, as a single difference
-    is by chance now and then much smaller than others.
+    One more evaluation where it is the same, two further ones where it is not: a single difference is by chance now and
+    then much smaller than others.
 
     Args:
         first: the loss.
         evaluate: returns it again.
-        resolution: of its numbers, ≥ 0.
 
-    >>> repeated(1.0, lambda: 1.0, resolution=1e-7)
+    >>> repeated(1.0, lambda: 1.0)
     (1.0, 0.0)
     """
     again = evaluate()
     values = [first, again]
-    if not is_same(first, again, resolution=resolution):
+    if again != first:
         values += [evaluate() for _ in range(_MORE)]
     finite = all(map(math.isfinite, values))
     return again, max(values) - min(values) if finite else math.inf
-
-
-def is_same(one: float, other: float, *, resolution: float) -> bool:
-    """Whether rounding explains the difference of two evaluations."""
-    return abs(one - other) <= _ROUNDING * resolution
 
 
 def told(of: str, first: float, again: float, culprit: str, *, others: str) -> str:
     """Return the words for a loss that is another one again; the `culprit` may be '', for one of the `others`."""
     return (
         f"the loss of {of} is {first:.6g} and, evaluated again from the same random state, {again:.6g}: "
-        f"{f'the first to differ is {culprit}' if culprit else f'no module differs, {others} do'}"
+        f"{f'the first to differ is {culprit}' if culprit else f'no module differs, {others}'}"
         ". Call model.eval(), or draw from the generators of torch, numpy or random, which are rewound."
     )
 

@@ -15,7 +15,7 @@ from edgewise.objective import Objective
 from edgewise.parameters import unflatten
 from edgewise.precision import without_autocast
 from edgewise.ranks import Ranks, is_sharded, local, ranks_of
-from edgewise.repeats import MARGIN, first_unrepeatable, is_same, repeated, told
+from edgewise.repeats import MARGIN, first_unrepeatable, repeated, told
 
 _HERE = "the current parameters"
 
@@ -71,13 +71,13 @@ class ClosureLoss:
 
         Free where the known loss is the same; else it takes a forward.
         """
-        if self._known is not None and is_same(self._known, self.base, resolution=self.resolution):
+        if self._known == self.base:
             return
-        again, width = repeated(self.base, self._again, resolution=self.resolution)
+        again, width = repeated(self.base, self._again)
         self.resolution = max(self.resolution, MARGIN * width)
         if not width <= self._eps**0.5 * abs(self.base):
             culprit = first_unrepeatable(None, self._again, others=self._snapshot.modules)
-            message = told(_HERE, self.base, again, culprit, others="the closure or its batch")
+            message = told(_HERE, self.base, again, culprit, others="the closure or its batch does")
             raise UnrepeatableError(message, num_forwards=self.num_forwards)
 
     def _again(self) -> float:
@@ -130,9 +130,9 @@ class BatchesLoss:
         first = self.base
         self._values = self._evaluated()
         self.base = self._mean(self._values)
-        if is_same(first, self.base, resolution=self.resolution):
+        if self.base == first:
             return
-        again, width = repeated(self.base, lambda: self._mean(self._evaluated()), resolution=self.resolution)
+        again, width = repeated(self.base, lambda: self._mean(self._evaluated()))
         self.resolution = max(self.resolution, MARGIN * width)
         if not width <= self._objective.noise * abs(self.base):
             self._objective.refuse_to_repeat(_HERE, self.base, again)
