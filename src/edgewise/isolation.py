@@ -22,7 +22,9 @@ from torch.optim import Optimizer
 from edgewise.compiled import compiled_modules
 from edgewise.hooks import noticing_modules, silent_hooks
 from edgewise.ranks import local, reshard
+from edgewise.threads import Here
 
+_SNAPSHOTS = Here()
 _MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
 
 
@@ -145,14 +147,14 @@ class _Gradient:
 
     def __init__(self, parameter: Tensor) -> None:
         self._parameter = parameter
-        self._gradient, self._requires_grad = parameter.grad, parameter.requires_grad
+        self.gradient, self._requires_grad = parameter.grad, parameter.requires_grad
         parameter.grad = None
         self._hooks = parameter._post_accumulate_grad_hooks or {}  # FSDP2 runs them
         self._saved_hooks = dict(self._hooks)
         self._hooks.clear()
 
     def restore(self) -> None:
-        self._parameter.grad = self._gradient
+        self._parameter.grad = self.gradient
         if self._parameter.requires_grad != self._requires_grad:
             self._parameter.requires_grad_(self._requires_grad)
         self._hooks.clear()
@@ -192,6 +194,7 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
     snapshot = Snapshot()
     with ExitStack() as stack:
         stack.callback(snapshot.restore)
+        stack.enter_context(_SNAPSHOTS.held(snapshot))
         if model is not None:
             snapshot.add_module(model)
         if optimizer is not None:
@@ -200,6 +203,15 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
             stack.enter_context(silent_hooks(snapshot.optimizer.optimizers))
         stack.enter_context(noticing_modules(snapshot.add_module, made=snapshot.leave_out))
         yield snapshot
+
+
+def gradient_outside(parameter: Tensor) -> Tensor | None:
+    """Return a parameter's `.grad` as it is outside all that this thread isolates."""
+    for snapshot in _SNAPSHOTS.things():
+        if id(parameter) in snapshot._gradients:
+            kept: Tensor | None = snapshot._gradients[id(parameter)].gradient
+            return kept
+    return parameter.grad
 
 
 @contextmanager

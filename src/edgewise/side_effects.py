@@ -18,6 +18,7 @@ from edgewise.compiled import compiled_modules
 from edgewise.digests import digest, properties_of
 from edgewise.errors import SideEffectError
 from edgewise.hooks import noticing_modules
+from edgewise.isolation import gradient_outside
 from edgewise.ranks import reshard
 
 _T = TypeVar("_T")
@@ -228,8 +229,9 @@ class _Picture:
 
     def _add_parameter(self, name: str, parameter: Tensor) -> None:
         self._add_tensor(name, parameter)
-        if parameter.grad is not None:
-            self._add_tensor(f"gradient of {name}", parameter.grad)
+        # One that fn uses first while it measures may have been given up for the while.
+        if (gradient := gradient_outside(parameter)) is not None:
+            self._add_tensor(f"gradient of {name}", gradient)
         registries = ("_backward_hooks", "_post_accumulate_grad_hooks")
         self._add_hooks(f"{name}: ", {registry: getattr(parameter, registry) for registry in registries})
 
