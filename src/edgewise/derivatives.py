@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from edgewise.attention import plain_attention
 from edgewise.errors import EdgewiseError, SecondDerivativeError
 from edgewise.losses import LossFunction
 from edgewise.parameters import dense
@@ -51,7 +51,7 @@ def forward_over_reverse(
     torch.func may draw other dropout masks from the same random state than plain evaluations do.
     """
     gradient_and_value = torch.func.grad_and_value(evaluate)
-    with sdpa_kernel(SDPBackend.MATH), as_second_derivative_error("forward-over-reverse"):
+    with plain_attention(), as_second_derivative_error("forward-over-reverse"):
         primal, (product, _) = torch.func.jvp(gradient_and_value, (primals,), (tangents,))[:2]
     loss = float(primal[1].detach())
     if expected is not None and not abs(loss - expected) <= rtol * abs(expected):

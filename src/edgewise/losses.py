@@ -2,7 +2,6 @@
 
 import re
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -10,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from edgewise.batches import tensors_of, unlike_a_batch
 from edgewise.errors import LossError
+from edgewise.threads import Override
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 # In what torch says of tensors without a graph, and Python of gradients that are not there.
 _LACKS_GRAPH = re.compile(r"requires?[ _]grad|grad_fn|used in the graph|NoneType")
+_CHECKPOINT_WARNS = Override(checkpoint, "check_backward_validity")
 
 
 def checked_loss(loss: object, of: str, *, finite: bool = True) -> Tensor:
@@ -89,9 +91,8 @@ def _reduction(loss: Tensor) -> str:
 
 @contextmanager
 def forward_only() -> Iterator[None]:
-    """No graph, and no warning of torch's that a reentrant checkpoint has none."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+    """No graph, and no warning of torch's that a reentrant checkpoint has none, in this thread."""
+    with torch.no_grad(), _CHECKPOINT_WARNS.by(lambda original, inputs: None):
         yield
 
 

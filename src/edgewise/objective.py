@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgewise.arguments import positive_count
+from edgewise.attention import plain_attention
 from edgewise.batches import Batches, batch_size, cast
 from edgewise.derivatives import differentiate, evaluated_at, forward_over_reverse, gradient_with_graph
 from edgewise.errors import LossError, SecondDerivativeError
-from edgewise.isolation import Snapshot, first_unrepeatable
+from edgewise.isolation import Snapshot
 from edgewise.losses import (
     GraphOnDemand,
     LossFunction,
@@ -26,6 +26,7 @@ from edgewise.memory import GraphBudget
 from edgewise.parameters import select_parameters, unflatten, weighted_sum
 from edgewise.precision import CastCopy, measuring_dtype, without_autocast
 from edgewise.ranks import check_sharded_options, local, ranks_of, reshard, unwrapped
+from edgewise.repeats import first_unrepeatable, told
 
 _REENTRANT = "incompatible with .grad()"  # torch's refusal of torch.autograd.grad over a reentrant checkpoint
 
@@ -103,6 +104,8 @@ class Objective:
         self.graph_bytes = 0  # held by the kept graphs, counted where there is a budget
         self.has_custom_functions = False  # of which the author wrote the derivative; seen by reverse
         self._snapshot = snapshot
+        if snapshot is not None:
+            snapshot.add_compiled(loss_fn)
         self._copies: CastCopy | None = None
         self._by_backward = False  # the loss only allows loss.backward()
         self._forward = GraphOnDemand(list(self.originals.values()))
@@ -110,7 +113,7 @@ class Objective:
         self._same_draws = False  # whether torch.func has been seen to evaluate the same loss
         self._shift: list[Tensor] = []  # added to the parameters in each evaluation, times the step
         self._step = 0.0
-        self._budget = GraphBudget(self.batches, self.model, max_graph_bytes, self._noise)
+        self._budget = GraphBudget(self.batches, self.model, max_graph_bytes, self.noise)
         self._graphs: list[tuple[float, list[Tensor | None]]] = []  # share of the samples, ∇L with its graph
         if casts:
             self._copy_model()
@@ -121,7 +124,7 @@ class Objective:
         return [local(parameter) for parameter in self.parameters.values()]
 
     @property
-    def _noise(self) -> float:
+    def noise(self) -> float:
         """Relative differences of losses that rounding explains."""
         return torch.finfo(self.dtype).eps ** 0.5
 
@@ -136,7 +139,7 @@ class Objective:
     def value(self) -> float:
         """Return L(θ)."""
         value = sum(share * loss for share, loss in zip(self.shares, self.values(), strict=True))
-        return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64)))
+        return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64, device="cpu")))
 
     @property
     def shares(self) -> list[float]:
@@ -152,19 +155,17 @@ class Objective:
         """Raise `LossError` if the loss of the first batch is another when it is evaluated again."""
         with self._evaluating(), forward_only():
             first, again = (self._loss(0, self._first_batch()).item() for _ in range(2))
-        repeats = abs(again - first) <= self._noise * abs(first)
-        if all(self.ranks.gather(repeats)):
-            return
+        repeats = abs(again - first) <= self.noise * abs(first)
+        if not all(self.ranks.gather(repeats)):
+            self.refuse_to_repeat("batch 0", first, again, is_known=not repeats)
+
+    def refuse_to_repeat(self, of: str, first: float, again: float, *, is_known: bool = True) -> None:
+        """Raise `LossError` that names what makes the loss `again` another; where it is not known here, return."""
         with self._evaluating(), forward_only():
             batch = self._first_batch()
             culprit = first_unrepeatable(self.model, lambda: self._loss(0, batch))
-            if repeats:
-                return  # another rank's does not
-            raise LossError(
-                f"the loss of batch 0 is {first:.6g} and, evaluated again from the same random state, {again:.6g}: "
-                f"{f'the first to differ is {culprit}' if culprit else 'no module differs, loss_fn or batches do'}"
-                ". Call model.eval(), or draw from the generators of torch, numpy or random, which are rewound."
-            )
+            if is_known:
+                raise LossError(told(of, first, again, culprit, others="loss_fn or batches do"))
 
     def value_at(self, direction: Tensor, step: float) -> float:
         """Return L(θ + step·direction), as `gradient_at` does."""
@@ -314,7 +315,7 @@ class Objective:
                 expected = None if known else self._loss_of(i, batch)
                 self._rewind()  # before: torch.func forbids to write to tensors inside, or to make leaves
                 evaluate = partial(self._evaluate, i, self._cast(batch))
-                product = forward_over_reverse(evaluate, primals, tangents, expected, self._noise)
+                product = forward_over_reverse(evaluate, primals, tangents, expected, self.noise)
                 total = weighted_sum(total, share, product, self.tensors)
         self._same_draws = True
         assert total is not None  # there is a batch
@@ -377,7 +378,7 @@ class Objective:
         self, index: int, batch: Any, create_graph: bool
     ) -> tuple[Tensor, list[Tensor | None]]:
         # The fast attention kernels have no second derivative; the plain one is the same function.
-        attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+        attention = plain_attention() if create_graph else nullcontext()
         with self._measuring(), torch.enable_grad(), attention:
             loss = differentiable_loss(self._loss(index, batch), f"batch {index}")
             if create_graph:

@@ -98,7 +98,7 @@ class _Basis:
         self._blocks: list[
             Tensor
         ] = []  # (2, _BLOCK, n): rows of V and AV; one matrix would be copied to grow
-        self.projection = torch.empty(0, 0, dtype=torch.float64)  # (width, width), on the CPU
+        self.projection = torch.empty(0, 0, dtype=torch.float64, device="cpu")  # (width, width), on the CPU
         self.num_products = 0
 
     @property
@@ -112,7 +112,7 @@ class _Basis:
         product = self._operator.matvec(vector.to(self._operator.dtype)).to(vector)
         self.num_products += 1
         other_side = self._inner(vector, _PRODUCTS)
-        grown = torch.zeros(self.width + 1, self.width + 1, dtype=torch.float64)
+        grown = torch.zeros(self.width + 1, self.width + 1, dtype=torch.float64, device="cpu")
         grown[:-1, :-1] = self.projection
         self.projection = grown
         self._write(self.width - 1, vector, product)
@@ -224,7 +224,7 @@ class _RitzPairs:
 
 def random_directions(operator: SymmetricOperator, num: int, generator: torch.Generator) -> Tensor:
     """Return (num, n) standard normal numbers, the same on every device."""
-    return torch.randn(num, operator.size, generator=generator, dtype=torch.float64).to(
+    return torch.randn(num, operator.size, generator=generator, dtype=torch.float64, device="cpu").to(
         dtype=operator.dtype, device=operator.device
     )
 
@@ -244,10 +244,10 @@ def _result(basis: _Basis, ritz: _RitzPairs, num: int, extra: int, status: Statu
 
 def _not_finite(basis: _Basis, num: int, extra: int) -> SharpnessResult:
     """Non-finite is "too large", never a lower bound; the vectors are the ones tried."""
-    subspace = basis.vectors(torch.eye(basis.width, dtype=torch.float64)[: num + extra])
+    subspace = basis.vectors(torch.eye(basis.width, dtype=torch.float64, device="cpu")[: num + extra])
     return SharpnessResult(
         value=math.inf,
-        values=torch.full((num,), math.inf, dtype=torch.float64),
+        values=torch.full((num,), math.inf, dtype=torch.float64, device="cpu"),
         vectors=subspace[:num].T,
         residual=math.inf,
         status=Status.NOT_FINITE,

@@ -74,10 +74,10 @@ class SymmetricOperator(ABC):
             )
 
         def matvec(vector: np.ndarray) -> np.ndarray:
-            like = torch.as_tensor(vector.reshape(-1)).to(dtype=self.dtype, device=self.device)
+            like = torch.as_tensor(vector.reshape(-1), device="cpu").to(dtype=self.dtype, device=self.device)
             return self.matvec(like).cpu().numpy()
 
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         return LinearOperator((self.size, self.size), matvec=matvec, rmatvec=matvec, dtype=dtype)
 
 

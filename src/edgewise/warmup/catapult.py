@@ -18,6 +18,7 @@ from edgewise.arguments import (
 from edgewise.critical import CriticalLRResult, closure_loss
 from edgewise.errors import Status
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
+from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import MOST_FORWARDS, as_plain, from_plain
 
@@ -124,6 +125,7 @@ class CatapultWarmup(AdaptiveWarmup):
         self._num_catapults = 0
         super().__init__(optimizer, fallback_length=self.patience, max_overhead=max_overhead)
 
+    @all_or_nothing
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Compare the loss to the reference; where it has come down, measure η_c and raise the rate.
 
@@ -153,7 +155,7 @@ class CatapultWarmup(AdaptiveWarmup):
             return
         mean, rising = self._average(value)
         if self.found is None:
-            self._catapult(closure, mean)
+            self._catapult(closure, mean, value)
         elif rising and value > self._reference + self.max_rise * abs(self._reference):
             self._num_step_backs += 1
             self._set_factor(STEP_BACK * self._factor)
@@ -161,7 +163,7 @@ class CatapultWarmup(AdaptiveWarmup):
             if self._factor == 1.0:
                 self._end = self._updates + 1
             else:
-                self._catapult(closure, mean)
+                self._catapult(closure, mean, value)
         if self._end is None and self._updates - self._highest_since >= self.patience:
             self._stop_waiting()
         self._apply()
@@ -180,7 +182,7 @@ class CatapultWarmup(AdaptiveWarmup):
             if self._affordable(self._updates + 1) < 1 and self.found is not None:
                 return None
             self.num_forwards += 1
-            value, self._ranks = closure_loss(closure)
+            value, self._ranks = closure_loss(closure, self._parameters)
             return value
         return self._given_loss(closure, loss)
 
@@ -191,7 +193,7 @@ class CatapultWarmup(AdaptiveWarmup):
         self._weight = self.smoothing * self._weight + (1 - self.smoothing)
         return self._sum / self._weight, rising
 
-    def _catapult(self, closure: Callable[[], Tensor], mean: float) -> None:
+    def _catapult(self, closure: Callable[[], Tensor], mean: float, value: float) -> None:
         """Make this place the reference, and raise the rate to η_c where that is higher."""
         first = self.found is None
         affordable = MOST_FORWARDS if first else self._affordable(self._updates + 1)
@@ -199,9 +201,15 @@ class CatapultWarmup(AdaptiveWarmup):
             return
         shrink = 1.0 if self.found is None else min(1.0, self._first_critical / self.found.lr)
         found = self._search(
-            closure, max_forwards=affordable, guess=self.found, tolerance=shrink * self.tolerance
+            closure,
+            max_forwards=affordable,
+            guess=self.found,
+            tolerance=shrink * self.tolerance,
+            known=value,
         )
         self._reference = mean
+        if found is None:
+            return
         if found.status in _USABLE and found.lr > 0:
             self._raise_to(found)
         elif first and found.status is not Status.NOT_A_DESCENT_DIRECTION:  # that may be one batch's

@@ -13,6 +13,7 @@ from edgewise.critical import BestStepResult, closure_loss, search_best_step
 from edgewise.errors import Status
 from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
+from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.averages import heavy_ball, momentum, num_averages
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import as_plain, from_plain, rates, set_rates
@@ -130,6 +131,7 @@ class EdgeWarmup(AdaptiveWarmup):
         super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
         self._step_share = StepShare(optimizer)
 
+    @all_or_nothing
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Find the start at the first update; let the rate grow, and look at the loss where it is due; guard all along.
 
@@ -211,16 +213,17 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
         target = float(self.base_lrs[0])
-        found = search_best_step(
-            self.optimizer,
-            closure,
-            max_lr=target / _START,
-            max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
-            max_forwards=_MOST_FIRST_FORWARDS,
+        found = self._counted(
+            lambda: search_best_step(
+                self.optimizer,
+                closure,
+                max_lr=target / _START,
+                max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
+                max_forwards=_MOST_FIRST_FORWARDS,
+                known=value,
+            )
         )
-        self.num_forwards += found.num_forwards
-        self.num_searches += 1
-        if not math.isfinite(found.slope):  # the step is about to be skipped
+        if found is None or not math.isfinite(found.slope):  # the step is about to be skipped
             return
         self.found = found
         if found.lr == 0:
@@ -269,8 +272,8 @@ class EdgeWarmup(AdaptiveWarmup):
             return False
         self.num_forwards += 1 if given else 2
         with exchanged(self._parameters, self._reference):
-            before, _ = closure_loss(closure, finite=False)
-        here = value if given and value is not None else closure_loss(closure)[0]
+            before, _ = closure_loss(closure, self._parameters, finite=False)
+        here = value if given and value is not None else closure_loss(closure, self._parameters)[0]
         self._trend.add(here, before)
         self._take_reference()
         return self.found is not None and here - before > _MOST_RISE * abs(self.found.loss)
@@ -335,10 +338,6 @@ class EdgeWarmup(AdaptiveWarmup):
     def _forgetting(self) -> float:
         """1 − β, the share of an update that momentum has forgotten by the next one; at most the fastest climb."""
         return min(_FASTEST_CLIMB, 1 - momentum(self.optimizer))
-
-    @property
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def _is_watched(self) -> bool:

@@ -11,6 +11,7 @@ from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegativ
 from edgewise.critical import CriticalLRResult, check_steps_alone
 from edgewise.errors import Status
 from edgewise.parameters import check_real_groups
+from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup, as_plain, from_plain, targets
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
@@ -95,6 +96,7 @@ class LinearWarmup(Warmup):
             return steps_to_target(warmup_steps=self.warmup_steps, start=self._start_factor)
         return 0 if self.lr_init == float(self.base_lrs[0]) else self.warmup_steps - 1
 
+    @all_or_nothing
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
         """Measure η_c before the first update, if `lr_init="critical"`; otherwise do nothing.
 
@@ -103,7 +105,7 @@ class LinearWarmup(Warmup):
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward.
-            loss: not needed here; other warmups look at it on every step.
+            loss: the value that was just computed for `backward()`: saves a forward where the closure gives it again.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
@@ -118,11 +120,12 @@ class LinearWarmup(Warmup):
         if affordable == 0:
             self._fall_back(f"max_overhead = {self.max_overhead:g} leaves no forward to search with")
             return
-        found = self._search(closure, max_forwards=affordable)
-        if not math.isfinite(found.slope):
+        known = None if loss is None else self._given_loss(closure, loss)
+        found = self._search(closure, max_forwards=affordable, known=known)
+        if found is not None and not math.isfinite(found.slope):
             return
         self.start = found
-        if self._start_factor is None:
+        if found is not None and self._start_factor is None:
             self._fall_back(f"no critical learning rate to start from, {found.status.value}")
         self._apply()
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPl
 
 from edgewise.arguments import positive_number, positive_share
 from edgewise.critical import BestStepResult, CriticalLRResult, closure_loss, search_critical_lr
-from edgewise.errors import Status
+from edgewise.errors import Status, UnrepeatableError
 from edgewise.losses import checked_loss
 from edgewise.ranks import Ranks
 from edgewise.warmup.report import WarmupReport
@@ -213,21 +213,28 @@ class Warmup(LRScheduler):
             )
         return True
 
-    def _search(
-        self, closure: Callable[[], Tensor], *, max_forwards: int, **options: Any
-    ) -> CriticalLRResult:
-        """Search η_c up to the target, and count what that took."""
-        found = search_critical_lr(
-            self.optimizer, closure, max_lr=float(self.base_lrs[0]), max_forwards=max_forwards, **options
+    def _search(self, closure: Callable[[], Tensor], **options: Any) -> CriticalLRResult | None:
+        """Search η_c up to the target, as `_counted` does."""
+        return self._counted(
+            lambda: search_critical_lr(self.optimizer, closure, max_lr=float(self.base_lrs[0]), **options)
         )
-        self.num_forwards += found.num_forwards
+
+    def _counted(self, search: Callable[[], Result]) -> Result | None:
+        """Search, and count what that took; where the loss does not repeat, fall back and return `None`."""
         self.num_searches += 1
+        try:
+            found = search()
+        except UnrepeatableError as error:
+            self.num_forwards += error.num_forwards
+            self._fall_back(str(error).removesuffix("."))
+            return None
+        self.num_forwards += found.num_forwards
         return found
 
     def _given_loss(self, closure: Callable[[], Tensor], loss: Tensor | float) -> float:
         """Return the mean of a given loss over the ranks that train the model."""
         ranks = self._ranks_of(closure)
-        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
         own = checked_loss(given, "this update", finite=False).detach().double()
         return float(ranks.sum(own.cpu())) / ranks.num
 
@@ -235,8 +242,12 @@ class Warmup(LRScheduler):
         """Return the ranks that train the model: the closure shows which modules run."""
         if self._ranks is None:
             alone = not (dist.is_available() and dist.is_initialized())
-            self._ranks = Ranks() if alone else closure_loss(closure, finite=False)[1]
+            self._ranks = Ranks() if alone else closure_loss(closure, self._parameters, finite=False)[1]
         return self._ranks
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _affordable(self, updates: int) -> int:
         """Return how many forwards `max_overhead` leaves over so many updates."""
