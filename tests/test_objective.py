@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cases import BY_NAME, CASES, MLP, ids, mse
+import edgewise as ew
+from cases import BY_NAME, CASES, MLP, ids, mse, train_step
 from edgewise import sharpness
 from edgewise.errors import LossError
 from edgewise.isolation import isolated
 from edgewise.objective import Objective
-from oracles import dense_gradient, dense_hessian, dense_value
+from oracles import dense_gradient, dense_hessian, dense_value, loss_after_step
 
 # Two float64 evaluations of sums of fewer than 100 terms of order 1: they agree to a few 100 ε.
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -237,6 +238,103 @@ def test_batches_without_a_size_are_refused_unless_there_is_one():
     assert math.isfinite(Objective(model, loss_fn, [2]).value())
     with pytest.raises(ValueError, match="cannot tell the size of batch 0"):
         Objective(model, loss_fn, [2, 3]).value()
+
+
+# Sparse gradients
+
+
+class Words(nn.Module):
+    """Words of a vocabulary, summed: a word may occur twice in a sentence."""
+
+    def __init__(self, sparse, bag):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bag = bag
+        self.words = (nn.EmbeddingBag if bag else nn.Embedding)(10, 4, sparse=sparse, dtype=torch.float64)
+        self.out = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.words(x)) if self.bag else torch.tanh(self.words(x)).sum(1))
+
+
+SENTENCES = [
+    (torch.tensor([[0, 1, 1], [2, 1, 5]]), torch.tensor([[1.0, 0], [0, 1]]).double()),
+    (torch.tensor([[3, 1, 9]]), torch.tensor([[0.5, 0.5]]).double()),
+]
+SPARSE_OPTIMIZERS = {
+    "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+    "momentum": lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9),
+    "adagrad": lambda m: torch.optim.Adagrad(m.parameters(), lr=0.1),
+}
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+@pytest.mark.parametrize("bag", [False, True])
+def test_sparse_gradients_are_what_they_stand_for(bag, num_batches):
+    batches = SENTENCES[:num_batches]
+    sparse, dense = Words(True, bag), Words(False, bag)
+    found, same = (sharpness(model, mse, batches, rtol=1e-8).value for model in (sparse, dense))
+    assert found == pytest.approx(same, rel=1e-7)
+    assert found == pytest.approx(float(top_of(dense, batches)), rel=1e-6)
+    with isolated(sparse) as snapshot:
+        objective = Objective(sparse, mse, batches, snapshot=snapshot)
+        torch.testing.assert_close(objective.gradient(), dense_gradient(dense, mse, batches), **CLOSE)
+
+
+def top_of(model, batches):
+    """By `torch.autograd.functional.hessian`, of the words taken as rows of a matrix."""
+    shapes = [p.shape for p in model.parameters()]
+
+    def loss(flat):
+        words, weight, bias = (
+            part.view(shape)
+            for part, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)
+        )
+        total = 0.0
+        for x, y in batches:
+            hidden = torch.tanh(words[x].mean(1)) if model.bag else torch.tanh(words[x]).sum(1)
+            total = total + len(x) / sum(len(b[0]) for b in batches) * mse(
+                lambda h: h @ weight.T + bias, (hidden, y)
+            )
+        return total
+
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    return torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat))[-1]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # of torch's own Adagrad
+@pytest.mark.parametrize("bag", [False, True])
+@pytest.mark.parametrize("name", SPARSE_OPTIMIZERS)
+def test_measurements_with_sparse_gradients_are_those_with_dense_ones(name, bag):
+    """The momentum of a sparse gradient is sparse as well, and comes back after trial steps."""
+    measured = []
+    for model in (Words(True, bag), Words(False, bag)):
+        optimizer = SPARSE_OPTIMIZERS[name](model)
+        for batch in (*SENTENCES, SENTENCES[0]):
+            train_step(model, optimizer, mse, batch)
+        look = lambda m=model, o=optimizer: (
+            ew.preconditioned_sharpness(m, mse, SENTENCES, o, rtol=1e-6).value,
+            ew.critical_lr(m, o, mse, SENTENCES[1]).slope,
+            ew.critical_lr(m, o, mse, batches=SENTENCES).lr,
+            ew.Monitor(m, o, mse, every=1).observe(SENTENCES[0]).sharpness,
+        )
+        measured.append(ew.assert_no_side_effects(model, optimizer, look))
+    assert measured[0] == pytest.approx(measured[1], rel=1e-6)
+
+
+def test_an_optimizer_for_sparse_gradients_alone_gets_them():
+    """SparseAdam steps rows that have a gradient, and refuses dense ones."""
+    model = Words(True, False)
+    optimizer = torch.optim.SparseAdam([model.words.weight], lr=0.1)
+    found = ew.critical_lr(model, optimizer, mse, SENTENCES[0])
+    loss = mse(model, SENTENCES[0])
+    loss.backward()
+    current = ew.critical_lr(model, optimizer, mse, SENTENCES[0], gradient="current")
+    assert found.lr == pytest.approx(current.lr, rel=1e-6)
+    for factor, rises in ((0.9 * found.bracket[0] / 0.1, False), (1.1 * found.bracket[1] / 0.1, True)):
+        assert (loss_after_step(model, optimizer, mse, SENTENCES[0], factor) > loss.item()) == rises
+    with pytest.raises(ew.PreconditionerError, match="SparseAdam has no diagonal"):
+        ew.preconditioned_sharpness(model, mse, SENTENCES, optimizer, params="words.*")
 
 
 # Losses that do not repeat

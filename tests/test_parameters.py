@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import edgewise as ew
 from cases import BY_NAME, CASES, ids, mlp
 from edgewise.arguments import UnknownNameError
-from edgewise.parameters import flatten, inner, select_parameters, unflatten
+from edgewise.parameters import flatten, inner, select_parameters, unflatten, weighted_sum
 
 shapes = st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1, max_size=5)
 
@@ -97,3 +98,82 @@ def test_inner_accumulates_in_float64():
 def test_inner_refuses_lists_of_different_lengths():
     with pytest.raises(ValueError, match="zip"):
         inner([torch.ones(1)], [])
+
+
+def sparse_rows():
+    """Rows 1 (twice) and 3 of a matrix of five, as an embedding's gradient."""
+    return torch.sparse_coo_tensor(
+        [[1, 3, 1]], torch.tensor([[1.0, 2], [3, 4], [5, 6]]), (5, 2), check_invariants=True
+    )
+
+
+def test_inner_and_sums_take_sparse_gradients_as_what_they_stand_for():
+    dense = torch.tensor([[0.0, 0], [6, 8], [0, 0], [3, 4], [0, 0]])
+    weights = torch.arange(10.0).view(5, 2)
+    assert inner([sparse_rows()], [weights]) == float((dense * weights).sum())
+    total = weighted_sum(None, 0.5, [sparse_rows(), None], [weights, torch.ones(2)])
+    assert total.tolist() == [*(0.5 * dense).flatten().tolist(), 0.0, 0.0]
+    again = weighted_sum(total, 2.0, [sparse_rows(), torch.ones(2)], [weights, torch.ones(2)])
+    assert again.tolist() == [*(2.5 * dense).flatten().tolist(), 2.0, 2.0]
+    assert again is total
+
+
+# Complex parameters
+
+
+class Spectral(nn.Module):
+    """A filter in Fourier space, with complex weights beside real ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+        self.filter = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, x):
+        return torch.fft.ifft(torch.fft.fft(x) * self.filter).real * self.gain
+
+
+def filter_loss(model, x):
+    return model(x).square().mean()
+
+
+X = torch.ones(2, 4)
+COMPLEX = {
+    "sharpness": lambda m, o: ew.sharpness(m, filter_loss, [X]),
+    "preconditioned_sharpness": lambda m, o: ew.preconditioned_sharpness(m, filter_loss, [X], o),
+    "hessian": lambda m, o: ew.hessian(m, filter_loss, [X]).__enter__(),
+    "critical_lr": lambda m, o: ew.critical_lr(m, o, filter_loss, X),
+    "Monitor": lambda m, o: ew.Monitor(m, o, filter_loss),
+    "EdgeWarmup": lambda m, o: ew.EdgeWarmup(o),
+    "CatapultWarmup": lambda m, o: ew.CatapultWarmup(o),
+    "LinearWarmup": lambda m, o: ew.LinearWarmup(o, warmup_steps=5, lr_init="critical"),
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_parameters_are_refused_by_name_before_any_loss(name):
+    model = Spectral()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(
+        TypeError, match=r"parameter (filter|1 of group 0) of shape \(4,\) is complex.*view_as_complex"
+    ):
+        COMPLEX[name](model, torch.optim.Adam(model.parameters()))
+
+
+def test_a_complex_parameter_that_is_not_measured_is_no_matter():
+    """The mean of x̂ᵢ²gᵢ² over four entries: H = 2·x̂ᵢ²/4 for each gain."""
+    model = Spectral()
+    expected = 2 * torch.fft.ifft(torch.fft.fft(X) * model.filter).real[0].detach().square().max() / 4
+    found = ew.sharpness(model, filter_loss, [X], params="gain")
+    assert found.value == pytest.approx(float(expected), rel=1e-3)
+    ew.LinearWarmup(torch.optim.Adam(model.parameters()), warmup_steps=5)
+
+
+def test_a_complex_group_that_comes_later_is_refused_by_the_search():
+    real, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = torch.optim.SGD([real], lr=0.1)
+    warmup = ew.LinearWarmup(optimizer, warmup_steps=5, lr_init="critical")
+    optimizer.add_param_group({"params": [late], "lr": 0.1})
+    real.square().sum().backward()
+    with pytest.raises(TypeError, match=r"parameter 0 of group 1 of shape .* is complex"):
+        warmup.observe(lambda: real.square().sum())

@@ -1,14 +1,21 @@
 """The second derivative of a loss by torch's two routes, and where there is none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
-from edgewise.errors import SecondDerivativeError
+from edgewise.attention import plain_attention
+from edgewise.errors import EdgewiseError, SecondDerivativeError
 from edgewise.losses import LossFunction
+from edgewise.parameters import dense
+
+
+class WrongDerivativeError(SecondDerivativeError):
+    """There is a second derivative by this route, and it is not that of the loss: other formulas may be wrong too."""
 
 
 def differentiate(
@@ -24,24 +31,62 @@ def differentiate(
         return list(torch.autograd.grad(outputs, parameters, vectors, retain_graph=keep, allow_unused=True))
 
 
+def gradient_with_graph(loss: Tensor, parameters: list[Tensor]) -> tuple[list[Tensor | None], bool]:
+    """Return ∇L with a graph, to be differentiated again, and whether custom functions have a part in it."""
+    is_custom = any(isinstance(node, BackwardCFunction) for node in _nodes([loss]))
+    with as_second_derivative_error("reverse-over-reverse"):
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        return [gradient if gradient is None else dense(gradient) for gradient in gradients], is_custom
+
+
+def forward_over_reverse(
+    evaluate: Callable[[dict[str, Tensor]], Tensor],
+    primals: dict[str, Tensor],
+    tangents: dict[str, Tensor],
+    expected: float | None,
+    rtol: float,
+) -> list[Tensor | None]:
+    """Return the derivative of ∇L along the tangents; `expected` is L without torch.func, if it is to be compared.
+
+    torch.func may draw other dropout masks from the same random state than plain evaluations do.
+    """
+    gradient_and_value = torch.func.grad_and_value(evaluate)
+    with plain_attention(), as_second_derivative_error("forward-over-reverse"):
+        primal, (product, _) = torch.func.jvp(gradient_and_value, (primals,), (tangents,))[:2]
+    loss = float(primal[1].detach())
+    if expected is not None and not abs(loss - expected) <= rtol * abs(expected):
+        raise SecondDerivativeError(
+            f"forward-over-reverse is not possible for this loss (it is {loss:.6g} under torch.func and "
+            f"{expected:.6g} without, from the same random state, as if dropout drew another mask): use "
+            'hvp="reverse" or hvp="difference", or call model.eval().'
+        )
+    return list(product.values())
+
+
 def _check_twice_differentiable(gradients: tuple[Tensor, ...]) -> None:
     """Raise where a custom function is marked once_differentiable.
 
     torch raises on such a node only when the path behind it is asked for; here it ends at a detached tensor, and
     torch.autograd.grad would leave its terms out in silence.
     """
-    pending = [gradient.grad_fn for gradient in gradients]
+    for node in _nodes(gradients):
+        if node.name() == "torch::autograd::Error":
+            raise SecondDerivativeError(
+                "reverse-over-reverse is not possible for this loss (a custom autograd.Function is marked "
+                'once_differentiable): use hvp="difference", or a function that can be differentiated twice.'
+            )
+
+
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """Yield the nodes of the graph that the tensors come from, each once."""
+    pending: list[Any] = [tensor.grad_fn for tensor in tensors]
     seen = set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "torch::autograd::Error":
-            raise SecondDerivativeError(
-                "reverse-over-reverse is not possible for this loss (a custom autograd.Function is marked "
-                'once_differentiable): use hvp="difference", or a function that can be differentiated twice.'
-            )
+        yield node
         pending.extend(following for following, _ in node.next_functions)
 
 
@@ -78,11 +123,14 @@ class _LossModule(nn.Module):
 
 @contextmanager
 def as_second_derivative_error(route: str) -> Iterator[None]:
-    """Turn torch's refusal to differentiate into one that says what to do."""
+    """Turn a failure to differentiate, torch's or a custom function's, into one that says what to do."""
     try:
         yield
-    except RuntimeError as error:
+    except (EdgewiseError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise SecondDerivativeError(
-            f"{route} is not possible for this loss ({str(error).strip().splitlines()[0]}): "
+            f"{route} is not possible for this loss ({reason}): "
             'use hvp="difference", or kernels that can be differentiated twice.'
         ) from error

@@ -59,8 +59,20 @@ class LossError(EdgewiseError, ValueError):
     """The loss function returned something that cannot be measured."""
 
 
+class UnrepeatableError(LossError):
+    """A closure returns another loss when it is called again."""
+
+    def __init__(self, message: str, *, num_forwards: int) -> None:
+        super().__init__(message)
+        self.num_forwards = num_forwards  # that it took to find out
+
+
 class SecondDerivativeError(EdgewiseError, RuntimeError):
     """A Hessian-vector product cannot be had by the chosen route, or not precisely enough."""
+
+
+class ClosedError(EdgewiseError, RuntimeError):
+    """An operator is used after its `with` block, when the model may train again."""
 
 
 class PreconditionerError(EdgewiseError, TypeError):

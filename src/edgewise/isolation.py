@@ -8,52 +8,74 @@ nothing leaves version counters alone and is legal between `forward` and `backwa
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
-from torch.utils._pytree import tree_leaves
 
 from edgewise.arguments import a_module, an_optimizer, check_restorable
+from edgewise.compiled import compiled_modules
+from edgewise.hooks import noticing_modules, silent_hooks
 from edgewise.ranks import local, reshard
+from edgewise.threads import Here
 
+_SNAPSHOTS = Here()
 _MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
 
 
 class Snapshot:
-    """What `isolated` saved; `rewind` returns to it without leaving."""
+    """What `isolated` saved; `rewind` returns to it without leaving. Modules that are made inside are no part of it."""
 
-    def __init__(self, model: nn.Module | None, optimizer: Optimizer | None) -> None:
+    def __init__(self) -> None:
         self._rng = RandomStates()
         self._roots: list[nn.Module] = []  # every module is one of these, or below
+        self._modules: dict[nn.Module, _ModuleContents] = {}
+        self._made: set[int] = set()  # addresses: nothing from before the start can have one of them
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
-        self._modules: dict[nn.Module, tuple[bool, dict[str, Tensor | None]]] = {}  # mode, buffers
-        self._gradients: list[tuple[Tensor, Tensor | None, bool]] = []
+        self._gradients: dict[int, _Gradient] = {}
         self.optimizer: _OptimizerContents | None = None
-        if model is not None:
-            reshard(model)
-            self.add_module(model)
-            self._add_parameters(list(model.parameters()))
-        if optimizer is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self._add_parameters(parameters)
-            self.optimizer = _OptimizerContents(optimizer, known=parameters)
 
     def add_module(self, root: nn.Module) -> None:
-        """Save the buffers and modes of `root` and of all modules below it, once."""
-        if root not in self._modules:
+        """Save the tensors and modes of `root` and of all modules below it, once."""
+        if root in self._modules:
+            return
+        if id(root) not in self._made:
             self._roots.append(root)
+            reshard(root)
         for module in root.modules():
-            if module not in self._modules:
-                self._modules[module] = (module.training, dict(module._buffers))
-                for buffer in module.buffers(recurse=False):
+            if module not in self._modules and id(module) not in self._made:
+                self._modules[module] = contents = _ModuleContents(module)
+                for buffer in contents.buffers:
                     self._add_tensor(buffer)
+                self.add_parameters(contents.parameters)
+
+    def add_compiled(self, function: object) -> None:
+        """Save what functions that torch.compile has compiled run, of those which this function calls."""
+        for module in compiled_modules(function):
+            self.add_module(module)
+
+    def leave_out(self, module: nn.Module) -> None:
+        """Do not protect a module, which has just been made."""
+        self._made.add(id(module))
+
+    def add_parameters(self, parameters: Iterable[Tensor]) -> None:
+        """Save parameters, once, with their gradients, which they give up from here on."""
+        for parameter in parameters:
+            # What torch.func puts in the place of a parameter is no leaf, or a wrapper.
+            if parameter.is_leaf and id(parameter) not in self._gradients and self._add_tensor(parameter):
+                self._gradients[id(parameter)] = _Gradient(parameter)
+
+    def add_optimizer(self, optimizer: Optimizer) -> None:
+        """Save the optimizer's parameters, state, groups and hooks."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.add_parameters(parameters)
+        self.optimizer = _OptimizerContents(optimizer, known=parameters)
 
     def saved(self, tensor: Tensor) -> Tensor:
         """Return the saved copy of a protected parameter or buffer; not to be written to."""
@@ -61,7 +83,7 @@ class Snapshot:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The modules under protection: the model's, or those that have run so far."""
+        """The modules under protection: the model's, and those that have been used so far."""
         return list(self._modules)
 
     def release_optimizer(self) -> None:
@@ -80,9 +102,8 @@ class Snapshot:
         torch.clear_autocast_cache()  # it holds casts of the parameters that are about to change
         for root in self._roots:
             reshard(root)
-        for module, (_, buffers) in self._modules.items():
-            module._buffers.clear()  # a forward may have assigned a new tensor
-            module._buffers.update(buffers)
+        for module, contents in self._modules.items():
+            contents.restore_buffers(module)
         for tensor, saved in self._tensors.values():
             _write_back(tensor, saved)
         if self.optimizer is not None:
@@ -91,33 +112,71 @@ class Snapshot:
     def restore(self) -> None:
         """Rewind, and return gradients, flags and modes as well."""
         self.rewind()
-        for parameter, gradient, requires_grad in self._gradients:
-            parameter.grad = gradient
-            parameter.requires_grad_(requires_grad)
-        for module, (training, _) in self._modules.items():
-            module.training = training
+        for gradient in self._gradients.values():
+            gradient.restore()
+        for module, contents in self._modules.items():
+            module.training = contents.training
 
-    def _add_tensor(self, tensor: Tensor) -> None:
+    def _add_tensor(self, tensor: Tensor) -> bool:
+        """Save a tensor, once; return whether it is one that can be."""
+        if is_lazy(tensor) or is_functorch_wrapped_tensor(tensor):
+            return False
         if id(tensor) not in self._tensors:
             self._tensors[id(tensor)] = (tensor, tensor.detach().clone())
+        return True
 
-    def _add_parameters(self, parameters: list[Tensor]) -> None:
-        for parameter in parameters:
-            if id(parameter) not in self._tensors:
-                self._add_tensor(parameter)
-                self._gradients.append((parameter, parameter.grad, parameter.requires_grad))
+
+class _ModuleContents:
+    """Mode and tensors of a module, without those below it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.training = module.training
+        self.buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
+        self.parameters = [p for p in module._parameters.values() if p is not None]
+        # TorchScript's modules cannot be given other tensors.
+        self._registry = None if isinstance(module, torch.jit.ScriptModule) else module._buffers.copy()
+
+    def restore_buffers(self, module: nn.Module) -> None:
+        """Return the buffers that a forward may have replaced by new tensors."""
+        if self._registry is not None:
+            module._buffers.clear()
+            module._buffers.update(self._registry)
+
+
+class _Gradient:
+    """What hangs on a parameter; taken off it, until it is restored."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self._parameter = parameter
+        self.gradient, self._requires_grad = parameter.grad, parameter.requires_grad
+        parameter.grad = None
+        self._hooks = parameter._post_accumulate_grad_hooks or {}  # FSDP2 runs them
+        self._saved_hooks = dict(self._hooks)
+        self._hooks.clear()
+
+    def restore(self) -> None:
+        self._parameter.grad = self.gradient
+        if self._parameter.requires_grad != self._requires_grad:
+            self._parameter.requires_grad_(self._requires_grad)
+        self._hooks.clear()
+        self._hooks.update(self._saved_hooks)
 
 
 @contextmanager
 def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None) -> Iterator[Snapshot]:
     """Leave no trace: whatever happens inside, training continues as if nothing had.
 
-    Inside, every parameter's `.grad` is `None`; the saved gradients come back untouched at the end. Without a
-    `model`, the modules to protect are found as their `forward` runs, before it can change a buffer; what is
-    changed before, a `model.eval()` or a buffer written to outside `forward`, is then not seen.
+    Inside, every parameter's `.grad` is `None`; the saved gradients come back untouched at the end. Besides the
+    `model`, all modules that are used inside are protected, such as a second network that only the loss knows: they are
+    found as they are called, switched to another mode, or asked for their parameters or buffers, before that can
+    change anything. Each costs a copy of its parameters and buffers. What is changed in another module in other ways
+    before, such as by writing to an attribute of it, is not seen. Modules that are made inside are left alone.
+
+    Other threads train on meanwhile, but the generators of Python, NumPy and torch's CPU are shared: what another
+    thread draws from them during a measurement, it draws again afterwards.
 
     Args:
-        model: the model whose parameters, buffers and modes to protect.
+        model: the model whose parameters, buffers and modes to protect from the start.
         optimizer: the optimizer whose parameters, state, groups and hooks to protect; its step hooks are
             silent inside.
 
@@ -137,18 +196,27 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
         check_restorable(a_module("model", model, ("model", "optimizer")))
     if optimizer is not None:
         optimizer = an_optimizer("optimizer", optimizer, ("model", "optimizer"), may_be_empty=True)
-    snapshot = Snapshot(model, optimizer)
+    snapshot = Snapshot()
     with ExitStack() as stack:
         stack.callback(snapshot.restore)
-        if model is None:
-            handle = register_module_forward_pre_hook(lambda module, _: snapshot.add_module(module))
-            stack.callback(handle.remove)
+        stack.enter_context(_SNAPSHOTS.held(snapshot))
+        if model is not None:
+            snapshot.add_module(model)
+        if optimizer is not None:
+            snapshot.add_optimizer(optimizer)
         if snapshot.optimizer is not None:
-            stack.enter_context(_silent_hooks(snapshot.optimizer.optimizers))
-        for parameter, _, _ in snapshot._gradients:
-            parameter.grad = None
-            stack.enter_context(_emptied([parameter._post_accumulate_grad_hooks or {}]))  # FSDP2 runs them
+            stack.enter_context(silent_hooks(snapshot.optimizer.optimizers))
+        stack.enter_context(noticing_modules(snapshot.add_module, made=snapshot.leave_out))
         yield snapshot
+
+
+def gradient_outside(parameter: Tensor) -> Tensor | None:
+    """Return a parameter's `.grad` as it is outside all that this thread isolates."""
+    for snapshot in _SNAPSHOTS.things():
+        if id(parameter) in snapshot._gradients:
+            kept: Tensor | None = snapshot._gradients[id(parameter)].gradient
+            return kept
+    return parameter.grad
 
 
 @contextmanager
@@ -181,49 +249,6 @@ def _exchange(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
             kept = part.clone()
             part.copy_(other_part)
             other_part.copy_(kept)
-
-
-def first_unrepeatable(model: nn.Module, evaluate: Callable[[], object]) -> str:
-    """Return the name and class of the first module whose output differs between two evaluations, '' for none.
-
-    Only modules whose input agreed count: the others merely pass a difference on.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    >>> first_unrepeatable(model, lambda: model(torch.ones(9, 2)))
-    '1 (Dropout)'
-    """
-    first, second = (_calls_of(model, evaluate) for _ in range(2))
-    for (name, inputs, output), (other, other_inputs, other_output) in zip(first, second, strict=False):
-        if name == other and inputs == other_inputs and output != other_output:
-            return name
-    return ""
-
-
-def _calls_of(model: nn.Module, evaluate: Callable[[], object]) -> list[tuple[str, str, str]]:
-    """Return module, fingerprint of its inputs and fingerprint of its output for each call, in order of their end."""
-    names = {
-        module: f"{name or 'the model'} ({type(module).__name__})" for name, module in model.named_modules()
-    }
-    entered: list[str] = []
-    calls = []
-
-    def enter(module: nn.Module, inputs: Any) -> None:
-        entered.append(_fingerprint(inputs))
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        calls.append((names.get(module, type(module).__name__), entered.pop(), _fingerprint(output)))
-
-    with ExitStack() as stack:
-        stack.callback(register_module_forward_pre_hook(enter).remove)
-        stack.callback(register_module_forward_hook(leave).remove)
-        evaluate()
-    return calls
-
-
-def _fingerprint(values: Any) -> str:
-    """Two sums over each tensor: small, and the same for equal tensors, NaN included."""
-    tensors = [leaf.detach().double() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-    return repr([(float(t.sum()), float(t.square().sum())) for t in tensors])
 
 
 class RandomStates:
@@ -286,7 +311,7 @@ class _OptimizerContents:
             self.optimizers.append(value)
             self._containers.append((vars(value), vars(value).copy()))
             for name, attribute in vars(value).items():
-                if not name.endswith("_hooks"):  # kept by _silent_hooks, also while they are silent
+                if not name.endswith("_hooks"):  # kept by silent_hooks, also while they are silent
                     self._add(attribute, objects=name in ("state", "param_groups"))
         elif isinstance(value, (dict, list, set, deque, tuple)):
             if not isinstance(value, tuple):
@@ -297,43 +322,28 @@ class _OptimizerContents:
             self._add(vars(value), objects=True)
 
 
-@contextmanager
-def _silent_hooks(optimizers: list[Optimizer]) -> Iterator[None]:
-    """Keep the user's step hooks, also those on all optimizers, from running on trial steps."""
-    hooks: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
-    for optimizer in optimizers:
-        hooks += [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    with _emptied(hooks):
-        yield
-
-
-@contextmanager
-def _emptied(hooks: list[dict[int, Any]]) -> Iterator[None]:
-    saved = [hook.copy() for hook in hooks]
-    for hook in hooks:
-        hook.clear()
-    try:
-        yield
-    finally:
-        for hook, entries in zip(hooks, saved, strict=True):
-            hook.clear()
-            hook.update(entries)
-
-
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _write_back(tensor: Tensor, saved: Tensor) -> None:
     """Copy where the bits differ; through `.data`, as a graph that saved the tensor sees its bits again."""
     tensor, saved = local(tensor), local(saved)
-    if not _same_bits(tensor, saved):
+    if tensor.is_meta or _same_bits(tensor, saved):  # meta where it is torch's default device
+        return
+    if tensor.layout is torch.strided:
         tensor.data.copy_(saved)
+    else:  # its `.data` would hold other entries than itself
+        with torch.no_grad():
+            tensor.copy_(saved)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree bit for bit: NaN equals itself, 0 differs from -0."""
     if a.is_complex() and b.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
+    if a.layout is torch.sparse_coo and b.layout is torch.sparse_coo:  # momentum of a sparse gradient
+        pairs = ((a._indices(), b._indices()), (a._values(), b._values()))
+        return a.is_coalesced() == b.is_coalesced() and all(_same_bits(one, other) for one, other in pairs)
     integer = _INTEGER_OF_SIZE.get(a.element_size())
     if integer is None or a.shape != b.shape or a.dtype != b.dtype:
         return False

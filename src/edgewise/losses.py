@@ -1,18 +1,25 @@
 """What a loss must be to be measured, and whose fault it is where one cannot be computed."""
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from edgewise.batches import tensors_of, unlike_a_batch
 from edgewise.errors import LossError
+from edgewise.threads import Override
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
+
+# In what torch says of tensors without a graph, and Python of gradients that are not there.
+_LACKS_GRAPH = re.compile(r"requires?[ _]grad|grad_fn|used in the graph|NoneType")
+_CHECKPOINT_WARNS = Override(checkpoint, "check_backward_validity")
 
 
 def checked_loss(loss: object, of: str, *, finite: bool = True) -> Tensor:
@@ -84,7 +91,62 @@ def _reduction(loss: Tensor) -> str:
 
 @contextmanager
 def forward_only() -> Iterator[None]:
-    """No graph, and no warning of torch's that a reentrant checkpoint has none."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+    """No graph, and no warning of torch's that a reentrant checkpoint has none, in this thread."""
+    with torch.no_grad(), _CHECKPOINT_WARNS.by(lambda original, inputs: None):
         yield
+
+
+class GraphOnDemand:
+    """Evaluates a loss in the grad mode of the caller, but with a graph where the loss itself differentiates.
+
+    Under no_grad, `torch.autograd.grad` inside a loss (physics-informed networks, gradient penalties) finds nothing to
+    differentiate. The evaluation then is made again, with a graph, and so are all later ones.
+
+    Args:
+        parameters: whose gradients the loss must leave alone.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self._needed = False
+
+    def __call__(self, evaluate: Callable[[], Any]) -> Any:
+        """Return `evaluate()`, which starts from the same state each time, also after it has raised."""
+        if torch.is_grad_enabled():
+            return self._with_graph(evaluate)
+        if not self._needed:
+            try:
+                return evaluate()
+            except LossError:
+                raise
+            except Exception as error:
+                if not _LACKS_GRAPH.search(str(error)):
+                    raise
+                _check_no_backward(error)
+            self._needed = True
+        with torch.enable_grad():
+            value = self._with_graph(evaluate)
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def _with_graph(self, evaluate: Callable[[], Any]) -> Any:
+        had = any(parameter.grad is not None for parameter in self._parameters)
+        value = evaluate()
+        if not had and any(parameter.grad is not None for parameter in self._parameters):
+            raise _own_backward()
+        return value
+
+
+def _check_no_backward(error: Exception) -> None:
+    """Raise where it was backward() that found no graph: with one, it would add to the gradients of training."""
+    if any(
+        frame.f_code is torch.autograd.backward.__code__
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ):
+        raise _own_backward() from error
+
+
+def _own_backward() -> LossError:
+    return LossError(
+        "the loss calls backward() itself, which adds to the gradients that training uses: differentiate by "
+        "torch.autograd.grad(..., create_graph=True) inside loss_fn, which returns what it finds."
+    )

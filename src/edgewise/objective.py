@@ -2,22 +2,31 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgewise.arguments import positive_count
-from edgewise.batches import Batches, cast
-from edgewise.derivatives import as_second_derivative_error, differentiate, evaluated_at
+from edgewise.attention import plain_attention
+from edgewise.batches import Batches, batch_size, cast
+from edgewise.derivatives import differentiate, evaluated_at, forward_over_reverse, gradient_with_graph
 from edgewise.errors import LossError, SecondDerivativeError
-from edgewise.isolation import Snapshot, first_unrepeatable
-from edgewise.losses import LossFunction, calling, checked_loss, differentiable_loss, forward_only
+from edgewise.isolation import Snapshot
+from edgewise.losses import (
+    GraphOnDemand,
+    LossFunction,
+    calling,
+    checked_loss,
+    differentiable_loss,
+    forward_only,
+)
 from edgewise.memory import GraphBudget
-from edgewise.parameters import select_parameters, unflatten
+from edgewise.parameters import select_parameters, unflatten, weighted_sum
 from edgewise.precision import CastCopy, measuring_dtype, without_autocast
 from edgewise.ranks import check_sharded_options, local, ranks_of, reshard, unwrapped
+from edgewise.repeats import first_unrepeatable, told
 
 _REENTRANT = "incompatible with .grad()"  # torch's refusal of torch.autograd.grad over a reentrant checkpoint
 
@@ -93,12 +102,18 @@ class Objective:
         self.device = self.tensors[0].device
         self.batches = Batches(batches, self.ranks)
         self.graph_bytes = 0  # held by the kept graphs, counted where there is a budget
+        self.has_custom_functions = False  # of which the author wrote the derivative; seen by reverse
         self._snapshot = snapshot
+        if snapshot is not None:
+            snapshot.add_compiled(loss_fn)
         self._copies: CastCopy | None = None
         self._by_backward = False  # the loss only allows loss.backward()
+        self._forward = GraphOnDemand(list(self.originals.values()))
+        self._losses: dict[int, Tensor] = {}  # Lᵢ(θ) of whole batches, as last evaluated
+        self._same_draws = False  # whether torch.func has been seen to evaluate the same loss
         self._shift: list[Tensor] = []  # added to the parameters in each evaluation, times the step
         self._step = 0.0
-        self._budget = GraphBudget(self.batches, self.model, max_graph_bytes, self._noise)
+        self._budget = GraphBudget(self.batches, self.model, max_graph_bytes, self.noise)
         self._graphs: list[tuple[float, list[Tensor | None]]] = []  # share of the samples, ∇L with its graph
         if casts:
             self._copy_model()
@@ -109,7 +124,7 @@ class Objective:
         return [local(parameter) for parameter in self.parameters.values()]
 
     @property
-    def _noise(self) -> float:
+    def noise(self) -> float:
         """Relative differences of losses that rounding explains."""
         return torch.finfo(self.dtype).eps ** 0.5
 
@@ -124,7 +139,7 @@ class Objective:
     def value(self) -> float:
         """Return L(θ)."""
         value = sum(share * loss for share, loss in zip(self.shares, self.values(), strict=True))
-        return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64)))
+        return float(self.ranks.sum(torch.tensor(value, dtype=torch.float64, device="cpu")))
 
     @property
     def shares(self) -> list[float]:
@@ -140,19 +155,17 @@ class Objective:
         """Raise `LossError` if the loss of the first batch is another when it is evaluated again."""
         with self._evaluating(), forward_only():
             first, again = (self._loss(0, self._first_batch()).item() for _ in range(2))
-        repeats = abs(again - first) <= self._noise * abs(first)
-        if all(self.ranks.gather(repeats)):
-            return
+        repeats = abs(again - first) <= self.noise * abs(first)
+        if not all(self.ranks.gather(repeats)):
+            self.refuse_to_repeat("batch 0", first, again, is_known=not repeats)
+
+    def refuse_to_repeat(self, of: str, first: float, again: float, *, is_known: bool = True) -> None:
+        """Raise `LossError` that names what makes the loss `again` another; where it is not known here, return."""
         with self._evaluating(), forward_only():
             batch = self._first_batch()
             culprit = first_unrepeatable(self.model, lambda: self._loss(0, batch))
-            if repeats:
-                return  # another rank's does not
-            raise LossError(
-                f"the loss of batch 0 is {first:.6g} and, evaluated again from the same random state, {again:.6g}: "
-                f"{f'the first to differ is {culprit}' if culprit else 'no module differs, loss_fn or batches do'}"
-                ". Call model.eval(), or draw from the generators of torch, numpy or random, which are rewound."
-            )
+            if is_known:
+                raise LossError(told(of, first, again, culprit, others="loss_fn or batches do"))
 
     def value_at(self, direction: Tensor, step: float) -> float:
         """Return L(θ + step·direction), as `gradient_at` does."""
@@ -186,7 +199,13 @@ class Objective:
             if self.ranks.sharded:
                 values, gradient = self._sharded_gradient()
                 return values, list(unflatten(gradient, self.tensors))
-            return self._own_values_and_gradients()
+            values, gradients = self._own_values_and_gradients()
+            if all(gradient is None for gradient in gradients):
+                raise LossError(
+                    "the loss does not depend on the selected parameters: use the model that loss_fn is given, without "
+                    ".detach(), or select parameters that the loss depends on."
+                )
+            return values, gradients
 
     def _own_values_and_gradients(self) -> tuple[list[float], list[Tensor | None]]:
         values = [0.0] * len(self.batches)
@@ -226,12 +245,14 @@ class Objective:
             # A product will say why there is no graph; the gradient is there all the same.
             with suppress(SecondDerivativeError):
                 self._keep_graphs()
-            if self._graphs:
-                return self._sum((share, list(graph)) for share, graph in self._graphs)
-        self._plan(create_graph=False)
-        return self._sum(
-            (share, self._gradient(i, batch, create_graph=False)) for i, share, batch in self._budget.pieces()
-        )
+        total = None
+        kept = [(share, list(graph)) for share, graph in self._graphs] if keep_graph else []
+        if not kept:
+            self._plan(create_graph=False)
+        for share, gradients in kept or self._fresh_gradients(create_graph=False):
+            total = weighted_sum(total, share, gradients, self.tensors)
+        assert total is not None  # there is a batch
+        return total
 
     def _sharded_gradient(self) -> tuple[list[float], Tensor]:
         """Return Lᵢ of this rank's batches, and its shards of ∇L.
@@ -252,7 +273,7 @@ class Objective:
                     f"no gradient of batch {i} arrived at the shards: call set_requires_gradient_sync(True) on the "
                     "model, and select parameters that the loss depends on."
                 )
-            total = self._added(total, 1.0, gradients)
+            total = weighted_sum(total, 1.0, gradients, self.tensors)
         self._rewind()  # drops the gradients
         return values, total
 
@@ -265,38 +286,38 @@ class Objective:
         self.ranks.check_whole("reverse-over-reverse")
         parts = unflatten(vector, self.tensors)
         total = None
-        try:
-            with self._evaluating():
-                self._keep_graphs()
-                keep = bool(self._graphs)
-                for share, graph in self._graphs or self._fresh_graphs():
-                    product = differentiate(graph, parts, self.tensors, keep=keep)
-                    del graph  # before the next is built: the budget is for one
-                    total = self._added(total, share, product)
-        except SecondDerivativeError:  # another route has no use for the graphs
-            self._graphs, self.graph_bytes, self._budget.keeps = [], 0, False
-            raise
+        with self._evaluating():
+            self._keep_graphs()
+            keep = bool(self._graphs)
+            for share, graph in self._graphs or self._fresh_gradients(create_graph=True):
+                product = differentiate(graph, parts, self.tensors, keep=keep)
+                del graph  # before the next is built: the budget is for one
+                total = weighted_sum(total, share, product, self.tensors)
         assert total is not None  # there is a batch
         return self._total(total)
 
-    def hvp_forward(self, vector: Tensor) -> Tensor:
-        """Return ∇²L(θ) · vector by forward-over-reverse: no graph is kept, no second backward is needed."""
+    def drop_graphs(self) -> None:
+        """Keep no graph from here on: another route has no use for them."""
+        self._graphs, self.graph_bytes, self._budget.keeps = [], 0, False
+
+    def hvp_forward(self, vector: Tensor, *, step: float = 0.0) -> Tensor:
+        """Return ∇²L(θ + step·vector) · vector by forward-over-reverse: no graph is kept, no second backward needed."""
         self.ranks.check_whole("forward-over-reverse")
         tangents = dict(zip(self.parameters, unflatten(vector, self.tensors), strict=True))
         primals = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        if step:
+            primals = {name: primal.add(tangents[name], alpha=step) for name, primal in primals.items()}
         total = None
         with self._evaluating():
             self._plan(create_graph=False)
             for i, share, batch in self._budget.pieces():
+                known = self._same_draws or step or self._snapshot is None  # without one, each draws anew
+                expected = None if known else self._loss_of(i, batch)
                 self._rewind()  # before: torch.func forbids to write to tensors inside, or to make leaves
-                batch = self._cast(batch)  # noqa: PLW2901
-                gradient = torch.func.grad(
-                    lambda parameters, i=i, batch=batch: self._evaluate(i, batch, parameters)
-                )
-                with sdpa_kernel(SDPBackend.MATH), as_second_derivative_error("forward-over-reverse"):
-                    product = torch.func.jvp(gradient, (primals,), (tangents,))[1]
-                total = self._added(total, share, list(product.values()))
-                del product
+                evaluate = partial(self._evaluate, i, self._cast(batch))
+                product = forward_over_reverse(evaluate, primals, tangents, expected, self.noise)
+                total = weighted_sum(total, share, product, self.tensors)
+        self._same_draws = True
         assert total is not None  # there is a batch
         return self._total(total)
 
@@ -329,9 +350,9 @@ class Objective:
         with without_autocast(), nullcontext() if self._copies is None else self._copies.held():
             yield
 
-    def _fresh_graphs(self) -> Iterator[tuple[float, list[Tensor | None]]]:
+    def _fresh_gradients(self, *, create_graph: bool) -> Iterator[tuple[float, list[Tensor | None]]]:
         for i, share, batch in self._budget.pieces():
-            yield share, self._gradient(i, batch, create_graph=True)
+            yield share, self._gradient(i, batch, create_graph)
 
     def _plan(self, *, create_graph: bool) -> None:
         self._budget.plan(create_graph, loss=self._value_of, gradient=self._gradient)
@@ -357,25 +378,21 @@ class Objective:
         self, index: int, batch: Any, create_graph: bool
     ) -> tuple[Tensor, list[Tensor | None]]:
         # The fast attention kernels have no second derivative; the plain one is the same function.
-        attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+        attention = plain_attention() if create_graph else nullcontext()
         with self._measuring(), torch.enable_grad(), attention:
             loss = differentiable_loss(self._loss(index, batch), f"batch {index}")
+            if create_graph:
+                gradients, is_custom = gradient_with_graph(loss, self.tensors)
+                self.has_custom_functions |= is_custom
+                return loss.detach(), gradients
             try:
-                if self._by_backward and not create_graph:
+                if self._by_backward:
                     loss.backward()
                     return loss.detach(), [tensor.grad for tensor in self.tensors]
-                gradients = torch.autograd.grad(
-                    loss, self.tensors, create_graph=create_graph, allow_unused=True
-                )
-                return loss.detach(), list(gradients)
+                return loss.detach(), list(torch.autograd.grad(loss, self.tensors, allow_unused=True))
             except RuntimeError as error:
                 if _REENTRANT not in str(error):
                     raise
-                if create_graph:
-                    raise SecondDerivativeError(
-                        "reverse-over-reverse is not possible for this loss (activation checkpointing with "
-                        'use_reentrant=True): use hvp="difference", or checkpoint with use_reentrant=False.'
-                    ) from error
         # loss.backward() would fill the gradients of all parameters and run their hooks: let it be copies'.
         self._by_backward = True
         if self._copies is None:
@@ -383,15 +400,29 @@ class Objective:
         return self._loss_and_gradient(index, batch, create_graph=False)
 
     def _loss(self, index: int, batch: Any, *, finite: bool = True) -> Tensor:
-        self._rewind()
-        for tensor, direction in zip(self.tensors, self._shift, strict=False):
-            tensor.data.add_(direction, alpha=self._step)
-        with self.ranks.in_lockstep():
+        def evaluate() -> Tensor:
+            self._rewind()
+            for tensor, direction in zip(self.tensors, self._shift, strict=False):
+                tensor.data.add_(direction, alpha=self._step)
             return self._evaluate(index, self._cast(batch), finite=finite)
+
+        with self.ranks.in_lockstep():
+            loss: Tensor = self._forward(evaluate)
+        if self._is_whole(index, batch) and not self._shift:
+            self._losses[index] = loss.detach()
+        return loss
 
     def _value_of(self, index: int, batch: Any) -> float:
         with forward_only():
             return self._loss(index, batch).item()
+
+    def _loss_of(self, index: int, batch: Any) -> float:
+        """Return Lᵢ(θ) of a batch, known from before where it can be, or of a micro-batch."""
+        known = self._losses.get(index) if self._is_whole(index, batch) else None
+        return self._value_of(index, batch) if known is None else known.item()
+
+    def _is_whole(self, index: int, batch: Any) -> bool:
+        return batch_size(batch) == self.batches.sizes[index]
 
     def _cast(self, batch: Any) -> Any:
         return batch if self._copies is None else cast(batch, self.dtype)
@@ -432,28 +463,3 @@ class Objective:
             return self.loss_fn(self.model, batch)
         replaced = {self.parameters[name]: tensor for name, tensor in parameters.items()}
         return evaluated_at(replaced, self.model, self.loss_fn, batch)
-
-    def _sum(self, terms: Iterable[tuple[float, list[Tensor | None]]]) -> Tensor:
-        """Return Σ share · tensors, shape (size,); empties the lists."""
-        total = None
-        for share, tensors in terms:
-            total = self._added(total, share, tensors)
-        assert total is not None  # there is a batch
-        return total
-
-    def _added(self, total: Tensor | None, share: float, tensors: list[Tensor | None]) -> Tensor:
-        """Return total + share · tensors, shape (size,), in the memory of the total.
-
-        The list is emptied on the way: of what is added, no second copy as large as the parameters is ever there.
-        """
-        first = total is None
-        vector = torch.empty(self.size, dtype=self.dtype, device=self.device) if total is None else total
-        for j, part in enumerate(unflatten(vector, self.tensors)):
-            tensor, tensors[j] = tensors[j], None
-            if tensor is not None and first:
-                torch.mul(local(tensor.detach()), share, out=part)
-            elif tensor is not None:
-                part.add_(local(tensor.detach()), alpha=share)
-            elif first:
-                part.zero_()
-        return vector

@@ -2,10 +2,11 @@
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from edgewise.arguments import UnknownNameError, name_patterns
 from edgewise.ranks import local, reshard, unwrapped
@@ -28,6 +29,7 @@ def select_parameters(
     Raises:
         UnknownNameError: a pattern matches no parameter.
         ValueError: no selected parameter requires a gradient.
+        TypeError: one of them is complex.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -50,7 +52,25 @@ def select_parameters(
             f"none of the {len(named)} selected parameters requires a gradient; "
             "set requires_grad=True on those to measure, or choose others with params=."
         )
+    check_real(selected)
     return selected
+
+
+def check_real(named: Mapping[str, Tensor]) -> None:
+    """Raise `TypeError` if one of the parameters is complex: what is measured has real entries only."""
+    for name, parameter in named.items():
+        if parameter.is_complex():
+            raise TypeError(
+                f"parameter {name} of shape {tuple(parameter.shape)} is complex ({parameter.dtype}), edgewise measures "
+                "real ones: hold its real and imaginary part as a real parameter with a last dimension of 2, and use "
+                "torch.view_as_complex of it in forward."
+            )
+
+
+def check_real_groups(optimizer: Optimizer) -> None:
+    """Raise `TypeError` if a parameter that the optimizer trains is complex, as `check_real` does."""
+    for i, group in enumerate(optimizer.param_groups):
+        check_real({f"{j} of group {i}": parameter for j, parameter in enumerate(group["params"])})
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -75,12 +95,39 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(vector.split(sizes), like, strict=True)]
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """Return a tensor without gaps; the gradient of an embedding may hold the rows in use only."""
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def weighted_sum(
+    total: Tensor | None, share: float, tensors: list[Tensor | None], like: Sequence[Tensor]
+) -> Tensor:
+    """Return total + share · tensors, shape (n,), in the memory of the total; `like` has all shapes, in order.
+
+    The list is emptied on the way: of what is added, no second copy as large as the parameters is ever there.
+    """
+    vector = total
+    if vector is None:
+        first = local(like[0])
+        vector = first.new_empty(sum(local(tensor).numel() for tensor in like))
+    for j, part in enumerate(unflatten(vector, like)):
+        tensor, tensors[j] = tensors[j], None
+        if tensor is not None and total is None:
+            torch.mul(dense(local(tensor.detach())), share, out=part)
+        elif tensor is not None:
+            part.add_(dense(local(tensor.detach())), alpha=share)
+        elif total is None:
+            part.zero_()
+    return vector
+
+
 def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Return Σᵢ ⟨aᵢ, bᵢ⟩ over two lists of tensors, of sharded ones this rank's part, accumulated in float64.
 
     >>> inner([torch.ones(3)], [torch.full((3,), 2.0)])
     6.0
     """
-    pairs = ((local(x).double(), local(y).double()) for x, y in zip(a, b, strict=True))
+    pairs = ((dense(local(x)).double(), dense(local(y)).double()) for x, y in zip(a, b, strict=True))
     sums = [torch.sum(x * y) for x, y in pairs]  # all under way before the first is waited for
     return math.fsum(map(float, sums))

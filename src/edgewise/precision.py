@@ -1,6 +1,5 @@
 """The precision of a measurement: which one, a model's copy in it, and no autocast."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
@@ -8,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from edgewise.threads import Override
 
 
 def measuring_dtype(model: nn.Module, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -29,6 +30,24 @@ def measuring_dtype(model: nn.Module, dtype: torch.dtype | None = None) -> torch
             "derivatives; the model may be of any precision, it is cast for the measurement."
         )
     return dtype
+
+
+def rounding_of_products(dtype: torch.dtype, device: torch.device) -> float:
+    """Return what rounding may make of a product with a matrix, relative: √ε, far above what it does make of one.
+
+    It is more where float32 is allowed to be multiplied in less: TF32, or the halves of bfloat16.
+
+    >>> rounding_of_products(torch.float64, torch.device("cpu")) == 2.0**-26
+    True
+    """
+    precision = torch.get_float32_matmul_precision()
+    if dtype is torch.float32 and precision == "medium":
+        return 2.0**-4
+    if dtype is torch.float32 and (
+        precision == "high" or (device.type == "cuda" and torch.backends.cudnn.allow_tf32)
+    ):
+        return 2.0**-6
+    return torch.finfo(dtype).eps ** 0.5
 
 
 class CastCopy:
@@ -93,7 +112,7 @@ class CastCopy:
             module._buffers.update({name: cast[buffer] for name, buffer in buffers.items()})
 
 
-_AUTOCAST_LOCK = threading.RLock()  # two threads that undo their patches crosswise would leave one behind
+_ENTER = Override(torch.autocast, "__enter__")
 
 
 @contextmanager
@@ -101,23 +120,21 @@ def without_autocast() -> Iterator[None]:
     """Compute in the precision of the tensors: autocast is off, also where code inside switches it on.
 
     A loss or a forward that enters autocast itself, by `with`, as a decorator or by torch.cuda.amp's subclass, does so
-    through `torch.autocast.__enter__`. Torch has no switch above it; so that method is replaced for the while by one
-    that leaves autocast off. `__exit__` returns to the state before, which is off as well. The method is the
-    class's: code in another thread computes without autocast for the while, too.
+    through `torch.autocast.__enter__`. Torch has no switch above it; so that method leaves autocast off for the while,
+    in this thread. `__exit__` returns to the state before, which is off as well. Networks that torch.compile has
+    compiled keep the autocast that they enter inside.
     """
     accelerator = torch.accelerator.current_accelerator()
     kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
-    enter: Any = torch.autocast.__enter__
 
-    def enter_switched_off(self: Any) -> Any:
-        entered = enter(self)
-        torch.set_autocast_enabled(self.device, False)
+    def enter_switched_off(original: Any, autocast: Any) -> Any:
+        entered = original(autocast)
+        torch.set_autocast_enabled(autocast.device, False)
         return entered
 
-    with _AUTOCAST_LOCK, ExitStack() as stack:
+    with ExitStack() as stack:
         for kind in kinds:
             stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
             torch.set_autocast_enabled(kind, False)
-        stack.callback(setattr, torch.autocast, "__enter__", enter)
-        torch.autocast.__enter__ = enter_switched_off  # type: ignore[method-assign]
+        stack.enter_context(_ENTER.by(enter_switched_off))
         yield

@@ -249,7 +249,7 @@ def _(optimizer: NAdam, group: Options, state: Options, parameter: Tensor, gradi
     beta1, beta2 = group["betas"]
     step = next_step(state)
     mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1))
-    product = float(state.get("mu_product", torch.ones(())) * mu)  # torch keeps it in float32
+    product = float(state.get("mu_product", torch.ones((), device="cpu")) * mu)  # torch keeps it in float32
     weight = (1 - beta1) * mu_next / (1 - product * mu_next) + (1 - mu) / (1 - product)  # of gₜ
     second = next_mean_square(state, "exp_avg_sq", decayed_gradient(group, parameter, gradient), beta2)
     root = (second / (1 - beta2**step)).sqrt()

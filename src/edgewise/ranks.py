@@ -58,7 +58,7 @@ class Ranks:
 
     def gather(self, number: int) -> list[int]:
         """Return every rank's number, in order; collective."""
-        numbers = torch.zeros(self.num, dtype=torch.int64)
+        numbers = torch.zeros(self.num, dtype=torch.int64, device="cpu")
         numbers[self.index] = number
         return self.sum(numbers).tolist()
 

@@ -1,9 +1,9 @@
 """Whether a piece of code leaves training as it was: all that training depends on, as digests, before and after."""
 
-import hashlib
 import random
 import reprlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from edgewise.arguments import a_function, a_module, an_optimizer
+from edgewise.compiled import compiled_modules
+from edgewise.digests import digest, properties_of
 from edgewise.errors import SideEffectError
-from edgewise.ranks import local, reshard
+from edgewise.hooks import noticing_modules
+from edgewise.isolation import gradient_outside
+from edgewise.ranks import reshard
 
 _T = TypeVar("_T")
 
@@ -43,6 +45,8 @@ def assert_no_side_effects(model: nn.Module, optimizer: Optimizer | None, fn: Ca
     and, if in use, on CUDA devices; modes of all modules and `requires_grad`; hooks of modules, parameters, the
     optimizer, and those on all modules or optimizers; attributes of a module or the optimizer that replace a method;
     torch's grad mode, autocast and default dtype. Any other object counts as changed only if it is another object.
+    Other modules that `fn` uses, such as a second network that only the loss knows, are compared with what they were
+    before `fn` first called one, asked for its tensors or switched its mode; those that it makes are its own.
     Not seen: plain attributes of modules, hooks on nodes of a graph, generators and loaders of your own.
 
     Every tensor is read twice and hashed on the CPU, at about a gigabyte a second; beyond what `fn` takes, memory is
@@ -84,15 +88,37 @@ def assert_no_side_effects(model: nn.Module, optimizer: Optimizer | None, fn: Ca
     )
     cuda = torch.cuda.is_initialized()  # a device first used by fn has no state to compare with
     before = _Picture(model, optimizer, cuda=cuda)
+    others = _Others(before)
     try:
-        result = fn()
+        for module in compiled_modules(fn):
+            others.use(module)
+        with noticing_modules(others.use, made=others.leave_out):
+            result = fn()
     except Exception as error:
-        if found := _differences(before, _Picture(model, optimizer, cuda=cuda)):
+        if found := _differences(before, _Picture(model, optimizer, others.used, cuda=cuda)):
             error.add_note(_message(found))
         raise
-    if found := _differences(before, _Picture(model, optimizer, cuda=cuda)):
+    if found := _differences(before, _Picture(model, optimizer, others.used, cuda=cuda)):
         raise SideEffectError(_message(found))
     return result
+
+
+class _Others:
+    """The modules outside the model that are used, and come into the picture as they are before."""
+
+    def __init__(self, before: "_Picture") -> None:
+        self.used: list[nn.Module] = []
+        self._before = before
+        self._made: set[int] = set()  # addresses: nothing from before can have one of them
+
+    def use(self, root: nn.Module) -> None:
+        for module in root.modules():
+            if id(module) not in self._made and module not in self._before.modules:
+                self.used.append(module)
+                self._before.add_other(module)
+
+    def leave_out(self, module: nn.Module) -> None:
+        self._made.add(id(module))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +135,14 @@ class _Fact:
 class _Picture:
     """All that training depends on: what it is called, and a fact of it. Few things first: a message names ten."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None, *, cuda: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        others: Iterable[nn.Module] = (),
+        *,
+        cuda: bool,
+    ) -> None:
         # One subject may have several hooks: the second part of a key tells them apart.
         self.facts: dict[tuple[str, Hashable], _Fact] = {}
         reshard(model)  # as every measurement does; the parameters are then the same objects each time
@@ -117,19 +150,39 @@ class _Picture:
         self._names = {id(p): f"parameter {name!r}" for name, p in reversed(parameters.items())}
         self._of_model = set(self._names)
         self._digests: dict[int, str] = {}
+        self._num_others: Counter[str] = Counter()
         self._add_random_states(cuda)
         self._add_settings()
         self._add_hooks("", _GLOBAL_HOOKS)
         if optimizer is not None:
             self._add_groups("optimizer", optimizer)
         for name, module in model.named_modules():
-            self._add_module(f"module {name!r}" if name else "the model", module)
+            where = f"module {name!r}" if name else "the model"
+            self._add_module(f"{where} ({type(module).__name__})", module)
         for name, parameter in parameters.items():
             self._add_parameter(f"parameter {name!r}", parameter)
         for name, buffer in model.named_buffers(remove_duplicate=False):
             self._add_tensor(f"buffer {name!r}", buffer)
         if optimizer is not None:
             self._add_optimizer("optimizer", optimizer, ())
+        self.modules = set(model.modules())
+        for module in others:
+            self.add_other(module)
+
+    def add_other(self, module: nn.Module) -> None:
+        """Add a module outside the model, without those below it; it may be one of several of its class."""
+        self.modules.add(module)
+        kind = type(module).__name__
+        self._num_others[kind] += 1
+        name = kind if self._num_others[kind] == 1 else f"{kind} {self._num_others[kind]}"
+        self._add_module(f"{name} outside the model", module)
+        # Read from the registries, as to ask the module for them is to use it.
+        for own, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in self._names:
+                self._add_parameter(f"parameter {own!r} of {name} outside the model", parameter)
+        for own, buffer in module._buffers.items():
+            if buffer is not None:
+                self._add_tensor(f"buffer {own!r} of {name} outside the model", buffer)
 
     def _add(self, subject: str, fact: _Fact, key: Hashable = None) -> None:
         self.facts[subject, key] = fact
@@ -139,11 +192,11 @@ class _Picture:
         states = {
             "Python's": repr(random.getstate()),
             "NumPy's": f"{kind} {np.asarray(keys).tobytes().hex()} {rest}",
-            "torch's CPU": _digest(torch.get_rng_state()),
+            "torch's CPU": digest(torch.get_rng_state()),
         }
         if cuda:
             for i, state in enumerate(torch.cuda.get_rng_state_all()):
-                states[f"torch's cuda:{i}"] = _digest(state)
+                states[f"torch's cuda:{i}"] = digest(state)
         for whose, content in states.items():
             self._add(f"{whose} random state", _Fact(content=content, verb="moved"))
 
@@ -162,7 +215,6 @@ class _Picture:
                     self._add(f"{owner}{words}", _Fact(thing=hook), key)
 
     def _add_module(self, name: str, module: nn.Module) -> None:
-        name = f"{name} ({type(module).__name__})"
         self._add(name, _Fact(thing=module, properties={"training": module.training}))
         self._add_hooks(f"{name}: ", vars(module))
         for attribute, value in vars(module).items():
@@ -171,15 +223,16 @@ class _Picture:
 
     def _add_parameter(self, name: str, parameter: Tensor) -> None:
         self._add_tensor(name, parameter)
-        if parameter.grad is not None:
-            self._add_tensor(f"gradient of {name}", parameter.grad)
+        # One that fn uses first while it measures may have been given up for the while.
+        if (gradient := gradient_outside(parameter)) is not None:
+            self._add_tensor(f"gradient of {name}", gradient)
         registries = ("_backward_hooks", "_post_accumulate_grad_hooks")
         self._add_hooks(f"{name}: ", {registry: getattr(parameter, registry) for registry in registries})
 
     def _add_tensor(self, subject: str, tensor: Tensor) -> None:
         if id(tensor) not in self._digests:
-            self._digests[id(tensor)] = _digest(tensor)
-        content, properties = self._digests[id(tensor)], _properties(tensor)
+            self._digests[id(tensor)] = digest(tensor)
+        content, properties = self._digests[id(tensor)], properties_of(tensor)
         text = f"tensor({tensor.item():.8g})" if properties.get("shape") == () and not tensor.is_meta else ""
         self._add(subject, _Fact(thing=tensor, content=content, text=text, properties=properties))
 
@@ -248,47 +301,6 @@ class _Picture:
 def _is_plain(value: object) -> bool:
     """Whether the value is all there is to say; a pair of betas is, a list that grows is not."""
     return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
-
-
-def _properties(tensor: Tensor) -> dict[str, object]:
-    properties: dict[str, object] = {
-        "type": type(tensor).__name__,
-        "requires_grad": tensor.requires_grad,
-        "graph": None if tensor.grad_fn is None else type(tensor.grad_fn).__name__,
-    }
-    if not is_lazy(tensor):  # what has no shape yet raises
-        properties |= {"shape": tuple(tensor.shape), "dtype": tensor.dtype, "device": tensor.device}
-        if tensor.layout is torch.strided:
-            properties["strides"] = tensor.stride()
-    return properties
-
-
-def _digest(tensor: Tensor) -> str:
-    """Hash the bits of a tensor of any dtype and layout."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in _dense_parts(local(tensor)):
-        flat = part.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        values: Any = flat.view(torch.uint8).numpy()  # without a copy
-        digest.update(values)
-    return digest.hexdigest()
-
-
-def _dense_parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors that hold the entries."""
-    if is_lazy(tensor) or tensor.is_meta:
-        return
-    if is_traceable_wrapper_subclass(tensor):  # jagged, quantized, …
-        names, _ = tensor.__tensor_flatten__()
-        for name in names:
-            yield from _dense_parts(getattr(tensor, name))
-    elif tensor.layout is torch.sparse_coo:
-        yield from (tensor._indices(), tensor._values())
-    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
-    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
-    else:
-        yield tensor
 
 
 def _differences(before: _Picture, after: _Picture) -> list[str]:

@@ -64,8 +64,7 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
 
     Args:
         optimizer: any, in whatever state; only its options and rates are read. Its state and random numbers are
-            untouched. Rates that a schedule has taken to zero count as those it started from. With `maximize`,
-            λ is that of the negated loss.
+            untouched. Rates that a schedule has taken to zero count as those it started from.
 
     Returns:
         `StabilityLimitResult`, for ηλ in units of the first group's rate as `preconditioned_sharpness` is; of
@@ -74,7 +73,8 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
 
     Raises:
         TypeError: not a `torch.optim.Optimizer`.
-        ValueError: a learning rate is negative or not finite, or the first group's alone is zero.
+        ValueError: a learning rate is negative or not finite, the first group's alone is zero, or a group maximizes:
+            its limit would be in units of the sharpness of the negated loss, which nothing here measures.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -88,6 +88,12 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
     Reference: arXiv 2406.09405, section 2; Cohen et al., arXiv 2207.14484, for Adam.
     """
     optimizer = an_optimizer("optimizer", optimizer)
+    for i, group in enumerate(optimizer.param_groups):
+        if group.get("maximize", False):
+            raise ValueError(
+                f"parameter group {i} has maximize=True: where the loss is to rise, its sharpness sets no limit to the "
+                "rate. Negate the loss instead and leave maximize=False."
+            )
     try:
         check_covered(optimizer, [])
     except PreconditionerError:
@@ -157,7 +163,7 @@ class _Scratch:
         del options["params"]
         options.pop("param_names", None)
         plain = tree_map(lambda x: x.tolist() if isinstance(x, Tensor) else copy.copy(x), options)
-        kernels = dict.fromkeys(("capturable", "differentiable", "foreach", "fused", "maximize"), False)
+        kernels = dict.fromkeys(("capturable", "differentiable", "foreach", "fused"), False)
         plain |= {name: off for name, off in kernels.items() if name in plain} | {"lr": rate}
         self._parameter = nn.Parameter(torch.zeros(len(_SCALE), dtype=torch.float64))
         self._optimizer = _without_parameters(optimizer)

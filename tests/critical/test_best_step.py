@@ -59,14 +59,17 @@ def test_it_lies_beside_the_minimum_of_a_scan(make_optimizer):
 
 def test_a_loss_that_falls_all_the_way_is_said_to():
     _, optimizer, loss_fn = quadratic(lambda p: SGD(p, lr=0.1), [1.0, 1.0])
-    found = search_best_step(optimizer, loss_fn, max_lr=0.1, max_change=math.inf, max_forwards=10)
-    assert (found.status, found.lr, found.num_forwards) == (Status.ABOVE_MAX_LR, 0.1, 3)
+    options = {"max_lr": 0.1, "max_change": math.inf, "max_forwards": 10}
+    found = search_best_step(optimizer, loss_fn, **options)
+    assert (found.status, found.lr, found.num_forwards) == (Status.ABOVE_MAX_LR, 0.1, 4)
+    known = search_best_step(optimizer, loss_fn, **options, known=loss_fn().item())
+    assert (known.status, known.lr, known.num_forwards) == (Status.ABOVE_MAX_LR, 0.1, 3)
 
 
 def test_an_update_that_changes_the_parameters_more_is_not_tried():
     _, optimizer, loss_fn = quadratic(lambda p: SGD(p, lr=0.1), [1.0, 1.0])  # the update is the parameters
     found = search_best_step(optimizer, loss_fn, max_lr=1e3, max_change=0.1, max_forwards=10)
-    assert (found.status, found.num_forwards) == (Status.ABOVE_MAX_LR, 3)
+    assert (found.status, found.num_forwards) == (Status.ABOVE_MAX_LR, 4)
     assert found.lr == pytest.approx(0.1)
 
 

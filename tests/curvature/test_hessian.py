@@ -5,6 +5,7 @@ evaluations. The dense Hessian cannot see a fault shared by all of torch's deriv
 it needs first derivatives only.
 """
 
+import importlib.util
 import math
 
 import pytest
@@ -14,15 +15,16 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 import edgewise as ew
-from cases import BY_NAME, CASES, MLP
+from cases import BY_NAME, CASES, MLP, cross_entropy, train_step
 from edgewise.curvature.hessian import HessianOperator
-from edgewise.errors import SecondDerivativeError
+from edgewise.errors import ClosedError, SecondDerivativeError
 from edgewise.isolation import isolated
 from edgewise.objective import Objective
 from oracles import bits, dense_hessian, top
 
 EXACT = 1e-9  # relative, float64: rounding of a few hundred operations, far below any wrong term
 ROUTES = ("reverse", "forward", "difference")
+SCIPY = importlib.util.find_spec("scipy") is not None
 REPEATS = 2  # evaluations of the first batch, to see that its loss repeats
 
 
@@ -173,6 +175,53 @@ def test_the_error_bar_covers_the_error_in_float32(case):
     assert operator.relative_error < 0.01
 
 
+def small_embeddings():
+    """LayerNorm varies on the scale of its small inputs: a step for θ as a whole is long for them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(32, 8), nn.LayerNorm(8), nn.Linear(8, 32, bias=False))
+    nn.init.normal_(model[0].weight, std=0.02)
+    tokens = torch.randint(0, 32, (128,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(50):
+        train_step(model, optimizer, cross_entropy, (tokens, tokens))
+    return model, cross_entropy, (tokens, tokens)
+
+
+def one_steep_direction():
+    """L = Σᵢ xᵢ²/2 + ln cosh(200 y)/800: 50·cosh⁻²(200 y) along one of 2,001 directions, of a scale of its own."""
+    model = nn.ParameterDict({"x": torch.full((2000,), 0.05), "y": torch.zeros(1)})
+    log_cosh = lambda y: (y + nn.functional.softplus(-2 * y) - math.log(2)).sum()
+    loss_fn = lambda m, _: 0.5 * m["x"].square().sum() + log_cosh(200 * m["y"]) / 800
+    return model, loss_fn, torch.ones(1)
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam])
+@pytest.mark.parametrize("make", [small_embeddings, one_steep_direction])
+def test_the_error_bar_holds_along_the_eigenvector_that_is_found(make, optimizer):
+    """The first direction is random, and tells little of one on which the loss curves on a shorter scale."""
+    model, loss_fn, batch = make()
+    measure, extra = ew.sharpness, ()
+    if optimizer is not None:
+        measure, extra = ew.preconditioned_sharpness, (optimizer(model.parameters(), eps=1e-2),)
+    true = measure(model, loss_fn, [batch], *extra, dtype=torch.float64, rtol=1e-6).value
+    for rtol in (1e-2, 1e-3):
+        found = measure(model, loss_fn, [batch], *extra, hvp="difference", rtol=rtol)
+        assert abs(found.value - true) <= (found.hvp_error + rtol) * true or not found.converged
+        again = measure(model, loss_fn, [batch], *extra, hvp="difference", rtol=rtol, start=found)
+        assert abs(again.value - true) <= (again.hvp_error + rtol) * true or not again.converged
+
+
+def test_the_step_is_chosen_again_where_it_is_too_long_for_the_eigenvector():
+    model, loss_fn, batch = small_embeddings()
+    true = ew.sharpness(model, loss_fn, [batch], rtol=1e-4).value
+    found = ew.sharpness(model, loss_fn, [batch], hvp="difference", rtol=1e-2)
+    assert found.converged
+    assert found.hvp_error < 0.02  # 31 % with the first step
+    assert found.value == pytest.approx(true, rel=0.02)
+    short = ew.sharpness(model, loss_fn, [batch], hvp="difference", rtol=1e-2, max_hvps=9)
+    assert not short.converged
+
+
 class Coarse(torch.autograd.Function):
     """The identity, whose gradient is off by what looks like rounding to three digits."""
 
@@ -214,6 +263,159 @@ def test_an_unknown_route_is_refused_before_any_compute():
         ew.sharpness(model, lambda *_: pytest.fail("evaluated"), batches, hvp="revers")
 
 
+# The operator's end
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_operator_is_closed_after_its_block_and_leaves_the_model_alone(preconditioned, raises):
+    model, batches = MLP.build()
+    optimizer = torch.optim.Adam(model.parameters()) if preconditioned else None
+    try:
+        with ew.hessian(model, MLP.loss_fn, batches, optimizer=optimizer) as operator:
+            vector = torch.ones(operator.size, dtype=torch.float64)
+            linear = operator.to_scipy() if SCIPY else None
+            operator.matvec(vector)
+            if raises:
+                raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # training goes on
+    after = [bits(p) for p in model.parameters()]
+    for use in (lambda: operator.matvec(vector), operator.to_scipy):
+        with pytest.raises(ClosedError, match="its with block is over"):
+            use()
+    if linear is not None:
+        with pytest.raises(ClosedError, match="its with block is over"):
+            linear.matvec(vector.numpy())
+    assert [bits(p) for p in model.parameters()] == after
+
+
+# Kernels and functions that fail under a second derivative only
+
+
+def failing(backward):
+    """tanh with a backward of its own."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            y = x.tanh()
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return backward(gradient, ctx.saved_tensors[0])
+
+    return Function
+
+
+def by_out(gradient, y):
+    return torch.mul(gradient, 1 - y.detach().square(), out=torch.empty_like(gradient))
+
+
+def by_numpy(gradient, y):
+    return torch.from_numpy(gradient.numpy() * (1 - y.detach().numpy() ** 2))
+
+
+def asserting(gradient, y):
+    assert not gradient.requires_grad
+    return gradient * (1 - y.square())
+
+
+def typed(gradient, y):
+    if torch.is_grad_enabled():
+        raise TypeError("no second derivative here")
+    return gradient * (1 - y.square())
+
+
+def unsupported(gradient, y):
+    if torch.is_grad_enabled():
+        raise NotImplementedError
+    return gradient * (1 - y.square())
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam])
+@pytest.mark.parametrize(
+    "backward", [by_out, by_numpy, asserting, typed, unsupported], ids=lambda f: f.__name__
+)
+def test_auto_goes_on_where_a_backward_fails_with_a_graph(backward, optimizer):
+    twin, batches = MLP.build()
+    tanh = failing(backward)
+    loss_fn = lambda m, b: 0.5 * (m[2](tanh.apply(m[0](b[0]))) - b[1]).square().sum(1).mean()
+    if optimizer is None:
+        found, true = (ew.sharpness(twin, f, batches, rtol=1e-6) for f in (loss_fn, MLP.loss_fn))
+    else:
+        adam = optimizer(twin.parameters(), eps=1e-2)
+        found, true = (
+            ew.preconditioned_sharpness(twin, f, batches, adam, rtol=1e-6) for f in (loss_fn, MLP.loss_fn)
+        )
+    assert (found.hvp, true.hvp) == ("difference", "reverse")
+    assert "reverse-over-reverse is not possible" in found.hvp_reason
+    assert found.value == pytest.approx(true.value, rel=1e-5)
+
+
+@pytest.mark.parametrize("hvp", ["auto", *ROUTES])
+def test_what_the_loss_raises_in_an_ordinary_backward_is_the_users_own(hvp):
+    def raising(gradient, y):
+        raise KeyError("mine")
+
+    model, batches = MLP.build()
+    tanh = failing(raising)
+    loss_fn = lambda m, b: m[2](tanh.apply(m[0](b[0]))).square().mean()
+    with pytest.raises(KeyError, match="mine"):
+        ew.sharpness(model, loss_fn, batches, hvp=hvp)
+
+
+# Random numbers of the forward route
+
+
+def transposed_dropout(x):
+    return nn.functional.dropout(x.T, 0.5).T  # torch.func takes the elements in another order
+
+
+def transposed_alpha_dropout(x):
+    return nn.functional.alpha_dropout(x.T, 0.5, training=True).T
+
+
+NOISE = {
+    "dropout": lambda x: nn.functional.dropout(x, 0.5),
+    "alpha dropout": lambda x: nn.functional.alpha_dropout(x, 0.5, training=True),
+    "feature dropout": lambda x: nn.functional.dropout1d(x, 0.5),
+    "rrelu": lambda x: nn.functional.rrelu(x, training=True),
+    "rand": lambda x: x * torch.rand(x.shape, dtype=x.dtype),
+    "bernoulli": lambda x: (x.T * torch.bernoulli(torch.full_like(x.T, 0.5))).T,
+    "transposed dropout": transposed_dropout,
+    "transposed alpha dropout": transposed_alpha_dropout,
+}
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+@pytest.mark.parametrize("noise", NOISE)
+def test_the_forward_route_sees_the_masks_of_the_others_or_refuses(noise, num_batches):
+    model, batches = MLP.build()
+
+    def loss_fn(model, batch):
+        hidden = model[1](model[0](batch[0]))
+        # another batch than the one that is evaluated to see that the loss repeats
+        spoiled = NOISE[noise](hidden) if num_batches == 1 or len(hidden) == 9 else hidden
+        return (model[2](spoiled) - batch[1]).square().mean()
+
+    measured, refusal = {}, ""
+    for route in ROUTES:
+        torch.manual_seed(3)
+        try:
+            measured[route] = ew.sharpness(model, loss_fn, batches[:num_batches], hvp=route, rtol=1e-6).value
+        except SecondDerivativeError as error:
+            refusal = str(error)
+    assert measured["difference"] == pytest.approx(measured["reverse"], rel=1e-5)
+    assert measured.get("forward", measured["reverse"]) == pytest.approx(measured["reverse"], rel=1e-5)
+    assert ("under torch.func" in refusal) == ("transposed" in noise)
+
+
 # The checked route
 
 
@@ -249,7 +451,7 @@ def test_a_checked_measurement_sees_a_wrong_second_derivative(measure):
     model, batches = MLP.build()
     extra = (torch.optim.Adam(model.parameters()),) if measure is ew.preconditioned_sharpness else ()
     loss_fn = lambda m, b: 0.5 * (m[2](WrongTwice.apply(m[0](b[0]))) - b[1]).square().sum(1).mean()
-    measure(model, loss_fn, batches, *extra)  # goes unnoticed
+    measure(model, loss_fn, batches, *extra, hvp="reverse")  # goes unnoticed
     with pytest.raises(
         SecondDerivativeError, match=r"routes disagree by 0\.\d+, more than .*custom autograd"
     ):

@@ -382,6 +382,15 @@ def test_an_optimizer_without_a_p_is_refused_before_any_loss(make, error, messag
         call(preconditioned_sharpness, optimizer=make())
 
 
+@pytest.mark.parametrize("optimizer", [None, MLP, torch.optim.Adam, torch.optim.lr_scheduler.LRScheduler])
+def test_what_is_no_optimizer_is_refused_before_any_loss(optimizer):
+    model, batches = MLP.build()
+    loss_fn, calls = counted(mse)
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got"):
+        preconditioned_sharpness(model, loss_fn, batches, optimizer)
+    assert calls == []
+
+
 def test_a_frozen_model_is_refused():
     model, batches = MLP.build()
     with pytest.raises(ValueError, match="requires a gradient"):

@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 from edgewise.critical.landscape import ClosureLoss
 from edgewise.critical.update import Update
 from edgewise.isolation import isolated
-from edgewise.parameters import inner, unflatten
+from edgewise.parameters import check_real_groups, inner, unflatten
 from edgewise.ranks import Ranks, local
 
 
 @contextmanager
 def along_update(
-    optimizer: Optimizer, closure: Callable[[], Tensor], *, first: float
+    optimizer: Optimizer, closure: Callable[[], Tensor], *, first: float, known: float | None = None
 ) -> Iterator[tuple[ClosureLoss, Update, float]]:
     """Yield the loss, the update and g·u of the gradients as they stand, inside `isolated`.
 
@@ -25,12 +25,14 @@ def along_update(
         optimizer: whose step needs no closure.
         closure: returns the loss on the batch of the gradients.
         first: a rate > 0 that will be looked at, in units of the first group's.
+        known: the loss, as an earlier evaluation had it.
     """
+    check_real_groups(optimizer)  # also of groups that came later
     gradients = current_gradients(optimizer)
     parameters = list(gradients)
     dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     with isolated(optimizer=optimizer) as snapshot:
-        loss = ClosureLoss(closure, parameters, snapshot)
+        loss = ClosureLoss(closure, parameters, snapshot, known=known)
         update = Update(
             optimizer, parameters, gradients, snapshot, ranks=loss.ranks, first=first, dtype=dtype
         )
@@ -72,5 +74,7 @@ def slope_along(
     """Return g·u = dL/dη at 0."""
     parts = dict(zip(parameters, unflatten(direction, parameters), strict=True))
     known = [p for p in gradients if p in parts]
-    slope = torch.tensor(inner([gradients[p] for p in known], [parts[p] for p in known]), dtype=torch.float64)
-    return float(ranks.sum(slope)) if ranks.sharded else float(slope)
+    slope = inner([gradients[p] for p in known], [parts[p] for p in known])
+    return (
+        float(ranks.sum(torch.tensor(slope, dtype=torch.float64, device="cpu"))) if ranks.sharded else slope
+    )

@@ -33,6 +33,7 @@ def search_best_step(
     max_lr: float,
     max_change: float,
     max_forwards: int,
+    known: float | None = None,
 ) -> BestStepResult:
     """Find the rate at which one update lowers the loss most, of those not above `max_lr` that change little.
 
@@ -47,16 +48,18 @@ def search_best_step(
         closure: returns the loss on the batch of the gradients as they stand.
         max_lr: η_max > 0, in rates of the first parameter group.
         max_change: c > 0; where all parameters are zero, no limit.
-        max_forwards: budget of loss evaluations, ≥ 3.
+        max_forwards: budget of loss evaluations, ≥ 4.
+        known: the loss, as an earlier evaluation had it: saves a forward where the closure gives the same.
 
     Raises:
         ValueError: no parameter has a gradient.
-        LossError: the loss at the current parameters is not a finite scalar.
+        LossError: the loss at the current parameters is not a finite scalar, or is another one again.
     """
-    with along_update(optimizer, closure, first=max_lr) as (loss, update, slope):
+    with along_update(optimizer, closure, first=max_lr, known=known) as (loss, update, slope):
         if not -math.inf < slope < 0:
             lr, status = 0.0, Status.NOT_A_DESCENT_DIRECTION
         else:
+            loss.check_repeats()
             line = Line(
                 slope=slope, resolution=loss.resolution, max_forwards=max_forwards - loss.num_forwards
             )

@@ -81,10 +81,11 @@ def critical_lr(
     learning rate.
 
     The search follows φ(η) = (L(θ + ηu) − L(θ))/η, which is affine on a quadratic and whose value at 0 is g·u, known
-    from the gradient, by secants on log scales: two or three evaluations from a good guess. `method="paper"` is the
-    exponential search by doubling, then bisection, of Kalra & Barkeshli (2024, section 5). In both, a loss that is not
-    finite counts as raised. The bracket holds one crossing; one before it, between two rates that were tried, may be
-    missed, see `Status.MULTIPLE_CROSSINGS`.
+    from the gradient, by secants on log scales: two or three evaluations from a good guess. One more is made at θ,
+    which must give the same loss again; where that differs by a little, the noise floor says so. `method="paper"`
+    is the exponential search by doubling, then bisection, of Kalra & Barkeshli (2024, section 5). In both, a loss
+    that is not finite counts as raised. The bracket holds one crossing; one before it, between two rates that were
+    tried, may be missed, see `Status.MULTIPLE_CROSSINGS`.
 
     The loss is measured as sharpness is: without autocast, in float32 or in the parameters' own precision if that is
     wider, over all ranks that train the model. All evaluations see the same dropout masks and buffers.
@@ -99,23 +100,24 @@ def critical_lr(
             is known.
         gradient: "compute" takes the gradient of `loss_fn` on the batch or batches; "current" uses `.grad` as it
             stands, after unscaling and clipping, and after accumulation over micro-batches: then pass all of these.
-        guess: where a rise is expected, > 0, or an earlier result, whose `lr` and `exponent` are then expected; the
-            current rate if not given.
+        guess: where a rise is expected, > 0, or an earlier result for this loss, whose `lr` and `exponent` are then
+            expected, and which has seen that the loss repeats; the current rate if not given.
         max_lr: where the search stops looking, > 0; no limit if not given.
         rtol: width of the bracket, relative: upper/lower − 1 ≤ rtol, at most 1.
         tolerance: δ > 0: narrow the bracket also until the loss rises by at most δ|L(θ)| at its upper end, unless it
             jumps (width 2⁻¹⁰).
-        max_forwards: budget of loss evaluations.
+        max_forwards: budget of loss evaluations; two are made at least.
         method: "secant" or "paper".
 
     Returns:
         `CriticalLRResult`; its status says when there is no critical rate to report.
 
     Raises:
-        TypeError: the optimizer needs a closure, or an argument has the wrong type.
+        TypeError: the optimizer needs a closure, a parameter is complex, or an argument has the wrong type.
         ValueError: an argument is out of range, both `batch` and `batches` are given, the optimizer has other
             parameters than the model, or "current" finds no gradient.
-        LossError: the loss at the current parameters is not a finite scalar.
+        LossError: the loss at the current parameters is not a finite scalar, depends on none of them, or is another
+            one when it is evaluated again; the message then names the module that differs.
 
     Example:
         >>> import torch
@@ -128,7 +130,7 @@ def critical_lr(
         >>> low <= 2 / 4 <= high  # H = 4, so that η_c = 2/H
         True
         >>> found.num_forwards
-        3
+        4
 
     Reference: arXiv 2406.09405, section 5 and appendix.
     """
@@ -171,18 +173,21 @@ def search_critical_lr(
     most_excess: float = 0.0,
     max_forwards: int = 60,
     method: Method = "secant",
+    known: float | None = None,
 ) -> CriticalLRResult:
     """Do what `critical_lr(gradient="current")` documents, with the loss as a closure.
 
     Modules are found as they run. Parameters and inputs stay in the precision they have: in half precision, the noise
     floor tells whether that was enough. `most_rise` is a tolerance in units of the loss instead of |L(θ)|, and
-    `most_excess` one in units of |g·u|η, of which the larger counts: both see differences of the loss alone.
+    `most_excess` one in units of |g·u|η, of which the larger counts: both see differences of the loss alone. To see
+    that the loss repeats costs no forward where the closure gives the `known` loss, of an earlier evaluation; where it
+    does not, `UnrepeatableError` is raised.
     """
     optimizer = an_optimizer("optimizer", optimizer)
     a_closure(closure)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
     search.most_rise, search.most_excess = most_rise, most_excess
-    with along_update(optimizer, closure, first=search.first) as (loss, update, slope):
+    with along_update(optimizer, closure, first=search.first, known=known) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
 
 
@@ -211,9 +216,11 @@ class _Search:
         self.most_rise: float | None = None
         self.most_excess = 0.0
         self._max_forwards = positive_count("max_forwards", max_forwards)
+        self._is_trusted = False  # whether the loss is known to repeat
         self._exponent = guess.exponent if isinstance(guess, CriticalLRResult) else 1.0
         if isinstance(guess, CriticalLRResult):
             guess = guess.lr if guess.lr > 0 else None  # nothing was found
+            self._is_trusted = guess is not None
         # An earlier rate is the upper end of a bracket: the root is expected in the middle.
         first = self._current if guess is None else positive_number("guess", guess) / math.sqrt(1 + rtol)
         self.first = min(first, self._limit)
@@ -224,6 +231,8 @@ class _Search:
         """Search along the update; a `doubtful` gradient may be another loss's."""
         if not -math.inf < slope < 0:  # NaN and infinities from a gradient that is not finite included
             return self._result(loss, None, slope, Status.NOT_A_DESCENT_DIRECTION)
+        if not self._is_trusted:
+            loss.check_repeats()
         line = Line(
             slope=slope,
             resolution=loss.resolution,

@@ -10,6 +10,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,8 +27,10 @@ from edgewise.arguments import (
     name_patterns,
 )
 from edgewise.curvature.difference import CentralDifference
+from edgewise.curvature.doubts import Doubts, is_finite
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
-from edgewise.errors import SecondDerivativeError
+from edgewise.derivatives import WrongDerivativeError
+from edgewise.errors import ClosedError, SecondDerivativeError
 from edgewise.isolation import isolated
 from edgewise.losses import LossFunction
 from edgewise.objective import Objective
@@ -45,22 +48,33 @@ _BY_PREFERENCE = ("reverse", "forward", "difference")
 class HessianOperator(SymmetricOperator):
     """∇²L of an objective; counts its products, and says which route they took and why.
 
+    A product that shows that torch's second derivative is wrong, see `Doubts`, ends the exact routes: what is wrong in
+    one may be in the other. `in_double` makes the same objective in float64.
+
     With "checked", the first product is taken by central differences as well. An exact one may be off by three times
     their error bar, or by ε^{1/3} of the dtype (0.5 % in float32), which is far more than their rounding and far
     less than what a wrong second derivative does.
     """
 
-    def __init__(self, objective: Objective, hvp: Route = "auto") -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        hvp: Route = "auto",
+        in_double: Callable[[], Objective] | None = None,
+    ) -> None:
         known_name("hvp", hvp, ROUTES)
         self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
         self.shard = objective.ranks.index if objective.ranks.sharded else 0
         self._objective = objective
         self._difference = CentralDifference(objective)
+        self._doubts = Doubts(objective, self._difference, in_double)
         routes = list(_BY_PREFERENCE) if hvp in ("auto", "checked") else [hvp]
         self.route: str = routes.pop(0)
         self._later_routes = routes
         self.reason = ""  # why "auto" did not take an earlier route
+        self.closed = False
         self._exact_products = 0
+        self._returned = 0  # exact products that are in use
         self._unchecked = hvp == "checked"
         self._disagreement = 0.0  # of the checked product, relative
 
@@ -75,8 +89,8 @@ class HessianOperator(SymmetricOperator):
 
     @property
     def num_products(self) -> int:
-        """Products so far; a central difference tried for its step counts as one."""
-        return self._exact_products + self._difference.num_products
+        """Products so far, those for checks included; a central difference tried for its step counts as one."""
+        return self._exact_products + self._difference.num_products + self._doubts.num_products
 
     @property
     def relative_error(self) -> float:
@@ -88,18 +102,39 @@ class HessianOperator(SymmetricOperator):
         """Bytes held by kept graphs, counted where there is a budget."""
         return self._objective.graph_bytes
 
+    def check_open(self) -> None:
+        """Raise if the `with` block is over: the model may train again, and a product would undo that."""
+        if self.closed:
+            raise ClosedError(
+                "the operator is closed: its with block is over, and the model is no longer held still. Multiply "
+                "inside `with edgewise.hessian(...) as operator:`."
+            )
+
+    def check_symmetric(self, asymmetry: float, one: Tensor, other: Tensor) -> None:
+        """Raise where |vᵀAv′ − v′ᵀAv| is more than rounding; differences have an error bar for that."""
+        if self.route != "difference":
+            self._doubts.check_symmetric(self.route, asymmetry, one, other)
+
+    def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
+        """Return what differences say of vᵀAv, see `CentralDifference`; an exact route has nothing to say."""
+        if self.route != "difference":
+            return self._disagreement, False
+        return self._difference.settle_along(vector, value)
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector."""
+        self.check_open()
         a_vector("vector", vector, self.size, self.dtype, self.device)
         product = self._first_possible(vector)
         if self._unchecked:
             self._unchecked = False
             self._check(vector, product)
+        self._doubts.add(vector, product)
         return product
 
     def _check(self, vector: Tensor, product: Tensor) -> None:
         """Raise if a product by an exact route is not that of central differences."""
-        if self.route == "difference" or not product.isfinite().all():
+        if self.route == "difference" or not is_finite(product):
             return  # there is no other route, or nothing to compare
         difference = self._difference.product(vector)
         off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
@@ -117,20 +152,43 @@ class HessianOperator(SymmetricOperator):
         while True:
             try:
                 return self._product(vector)
-            except SecondDerivativeError as error:
-                if not self._later_routes:
+            except WrongDerivativeError as error:
+                if self._returned > 0:  # earlier products may be wrong as well
                     raise
-                self.reason += f"{error} "
-                self.route = self._later_routes.pop(0)
+                self.take_next_route(error)
+            except SecondDerivativeError as error:
+                self.take_next_route(error)
+
+    def take_next_route(self, error: SecondDerivativeError) -> None:
+        """Go on by the next route, or raise: what the loss itself raises without second derivatives, or the error."""
+        self._objective.drop_graphs()
+        if isinstance(error, WrongDerivativeError):
+            self._later_routes = [route for route in self._later_routes if route == "difference"]
+        if not self._later_routes:
+            failed = not isinstance(error, WrongDerivativeError) and not self._objective.ranks.sharded
+            if failed and self.route != "difference":
+                self._objective.gradient()
+            raise error
+        self.reason += f"{error} "
+        self.route = self._later_routes.pop(0)
 
     def _product(self, vector: Tensor) -> Tensor:
         if self.route == "difference":
-            return self._difference.product(vector)
+            product = self._difference.product(vector)
+            self._doubts.check_zero(self.route, vector, product)
+            return product
         exact: Callable[[Tensor], Tensor] = (
             self._objective.hvp if self.route == "reverse" else self._objective.hvp_forward
         )
         product = exact(vector)
         self._exact_products += 1
+        self._doubts.check_finite(self.route, vector, product)
+        self._doubts.check_zero(self.route, vector, product)
+        if self.route == "forward" and self._returned == 0:
+            self._doubts.check_steady(vector, product)
+        if self._later_routes and self._returned == 0 and not self._unchecked:
+            self._doubts.check_custom(self.route, vector, product)
+        self._returned += 1
         return product
 
 
@@ -151,8 +209,9 @@ def hessian(
         H = ∇²L(θ),  with an optimizer P^{-1/2} H P^{-1/2},  L = Σᵢ nᵢLᵢ / Σᵢ nᵢ
 
     The operator has `size`, `dtype`, `device` and `matvec`, lives inside the `with` block only, and offers
-    `to_scipy()`. Where parameters are sharded, `size` is this rank's and `dimension` that of H; pass every sum over
-    entries through `reduce`. The parameters are those of `model.named_parameters()`, flattened in order.
+    `to_scipy()`; after the block it raises. Where parameters are sharded, `size` is this rank's and `dimension` that
+    of H; pass every sum over entries through `reduce`. The parameters are those of `model.named_parameters()`,
+    flattened in order. Products that are not symmetric, which `sharpness` refuses, are for its user to see.
 
     Args:
         model: as for `sharpness`.
@@ -212,13 +271,20 @@ def measured_operator(
                 check_covered(optimizer, list(objective.originals.values()))
         if not repeats:
             objective.check_repeats()
-        if optimizer is None:
-            yield HessianOperator(objective, hvp)
-            return
-        gradient = objective.gradient(keep_graph=hvp not in ("forward", "difference"))
-        with objective.ranks.together():  # entries of a shard may be refused on one rank only
-            preconditioner = _preconditioner(optimizer, objective, gradient)
-        yield PreconditionedOperator(HessianOperator(objective, hvp), preconditioner)
+        in_double = partial(
+            Objective, model, loss_fn, batches, snapshot=snapshot, **options | {"dtype": torch.float64}
+        )
+        operator = HessianOperator(objective, hvp, in_double)
+        try:
+            if optimizer is None:
+                yield operator
+                return
+            gradient = objective.gradient(keep_graph=hvp not in ("forward", "difference"))
+            with objective.ranks.together():  # entries of a shard may be refused on one rank only
+                preconditioner = _preconditioner(optimizer, objective, gradient)
+            yield PreconditionedOperator(operator, preconditioner)
+        finally:
+            operator.closed = True
 
 
 def _preconditioner(optimizer: Optimizer, objective: Objective, gradient: Tensor) -> Diagonal:

@@ -4,8 +4,9 @@ The method is Rayleigh–Ritz on a growing orthonormal basis V, extended by the 
 that has not converged. From a single start vector that residual is the next Lanczos vector, so this *is* Lanczos
 with full reorthogonalization; written this way it also starts from several vectors, the Ritz vectors of an
 earlier call, which keeps the top eigenvalue in sight when two eigenvalues cross. AV is stored beside V, so the
-residuals are computed, not inferred from a recurrence. (Saad, Numerical Methods for Large Eigenvalue Problems,
-2011, ch. 6; Wu & Simon, SIAM J. Matrix Anal. Appl. 22, 2000, for the restart.)
+residuals are computed, not inferred from a recurrence, and each pair of vectors shows whether A is symmetric.
+(Saad, Numerical Methods for Large Eigenvalue Problems, 2011, ch. 6; Wu & Simon, SIAM J. Matrix Anal. Appl. 22,
+2000, for the restart.)
 """
 
 import math
@@ -23,6 +24,7 @@ _MAX_BASIS = 32  # vectors kept before a restart: bounds memory at about 2 · 32
 _EXTRA_RITZ = 2  # Ritz vectors kept beyond the wanted ones, for restarts and for later calls
 _BLOCK = 4  # rows allotted at a time
 _CHUNKS, _SMALLEST_CHUNK = 64, 8192  # that a sum over all entries is taken in
+_VECTORS, _PRODUCTS = 0, 1  # the two halves of a block
 _NO_CANCELLATION = (
     0.7  # of the norm left by a projection: the rest is orthogonal to rounding (Parlett 1980, ch. 6)
 )
@@ -96,7 +98,7 @@ class _Basis:
         self._blocks: list[
             Tensor
         ] = []  # (2, _BLOCK, n): rows of V and AV; one matrix would be copied to grow
-        self.projection = torch.empty(0, 0, dtype=torch.float64)  # (width, width), on the CPU
+        self.projection = torch.empty(0, 0, dtype=torch.float64, device="cpu")  # (width, width), on the CPU
         self.num_products = 0
 
     @property
@@ -109,19 +111,24 @@ class _Basis:
         vector = self._new_direction(direction)
         product = self._operator.matvec(vector.to(self._operator.dtype)).to(vector)
         self.num_products += 1
-        grown = torch.zeros(self.width + 1, self.width + 1, dtype=torch.float64)
+        other_side = self._inner(vector, _PRODUCTS)
+        grown = torch.zeros(self.width + 1, self.width + 1, dtype=torch.float64, device="cpu")
         grown[:-1, :-1] = self.projection
         self.projection = grown
         self._write(self.width - 1, vector, product)
-        grown[-1, :] = grown[:, -1] = self._inner(product)
+        grown[-1, :] = grown[:, -1] = self._inner(product, _VECTORS)
+        if len(other_side):
+            asymmetry, row = (other_side - grown[-1, :-1]).abs().max(0)
+            block, place = divmod(int(row), _BLOCK)
+            self._operator.check_symmetric(float(asymmetry), self._blocks[block][_VECTORS, place], vector)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Return CV, shape (k, n), for coordinates C of shape (k, width)."""
-        return self._combined(coordinates, 0)
+        return self._combined(coordinates, _VECTORS)
 
     def products(self, coordinates: Tensor) -> Tensor:
         """Return CAV, shape (k, n), for coordinates C of shape (k, width)."""
-        return self._combined(coordinates, 1)
+        return self._combined(coordinates, _PRODUCTS)
 
     def _combined(self, coordinates: Tensor, which: int) -> Tensor:
         # V and AV one by one: a product with both would be a batched one, which takes twice as long.
@@ -163,22 +170,24 @@ class _Basis:
             direction = random_directions(self._operator, 1, self._generator)[0]
 
     def _orthogonal_part(self, vector: Tensor) -> Tensor:
-        coordinates = self._inner(vector).to(vector)
+        coordinates = self._inner(vector, _VECTORS).to(vector)
         for rows, part in zip(self._rows(), coordinates.split(_BLOCK), strict=True):
             vector = torch.addmv(vector, rows[0].T, part, alpha=-1)
         return vector
 
-    def _inner(self, vector: Tensor) -> Tensor:
-        """Return V · vector, shape (width,), in float64 on the CPU.
+    def _inner(self, vector: Tensor, which: int) -> Tensor:
+        """Return V · vector or AV · vector, shape (width,), in float64 on the CPU.
 
         A float32 sum over a million entries may be off in the fourth digit; over chunks it is not.
         """
+        if self.width == 0:
+            return torch.empty(0, dtype=torch.float64)
         size = max(_SMALLEST_CHUNK, len(vector) // _CHUNKS)
         dots = [
             torch.stack(
                 [
                     part @ piece
-                    for part, piece in zip(rows[0].split(size, dim=1), vector.split(size), strict=True)
+                    for part, piece in zip(rows[which].split(size, dim=1), vector.split(size), strict=True)
                 ]
             )
             for rows in self._rows()
@@ -215,7 +224,7 @@ class _RitzPairs:
 
 def random_directions(operator: SymmetricOperator, num: int, generator: torch.Generator) -> Tensor:
     """Return (num, n) standard normal numbers, the same on every device."""
-    return torch.randn(num, operator.size, generator=generator, dtype=torch.float64).to(
+    return torch.randn(num, operator.size, generator=generator, dtype=torch.float64, device="cpu").to(
         dtype=operator.dtype, device=operator.device
     )
 
@@ -235,10 +244,10 @@ def _result(basis: _Basis, ritz: _RitzPairs, num: int, extra: int, status: Statu
 
 def _not_finite(basis: _Basis, num: int, extra: int) -> SharpnessResult:
     """Non-finite is "too large", never a lower bound; the vectors are the ones tried."""
-    subspace = basis.vectors(torch.eye(basis.width, dtype=torch.float64)[: num + extra])
+    subspace = basis.vectors(torch.eye(basis.width, dtype=torch.float64, device="cpu")[: num + extra])
     return SharpnessResult(
         value=math.inf,
-        values=torch.full((num,), math.inf, dtype=torch.float64),
+        values=torch.full((num,), math.inf, dtype=torch.float64, device="cpu"),
         vectors=subspace[:num].T,
         residual=math.inf,
         status=Status.NOT_FINITE,

@@ -25,10 +25,20 @@ class SymmetricOperator(ABC):
     device: torch.device
     shard: int = 0  # which part of the vectors is here; random parts must differ
 
+    def check_open(self) -> None:  # noqa: B027 - a plain matrix is always open
+        """Raise `ClosedError` where products are no longer possible."""
+
+    def check_symmetric(self, asymmetry: float, one: Tensor, other: Tensor) -> None:  # noqa: B027 - for all we know
+        """Raise where the asymmetry |vᵀAv′ − v′ᵀAv| of two vectors is more than rounding."""
+
     @property
     def dimension(self) -> int:
         """Rows of A: the size, over all ranks where vectors are sharded."""
         return self.size
+
+    def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
+        """Return by how much vᵀAv, found to be `value`, may be off, relative, and whether products are others now."""
+        return 0.0, False
 
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
@@ -44,6 +54,7 @@ class SymmetricOperator(ABC):
         Raises:
             ImportError: scipy is not installed.
             ValueError: vectors are sharded over ranks.
+            ClosedError: the operator's `with` block is over; a product raises it, too.
 
         Example:
             >>> from scipy.sparse.linalg import eigsh
@@ -55,6 +66,7 @@ class SymmetricOperator(ABC):
         """
         from scipy.sparse.linalg import LinearOperator  # noqa: PLC0415 - optional
 
+        self.check_open()
         if self.dimension != self.size:
             raise ValueError(
                 f"to_scipy() needs whole vectors, but this rank holds {self.size} of {self.dimension} entries: "
@@ -62,10 +74,10 @@ class SymmetricOperator(ABC):
             )
 
         def matvec(vector: np.ndarray) -> np.ndarray:
-            like = torch.as_tensor(vector.reshape(-1)).to(dtype=self.dtype, device=self.device)
+            like = torch.as_tensor(vector.reshape(-1), device="cpu").to(dtype=self.dtype, device=self.device)
             return self.matvec(like).cpu().numpy()
 
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         return LinearOperator((self.size, self.size), matvec=matvec, rmatvec=matvec, dtype=dtype)
 
 
@@ -86,6 +98,18 @@ class PreconditionedOperator(SymmetricOperator):
     def reduce(self, partial: Tensor) -> Tensor:
         """Return the sum over ranks, as A does."""
         return self.operator.reduce(partial)
+
+    def check_open(self) -> None:
+        """Raise what A raises."""
+        self.operator.check_open()
+
+    def check_symmetric(self, asymmetry: float, one: Tensor, other: Tensor) -> None:
+        """Raise what A raises of P^{-1/2}v and P^{-1/2}v′, whose asymmetry is the same."""
+        self.operator.check_symmetric(asymmetry, self._scale * one, self._scale * other)
+
+    def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
+        """Return what A says of the same value, along P^{-1/2}v."""
+        return self.operator.settle_along(self._scale * vector, value)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return P^{-1/2} A P^{-1/2} · vector."""

@@ -26,7 +26,7 @@ class SharpnessResult:
     num_warm: int = 0  # warm starts since the last cold one
     hvp: str = "reverse"  # the route the products took
     hvp_reason: str = ""  # why "auto" did not take an earlier one
-    hvp_error: float = 0.0  # of a product, relative: of differences, or what hvp="checked" found
+    hvp_error: float = 0.0  # of the value, relative: of differences, or what hvp="checked" found
     graph_bytes: int = 0  # held by kept graphs, counted if max_graph_bytes was given
     parameters: Signature = field(default=(), repr=False)  # whose entries the vectors have
 

@@ -1,6 +1,6 @@
 """The two entry points: sharpness and preconditioned sharpness, one code path."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -25,6 +25,8 @@ from edgewise.curvature.hessian import HessianOperator, Route, measured_operator
 from edgewise.curvature.lanczos import FLOOR, random_directions, top_eigenpairs
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.results import SharpnessResult, Signature
+from edgewise.derivatives import WrongDerivativeError
+from edgewise.errors import Status
 from edgewise.losses import LossFunction
 from edgewise.parameters import select_parameters
 from edgewise.precision import measuring_dtype, without_autocast
@@ -32,6 +34,8 @@ from edgewise.ranks import local
 
 # Warm starts before one is checked by a cold one: after a crossing, they may follow the lower eigenvalue.
 _COLD_EVERY = 50
+# Times that the step of differences is chosen anew, along the eigenvectors that the one before has led to.
+_MOST_STEPS = 3
 
 
 def sharpness(
@@ -90,12 +94,13 @@ def sharpness(
 
     Raises:
         EdgewiseError: the measurement failed on another rank; names it and its error.
-        TypeError: `batches` is not a collection, or an argument has the wrong type.
+        TypeError: `batches` is not a collection, a parameter is complex, or an argument has the wrong type.
         ValueError: an argument is out of range, no parameter requires a gradient, a loader shuffles, the budget
             cannot be met, or the model is distributed in another way.
-        LossError: the loss is not a finite scalar with a graph, does not repeat, differs between passes, or is not
-            the mean over the micro-batches of a batch that is split.
-        SecondDerivativeError: no route gives products, not precisely enough, or routes disagree.
+        LossError: the loss is not a finite scalar with a graph to the selected parameters, does not repeat, differs
+            between passes, calls backward() itself, or is not the mean over the micro-batches of a batch that is split.
+        SecondDerivativeError: no route gives products, not precisely enough, products show that torch's second
+            derivative is wrong (by "auto", differences then take their place), or routes disagree.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -160,7 +165,7 @@ def preconditioned_sharpness(
 
     Raises:
         PreconditionerError: the optimizer has no known diagonal preconditioner.
-        TypeError: as for `sharpness`.
+        TypeError: as for `sharpness`, or `optimizer` is none.
         ValueError: as for `sharpness`, or a parameter is not in the optimizer.
         LossError: as for `sharpness`.
         SecondDerivativeError: as for `sharpness`.
@@ -244,8 +249,11 @@ def _top(
     max_hvps: int,
     seed: int,
 ) -> SharpnessResult:
+    hessian_operator = operator.operator if isinstance(operator, PreconditionedOperator) else operator
+    assert isinstance(hessian_operator, HessianOperator)
     generator = torch.Generator().manual_seed(seed + operator.shard)
-    solve = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
+    pairs = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
+    solve = partial(_settled, operator, hessian_operator, pairs)
     if start is None:
         result = solve(start=random_directions(operator, 1, generator), max_hvps=max_hvps, extra=1)
         subspace, num_warm = result.subspace, 0
@@ -254,14 +262,12 @@ def _top(
         # Each vector in one piece, as the solver reads them.
         subspace = torch.cat([result.vectors.T, start.vectors[:, :1].T.to(result.vectors)]).T
         num_warm = start.num_warm + 1
-    left = max_hvps - result.num_hvps
+    left = max_hvps - hessian_operator.num_products
     if num_warm >= _COLD_EVERY and left >= num:
         cold = solve(start=random_directions(operator, 1, generator), max_hvps=left, extra=1)
         num_warm = 0
         if cold.value > result.value:
             result, subspace = cold, cold.subspace
-    hessian_operator = operator.operator if isinstance(operator, PreconditionedOperator) else operator
-    assert isinstance(hessian_operator, HessianOperator)
     return replace(
         result,
         subspace=subspace,
@@ -269,10 +275,46 @@ def _top(
         num_hvps=hessian_operator.num_products,
         hvp=hessian_operator.route,
         hvp_reason=hessian_operator.reason.strip(),
-        hvp_error=hessian_operator.relative_error,
+        hvp_error=max(result.hvp_error, hessian_operator.relative_error),
         graph_bytes=hessian_operator.graph_bytes,
         parameters=parameters,
     )
+
+
+def _settled(
+    operator: SymmetricOperator,
+    hessian_operator: HessianOperator,
+    solve: Callable[..., SharpnessResult],
+    *,
+    start: Tensor,
+    max_hvps: int,
+    extra: int,
+) -> SharpnessResult:
+    """Return eigenpairs by a route that holds, and where it is that of differences, with the error along them."""
+    most, before, num_steps = max_hvps, hessian_operator.num_products, 0
+    while True:
+        try:
+            result = solve(start=start, max_hvps=most, extra=extra)
+        except WrongDerivativeError as error:
+            hessian_operator.take_next_route(error)
+            most = max_hvps - (hessian_operator.num_products - before)
+            if most < len(start):
+                raise
+            continue
+        if not result.converged:
+            return result
+        found = [
+            operator.settle_along(v, float(value))
+            for v, value in zip(result.vectors.T, result.values, strict=True)
+        ]
+        result = replace(result, hvp_error=found[0][0])
+        most = max_hvps - (hessian_operator.num_products - before)
+        if not any(changed for _, changed in found):
+            return result
+        num_steps += 1
+        if most < len(result.values) or num_steps > _MOST_STEPS:
+            return replace(result, status=Status.BUDGET_EXHAUSTED)
+        start = result.vectors.T
 
 
 def _vectors_of(start: SharpnessResult, operator: SymmetricOperator) -> Tensor:

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from edgewise.arguments import an_optimizer
 from edgewise.critical import check_steps_alone
+from edgewise.parameters import check_real_groups
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear_from, steps_to_target
 from edgewise.warmup.signals import Overflows
@@ -38,6 +39,7 @@ class AdaptiveWarmup(Warmup):
     ) -> None:
         optimizer = an_optimizer("optimizer", optimizer)
         check_steps_alone(optimizer)
+        check_real_groups(optimizer)
         self._fallback_length = fallback_length
         self._rates: list[tuple[int, float]] = [(0, 1 / fallback_length)]  # (first update, factor)
         self._linear: tuple[int, float] | None = None  # the same, of the linear warmup it falls back to

@@ -18,6 +18,7 @@ from edgewise.arguments import (
 from edgewise.critical import CriticalLRResult
 from edgewise.errors import Status
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
+from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import MOST_FORWARDS
 from edgewise.warmup.state import Saved, as_plain
@@ -164,8 +165,11 @@ class CatapultWarmup(AdaptiveWarmup):
         a_closure(closure)
         a_loss_value("loss", loss)
         self._gradients.forget()
-        if not self._observes(looks=self._end is None) or self._end is not None:
-            return
+        if self._observes(looks=self._end is None) and self._end is None:
+            self._see(closure, loss)
+
+    @all_or_nothing
+    def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
         value = self._loss(closure, loss)
         if value is None:
             return
@@ -192,7 +196,7 @@ class CatapultWarmup(AdaptiveWarmup):
             self._sum = self._deviation = self._weight = 0.0
         mean, rising = self._average(value)
         if self.found is None:
-            self._catapult(closure, mean)
+            self._catapult(closure, mean, value)
         elif rising and self._is_too_high(value):
             self._limit = value + _FARTHER * (value - self._reference)  # what lasts is a new level
             self._step_back()
@@ -200,7 +204,7 @@ class CatapultWarmup(AdaptiveWarmup):
             if self._factor == 1.0:
                 self._end = self._updates + 1
             else:
-                self._catapult(closure, mean)
+                self._catapult(closure, mean, value)
 
     def _is_too_high(self, value: float) -> bool:
         """Whether the loss has risen too far; not below the critical rate, while the noise of the losses is unknown."""
@@ -236,7 +240,7 @@ class CatapultWarmup(AdaptiveWarmup):
         self._deviation = self.smoothing * self._deviation + (1 - self.smoothing) * abs(value - mean)
         return mean, rising
 
-    def _catapult(self, closure: Callable[[], Tensor], mean: float) -> None:
+    def _catapult(self, closure: Callable[[], Tensor], mean: float, value: float) -> None:
         """Make this place the reference, and raise the rate to η_c where that is higher."""
         first = self.found is None
         affordable = MOST_FORWARDS if first else self._affordable(self._updates + 1)
@@ -250,7 +254,10 @@ class CatapultWarmup(AdaptiveWarmup):
             guess=self.found,
             most_rise=tolerance * self._noise,
             most_excess=tolerance * _EXPECTED,
+            known=value,
         )
+        if found is None:
+            return
         self._refer_to(mean, found)
         if found.status in _USABLE and found.lr > 0:
             self._raise_to(found)

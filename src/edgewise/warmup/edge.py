@@ -13,6 +13,7 @@ from edgewise.critical import BestStepResult, closure_loss, search_best_step
 from edgewise.errors import Status
 from edgewise.isolation import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
+from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.averages import heavy_ball, momentum, num_averages
 from edgewise.warmup.groups import rates
 from edgewise.warmup.position import steps_running
@@ -162,8 +163,11 @@ class EdgeWarmup(AdaptiveWarmup):
         a_loss_value("loss", loss)
         self._gradients.forget()
         self._step_share.spend()
-        if not self._observes():
-            return
+        if self._observes():
+            self._see(closure, loss)
+
+    @all_or_nothing
+    def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
         rises = False
         value = None if loss is None else self._given_loss(closure, loss)
         if value is not None:
@@ -244,14 +248,18 @@ class EdgeWarmup(AdaptiveWarmup):
             self._wait()
             return
         target = float(self.base_lrs[0])
-        found = search_best_step(
-            self.optimizer,
-            closure,
-            max_lr=target / _START,
-            max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
-            max_forwards=_MOST_FIRST_FORWARDS,
+        found = self._counted(
+            lambda: search_best_step(
+                self.optimizer,
+                closure,
+                max_lr=target / _START,
+                max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
+                max_forwards=_MOST_FIRST_FORWARDS,
+                known=value,
+            )
         )
-        self._note(found)
+        if found is None:
+            return
         if not math.isfinite(found.slope):
             self._wait()
             return
@@ -308,7 +316,7 @@ class EdgeWarmup(AdaptiveWarmup):
             return False
         self.num_forwards += 1
         with exchanged(self._parameters, self._reference):
-            before, _ = closure_loss(closure, finite=False)
+            before, _ = closure_loss(closure, self._parameters, finite=False)
         rises = self._trend.add(here, before)
         self._take_reference()
         return rises
@@ -403,10 +411,6 @@ class EdgeWarmup(AdaptiveWarmup):
     def _forgetting(self) -> float:
         """1 − β, the share of an update that momentum has forgotten by the next one; at most the fastest climb."""
         return min(_FASTEST_CLIMB, 1 - momentum(self.optimizer))
-
-    @property
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def _is_watched(self) -> bool:

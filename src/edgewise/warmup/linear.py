@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
 from edgewise.critical import CriticalLRResult, check_steps_alone
 from edgewise.errors import Status
+from edgewise.parameters import check_real_groups
+from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.groups import initial_rates, targets
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup
@@ -77,6 +79,7 @@ class LinearWarmup(Warmup):
         self._since = 0  # the update that is the first of the warmup: those before had nothing to measure
         if isinstance(lr_init, str) and lr_init == "critical":
             check_steps_alone(optimizer)
+            check_real_groups(optimizer)
         elif isinstance(lr_init, str):
             raise ValueError(f'lr_init must be a number or "critical", got {lr_init!r}.')
         else:
@@ -109,7 +112,7 @@ class LinearWarmup(Warmup):
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward.
-            loss: not needed here; other warmups look at it on every step.
+            loss: the value that was just computed for `backward()`: saves a forward where the closure gives it again.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
@@ -120,8 +123,11 @@ class LinearWarmup(Warmup):
         a_loss_value("loss", loss)
         self._gradients.forget()
         seeks = self.lr_init == "critical" and self.start is None and self.fallback is None
-        if not self._observes(looks=seeks) or not seeks or self._updates > self._waits_until:
-            return
+        if self._observes(looks=seeks) and seeks and self._updates <= self._waits_until:
+            self._see(closure, loss)
+
+    @all_or_nothing
+    def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
         affordable = self._affordable(self.warmup_steps)
         if affordable == 0:
             self._fall_back(f"max_overhead = {self.max_overhead:g} leaves no forward to search with")
@@ -130,12 +136,13 @@ class LinearWarmup(Warmup):
             self._wait()
             return
         self._begin_at(self._updates)
-        found = self._search(closure, max_forwards=affordable)
-        if not math.isfinite(found.slope):
+        known = math.nan if loss is None else self._given_loss(closure, loss)
+        found = self._search(closure, max_forwards=affordable, known=known if math.isfinite(known) else None)
+        if found is not None and not math.isfinite(found.slope):
             self._wait()
             return
         self.start = found
-        if self._start_factor is None:
+        if found is not None and self._start_factor is None:
             self._fall_back(f"no critical learning rate to start from, {found.status.value}")
         self._apply()
 

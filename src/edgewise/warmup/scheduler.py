@@ -13,19 +13,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.arguments import an_optimizer, positive_share
 from edgewise.critical import (
-    BestStepResult,
     CriticalLRResult,
     closure_loss,
     gradient_size,
     search_critical_lr,
 )
+from edgewise.errors import UnrepeatableError
 from edgewise.losses import checked_loss
 from edgewise.ranks import Ranks
 from edgewise.warmup.apart import check_not_apart
 from edgewise.warmup.gradients import GradientWatch
 from edgewise.warmup.groups import floats, like_rates
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.state import FORMAT, Saved
+from edgewise.warmup.state import FORMAT, Result, Saved
 from edgewise.warmup.then import WarmupThen, agree_on_targets, check_follower
 from edgewise.warmup.updates import UpdateSchedule
 from edgewise.warn import warn
@@ -223,23 +223,29 @@ class Warmup(UpdateSchedule):
         self._adopt_groups()
         return True
 
-    def _search(
-        self, closure: Callable[[], Tensor], *, max_forwards: int, **options: Any
-    ) -> CriticalLRResult:
-        """Search η_c up to the target, and count what that took."""
-        found = search_critical_lr(
-            self.optimizer, closure, max_lr=float(self.base_lrs[0]), max_forwards=max_forwards, **options
+    def _search(self, closure: Callable[[], Tensor], **options: Any) -> CriticalLRResult | None:
+        """Search η_c up to the target, as `_counted` does."""
+        return self._counted(
+            lambda: search_critical_lr(self.optimizer, closure, max_lr=float(self.base_lrs[0]), **options)
         )
-        self._note(found)
-        return found
 
-    def _note(self, found: BestStepResult | CriticalLRResult) -> None:
-        """Count what a search took; see that it is the update of these gradients that is made, and of all ranks."""
-        self.num_forwards += found.num_forwards
+    def _counted(self, search: Callable[[], Result]) -> Result | None:
+        """Search, and count what that took; where the loss does not repeat, fall back and return `None`.
+
+        See that it is the update of these gradients that is made, and of all ranks.
+        """
         self.num_searches += 1
+        try:
+            found = search()
+        except UnrepeatableError as error:
+            self.num_forwards += error.num_forwards
+            self._fall_back(str(error).removesuffix("."))
+            return None
+        self.num_forwards += found.num_forwards
         self._watch_gradients()
         if self.num_searches == 1:
             check_not_apart(self.optimizer, found.loss, self._ranks)
+        return found
 
     def _watch_gradients(self) -> None:
         """Warn if the gradients that were measured with are not those of the coming update."""
@@ -263,15 +269,15 @@ class Warmup(UpdateSchedule):
     def _closure_loss(self, closure: Callable[[], Tensor]) -> float:
         """Return the closure's loss, not finite only where the gradients are not: the step is about to be skipped."""
         self.num_forwards += 1
-        value, self._ranks = closure_loss(closure, finite=False)
+        value, self._ranks = closure_loss(closure, self._parameters, finite=False)
         if not math.isfinite(value) and self._has_gradient(closure):
-            checked_loss(torch.tensor(value), "the current parameters")
+            checked_loss(torch.tensor(value, device="cpu"), "the current parameters")
         return value
 
     def _given_loss(self, closure: Callable[[], Tensor], loss: Tensor | float) -> float:
         """Return the mean of a given loss over the ranks that train the model."""
         ranks = self._ranks_of(closure)
-        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
         own = checked_loss(given, "this update", finite=False).detach().double()
         return float(ranks.sum(own.cpu())) / ranks.num
 
@@ -279,8 +285,12 @@ class Warmup(UpdateSchedule):
         """Return the ranks that train the model: the closure shows which modules run."""
         if self._ranks is None:
             alone = not (dist.is_available() and dist.is_initialized())
-            self._ranks = Ranks() if alone else closure_loss(closure, finite=False)[1]
+            self._ranks = Ranks() if alone else closure_loss(closure, self._parameters, finite=False)[1]
         return self._ranks
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _affordable(self, updates: int) -> int:
         """Return how many forwards `max_overhead` leaves over so many updates."""

@@ -71,7 +71,7 @@ class RateShare:
             return None
         start, end = self.slope_at_start, self._slope(parameters)
         if ranks.sharded:
-            start, end = ranks.sum(torch.tensor([start, end], dtype=torch.float64)).tolist()
+            start, end = ranks.sum(torch.tensor([start, end], dtype=torch.float64, device="cpu")).tolist()
         if start == 0 or not math.isfinite(start):
             self.kept, self.moved = [], False
             return None

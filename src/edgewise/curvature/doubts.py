@@ -1,0 +1,151 @@
+"""Whether torch's second derivative is that of the loss: what shows in the products themselves.
+
+torch has a formula there, and it is wrong: at a point where it divides by zero, in an operation whose double backward
+leaves a term out. What does not show takes another route to see: `hvp="checked"`.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from edgewise.curvature.difference import CentralDifference
+from edgewise.derivatives import WrongDerivativeError
+from edgewise.errors import SecondDerivativeError
+from edgewise.objective import Objective
+from edgewise.precision import rounding_of_products
+
+_SHORTER = (1.0, 1 / 8, 1 / 64)  # steps aside, of which the shortest tells a jump from a change
+_MEND = 'use hvp="difference", or another implementation of that operation.'
+
+
+class Doubts:
+    """Checks of the products of an exact route; each raises `WrongDerivativeError`.
+
+    A loss that is close to zero may leave little of float32: what looks wrong in it is looked at again in float64.
+
+    Args:
+        objective: whose products are checked.
+        difference: its central differences.
+        in_double: makes the same objective in float64.
+    """
+
+    def __init__(
+        self, objective: Objective, difference: CentralDifference, in_double: Callable[[], Objective] | None
+    ) -> None:
+        self._objective, self._difference, self._make_double = objective, difference, in_double
+        self._largest, self._longest = 0.0, 0.0  # ‖∇²L v‖/‖v‖ and ‖v‖ so far
+        self._rounding = 0.0  # an asymmetry that was not there in float64
+        self.num_products = 0  # taken for the checks
+
+    def add(self, vector: Tensor, product: Tensor) -> None:
+        """Take in the norms of a product that is used."""
+        length, size = (float(self._objective.norm(part)) for part in (vector, product))
+        if length > 0:
+            self._largest = max(self._largest, size / length)
+            self._longest = max(self._longest, length)
+
+    def check_finite(self, route: str, vector: Tensor, product: Tensor) -> None:
+        """Raise where a product is not finite, though gradients and their differences around θ are."""
+        if not is_finite(product) and self._difference.has_limit(vector):
+            raise _wrong(route, "a second derivative is not finite, though gradients are, as of a norm at 0")
+
+    def check_zero(self, route: str, vector: Tensor, product: Tensor) -> None:
+        """Raise where the first product is zero, and the loss not linear; `LossError` where it depends on no parameter.
+
+        A fused kernel may hand out gradients that it has computed before, without a graph to what they depend on.
+        """
+        if (
+            self._largest > 0
+            or float(self._objective.norm(vector)) == 0
+            or self._objective.norm(product) != 0
+        ):
+            return
+        self._objective.values_and_gradients()  # raises the LossError
+        if route != "difference" and self._difference.curves(vector):
+            raise _wrong(route, "a product is zero, though gradients differ around here")
+
+    def check_custom(self, route: str, vector: Tensor, product: Tensor) -> None:
+        """Raise where there is a custom function, and the product is not that of differences that are precise.
+
+        Fused kernels, such as heads of language models, may save a gradient, which then seems to be a constant.
+        """
+        if not any(self._objective.ranks.gather(self._objective.has_custom_functions)) or not is_finite(
+            product
+        ):
+            return
+        try:
+            difference = self._difference.product(vector)
+        except SecondDerivativeError:  # too coarse to tell
+            return
+        bar = max(3 * self._difference.relative_error, torch.finfo(self._objective.dtype).eps ** (1 / 3))
+        off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
+        if off > bar and self._difference.follows_loss():
+            raise _wrong(route, f"a custom autograd.Function's is off by {off:.2g} from what gradients say")
+
+    def check_steady(self, vector: Tensor, product: Tensor) -> None:
+        """Raise where a forward product jumps as θ moves by √ε: at single points, a formula may leave a term out."""
+        if float(vector.norm()) == 0 or not is_finite(product):
+            return
+        jump = self._jump(self._objective, vector, product)
+        if jump > 0:
+            jump = self._in_double(self._jump_in_double, vector, otherwise=jump)
+        if jump > 0:
+            raise _wrong(
+                "forward", f"its products change by {jump:.1%} as soon as the parameters move at all"
+            )
+
+    def _jump_in_double(self, objective: Objective, vector: Tensor) -> float:
+        self.num_products += 1
+        return self._jump(objective, vector, objective.hvp_forward(vector))
+
+    def _jump(self, objective: Objective, vector: Tensor, product: Tensor) -> float:
+        """Return by how much the product changes, relative, however short the step; 0 if it is with the step."""
+        root = torch.finfo(objective.dtype).eps ** 0.5
+        step = root * self._difference.scale_of_parameters() / float(vector.norm())
+        jumps: list[float] = []
+        for factor in _SHORTER:
+            aside = objective.hvp_forward(vector, step=factor * step)
+            self.num_products += 1
+            jumps.append(float((aside - product).norm() / product.norm().clamp(min=1e-30)))
+            if not jumps[-1] > 10 * root:
+                return 0.0
+        return jumps[-1] if jumps[-1] > jumps[0] / 2 else 0.0
+
+    def check_symmetric(self, route: str, asymmetry: float, one: Tensor, other: Tensor) -> None:
+        """Raise where |vᵀ∇²L v′ − v′ᵀ∇²L v| is more than rounding makes of products with the vectors so far."""
+        most = rounding_of_products(self._objective.dtype, self._objective.device)
+        most *= self._largest * self._longest**2
+        if asymmetry <= max(most, 10 * self._rounding):
+            return
+        seen = self._in_double(partial(self._asymmetry, route), one, other, otherwise=asymmetry)
+        if seen > most:
+            raise _wrong(
+                route, f"its products are not symmetric, by {seen:.2g} where rounding explains {most:.1g}"
+            )
+        self._rounding = asymmetry
+
+    def _asymmetry(self, route: str, objective: Objective, one: Tensor, other: Tensor) -> float:
+        product = objective.hvp if route == "reverse" else objective.hvp_forward
+        self.num_products += 2
+        return abs(float(torch.dot(one, product(other)) - torch.dot(other, product(one))))
+
+    def _in_double(self, look: Callable[..., float], *vectors: Tensor, otherwise: float) -> float:
+        """Return what a look at the objective in float64 sees; otherwise what has been seen, if there is none."""
+        if self._objective.dtype is torch.float64 or self._make_double is None:
+            return otherwise
+        try:
+            return look(self._make_double(), *(vector.double() for vector in vectors))
+        except Exception:  # the loss knows float32 only
+            return otherwise
+
+
+def is_finite(vector: Tensor) -> bool:
+    """Whether all entries are; a second vector of its size is only made where they may not be."""
+    return math.isfinite(vector.norm()) or bool(vector.isfinite().all())
+
+
+def _wrong(route: str, what: str) -> WrongDerivativeError:
+    return WrongDerivativeError(f"{route} is not possible for this loss ({what}): {_MEND}")
