@@ -17,6 +17,7 @@ from edgewise.arguments import (
     a_batch,
     a_closure,
     a_loss_function,
+    a_loss_value,
     a_model,
     an_optimizer,
     known_name,
@@ -180,6 +181,7 @@ def search_critical_lr(
     """
     optimizer = an_optimizer("optimizer", optimizer)
     a_closure(closure)
+    a_loss_value("known", known)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
     with along_update(optimizer, closure, first=search.first, known=known) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
