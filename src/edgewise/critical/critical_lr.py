@@ -17,6 +17,7 @@ from edgewise.arguments import (
     a_batch,
     a_closure,
     a_loss_function,
+    a_loss_value,
     a_model,
     an_optimizer,
     known_name,
@@ -185,6 +186,7 @@ def search_critical_lr(
     """
     optimizer = an_optimizer("optimizer", optimizer)
     a_closure(closure)
+    a_loss_value("known", known)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
     search.most_rise, search.most_excess = most_rise, most_excess
     with along_update(optimizer, closure, first=search.first, known=known) as (loss, update, slope):
