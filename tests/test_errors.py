@@ -18,7 +18,15 @@ from edgewise.arguments import (
     positive_count,
     positive_number,
 )
-from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Status, StoreError
+from edgewise.errors import (
+    DamagedError,
+    EdgewiseError,
+    LossError,
+    MissingLibraryError,
+    PreconditionerError,
+    Status,
+    StoreError,
+)
 
 
 @pytest.mark.parametrize("value", [1, 0.5, np.float32(0.5), np.int64(3)])
@@ -83,6 +91,8 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
         (UnknownNameError, ValueError),
         (PreconditionerError, TypeError),
         (StoreError, RuntimeError),
+        (DamagedError, StoreError),
+        (MissingLibraryError, ModuleNotFoundError),
     ],
 )
 def test_an_own_error_is_caught_by_either_name(error, builtin):

@@ -250,12 +250,14 @@ def die(*args, **kwargs):
 
 results = store.Store.open(Path(sys.argv[1]))
 match sys.argv[2]:
-    case "before the first file": files._write = die
+    case "before the first file":
+        files._write = die
     case "in the outcome":
-        files._write = lambda path, *rest, write=files._write, **k: (
-            die() if path.name == "outcome.json" else write(path, *rest, **k)
+        files._write = lambda file, content, write=files._write: (
+            die() if file.name.endswith("outcome.json") else write(file, content)
         )
-    case "before the rename": Path.rename = die
+    case "before the rename":
+        Path.rename = die
 save(results, made(TINY))
 """
 

@@ -105,7 +105,9 @@ def to_continue(folder: Folder, figures: tuple[FigureRuns, ...]) -> Index | None
                 "choose another folder with --out, or delete this one."
             )
         return existing
-    shown = os.path.lexists(path) and (not path.is_dir() or any(not name.startswith(".") for name in folder.names()))
+    shown = os.path.lexists(path) and (
+        not path.is_dir() or any(not name.startswith(".") for name in folder.names())
+    )
     if shown and not _holds_runs_of(folder, figures):
         raise StoreError(f"{path} exists and holds no edgewise results: choose another folder with --out.")
     return None

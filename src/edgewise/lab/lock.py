@@ -13,7 +13,10 @@ from filelock import FileLock, Timeout
 from edgewise.errors import StoreError
 from edgewise.lab.files import Folder
 
-_LOCK, _HOLDER = ".sweep.lock", ".sweep.holder"  # what is locked, and by whom; nothing is written into the first
+_LOCK, _HOLDER = (
+    ".sweep.lock",
+    ".sweep.holder",
+)  # what is locked, and by whom; nothing is written into the first
 
 
 @contextlib.contextmanager

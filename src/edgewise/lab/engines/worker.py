@@ -24,7 +24,7 @@ def prepare(recipe_file: Path | None) -> None:
         try:
             plugins.execute(recipe_file)
         except (Exception, SystemExit) as error:
-            said = str(error) if isinstance(error, RecipeError) else f"{recipe_file} {as_exception(error)}"
+            said = str(error) if isinstance(error, RecipeError) else f"{recipe_file} raised {_told(error)}."
             raise RecipeError(
                 f"{said} It did so in a process that trains, not where the sweep began: a recipe must run in both."
             ) from error
@@ -38,12 +38,20 @@ def trained(config: RunConfig, on_step: Callable[[int], None] = lambda step: Non
         exception = as_exception(error)
         if exception is error and _can_be_sent(error):
             raise
-        raise WorkerError(f"{type(error).__name__}: {error}") from error
+        raise _told(error) from error
 
 
 def as_exception(error: BaseException) -> Exception:
     """Return what a run raised, where it would end the process as one that does not."""
-    return error if isinstance(error, Exception) else WorkerError(f"{type(error).__name__}: {error}")
+    if isinstance(error, Exception):
+        return error
+    told = _told(error)
+    told.__cause__ = error
+    return told
+
+
+def _told(error: BaseException) -> WorkerError:
+    return WorkerError(f"{type(error).__name__}: {error}")
 
 
 def _can_be_sent(error: BaseException) -> bool:
