@@ -134,7 +134,7 @@ class Store:
 
     def has(self, run_id: str) -> bool:
         """Whether the run is finished, stored and undamaged."""
-        return self._is_there(run_id) and self._fault(run_id) is None
+        return self._is_there(run_id) and self.fault(run_id) is None
 
     def save(self, config: RunConfig, rows: Sequence[dict[str, float]], outcome: dict[str, Any]) -> None:
         """Store a finished run; the first of several writers wins, their results being equal.
@@ -178,13 +178,23 @@ class Store:
         found = (name.removesuffix(".txt") for name in self.folder.names(_FAILURES) if name.endswith(".txt"))
         return {run_id for run_id in found if is_run_id(run_id)}
 
+    def fault(self, run_id: str) -> StoreError | None:
+        """Return what is wrong with a stored run, if anything; one that is sound is not read again."""
+        if self._is_there(run_id) and run_id not in self._sound:
+            try:
+                run_folder.check(self.folder, run_id, checked=not self._is_unchecked(run_id))
+            except StoreError as error:
+                return error
+            self._sound.add(run_id)
+        return None
+
     def finished(self) -> set[str]:
         """Return the ids of all finished and undamaged runs."""
-        return {run_id for run_id in self._stored() if self._fault(run_id) is None}
+        return {run_id for run_id in self._stored() if self.fault(run_id) is None}
 
     def damaged(self) -> dict[str, str]:
         """Return run id → what is wrong, of the stored runs that cannot be used."""
-        faults = {run_id: self._fault(run_id) for run_id in self._stored()}
+        faults = {run_id: self.fault(run_id) for run_id in self._stored()}
         return {run_id: str(fault) for run_id, fault in faults.items() if fault is not None}
 
     def notices(self) -> list[str]:
@@ -293,16 +303,6 @@ class Store:
                 f"run {run_id} is missing from {self.path}: run the same command again to finish it."
             )
 
-    def _fault(self, run_id: str) -> StoreError | None:
-        """Return what is wrong with a run that is there."""
-        if run_id not in self._sound:
-            try:
-                run_folder.check(self.folder, run_id, checked=not self._is_unchecked(run_id))
-            except StoreError as error:
-                return error
-            self._sound.add(run_id)
-        return None
-
     def _read(self, run_id: str) -> Run:
         self._check_is_there(run_id)
         try:
@@ -321,7 +321,7 @@ class Store:
     def _mend(self) -> None:
         """Move damaged runs out of the way, so that they are trained again."""
         for run_id in self._stored():
-            fault = self._fault(run_id)
+            fault = self.fault(run_id)
             if isinstance(fault, DamagedError):
                 moved = self.folder.move_aside(RUNS, run_id, into=_DAMAGED)
                 self._mended.append(f"{fault} It lies in {moved} now, and is trained again.")
