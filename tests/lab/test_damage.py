@@ -370,3 +370,26 @@ def test_a_run_found_whole_is_not_read_again_to_be_counted_but_what_is_loaded_is
     assert HURT in store.finished()
     with pytest.raises(DamagedError):
         store.load(HURT)
+
+
+@pytest.mark.parametrize("name", ["report.html", "figures/fig1.png", "figures"])
+def test_no_file_of_the_report_is_written_through_a_symlink(tmp_path, folder, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "fig1.png").write_text("mine")
+    (folder / name).parent.mkdir(exist_ok=True)
+    deep = name == "figures"
+    (folder / name).symlink_to(tmp_path / "elsewhere" if deep else tmp_path / "elsewhere" / "fig1.png")
+    store = Store.open(folder)
+    with pytest.raises(StoreError, match="is a symlink"):
+        store.write_file("figures/fig1.png" if deep else name, "new")
+    assert (tmp_path / "elsewhere" / "fig1.png").read_text() == "mine"
+
+
+def test_a_file_that_cannot_be_written_is_a_sentence(folder):
+    store = Store.open(folder)
+    store.write_file("figures/fig1.png", b"picture")
+    assert (folder / "figures" / "fig1.png").read_bytes() == b"picture"
+    with pytest.raises(StoreError, match=r"cannot write .*out/figures: .*Finished runs are kept"):
+        store.write_file("figures", "new")
+    with pytest.raises(StoreError, match="lead out"):
+        store.write_file("../x", "new")
