@@ -88,15 +88,6 @@ def test_a_folder_is_removed_without_what_its_links_point_to(folder, elsewhere):
     assert folder.names() == ["whole"]
 
 
-def test_a_symlink_among_what_is_to_be_written_is_refused(folder, elsewhere):
-    folder.make("figures")
-    folder.refuse_symlinks("figures")
-    folder.refuse_symlinks("not there")
-    (folder.path / "figures" / "fig1.png").symlink_to(elsewhere / "file")
-    with pytest.raises(StoreError, match=r"fig1\.png is a symlink"):
-        folder.refuse_symlinks("figures")
-
-
 def test_what_is_missing_or_no_file_is_damaged_and_what_may_not_be_read_is_not(folder, monkeypatch):
     with pytest.raises(DamagedError, match=r"results/gone is missing\."):
         folder.read("gone")

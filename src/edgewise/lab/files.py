@@ -186,15 +186,6 @@ class Folder:
         """Return how much more fits onto the disk."""
         return shutil.disk_usage(self.path).free
 
-    def refuse_symlinks(self, *names: str) -> None:
-        """See that nothing in a folder that is about to be written to is a symlink.
-
-        Raises:
-            StoreError: something is.
-        """
-        for name in self.names(*names):
-            self.inside(*names, name)
-
 
 def is_plain(name: str) -> bool:
     """Whether this names something in a folder, and nothing outside of it."""
