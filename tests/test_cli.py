@@ -6,6 +6,7 @@ wheel; smoke.py does.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -340,3 +341,86 @@ def configs(whole=configs):
     assert line.split() == ["mine", "own", "3", "2", "0", "1", "0", "0"]
     (failure,) = (tmp_path / "runs/mine/failures").iterdir()
     assert "ArithmeticError: no network" in failure.read_text()
+
+
+def test_damage_is_named_by_every_command_and_mended_by_the_one_that_trains(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    assert edgewise("figure", "fig1", "--out", "results", "--engine", "vectorized")[0] == 0
+    rows = tmp_path / "results" / "runs" / TINY.run_id / "rows.parquet"
+    rows.write_bytes(rows.read_bytes()[:-1])
+    note = f"note: results/runs/{TINY.run_id}: rows.parquet changed since it was stored. It "
+    status, out, _ = edgewise("status", "results")
+    assert status == 0
+    assert note + "is left out; the same sweep trains it again." in out
+    assert next(line.split() for line in out.splitlines() if "fig1" in line)[2:] == list("210001")
+    assert note in edgewise("report", "results")[1]
+    status, out, _ = edgewise("figure", "fig1", "--out", "results", "--engine", "vectorized")
+    assert status == 0
+    assert note + f"lies in results/damaged/{TINY.run_id}-" in out
+    assert "✓ 2 runs" in out
+    assert "note:" not in edgewise("status", "results")[1]
+
+
+def test_a_missing_ray_is_one_sentence_before_anything_is_done(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "mine.py").write_text("raise ArithmeticError('too early')")
+    for command in (("figure", "fig1"), ("sweep", "mine.py")):
+        status, out, err = edgewise(*command, "--engine", "ray")
+        assert (status, out) == (1, "")
+        assert err.startswith("edgewise: engine 'ray' needs Ray")
+        assert err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["mine.py"]
+
+
+def test_a_recipe_that_raises_in_workers_alone_is_one_sentence(edgewise, tmp_path):
+    guard = "import multiprocessing\nif multiprocessing.parent_process(): raise ArithmeticError('no port')\n"
+    (tmp_path / "mine.py").write_text(guard + RECIPE)
+    status, _, err = edgewise("sweep", "mine.py", "--workers", 1)
+    assert status == 1
+    assert "mine.py, line 2, raised ArithmeticError: no port" in err
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 kB."""
+    (tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path / "disk"]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small disk")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "--lazy", tmp_path / "disk"], check=True)
+
+
+def assert_one_sentence(ran, *parts):
+    status, out, err = ran
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    for part in ("edgewise: ", *parts):
+        assert part in err
+
+
+def test_a_full_disk_and_a_read_only_one_are_one_sentence_before_the_training(
+    edgewise, small_disk, monkeypatch
+):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    monkeypatch.setattr(training, "train", lambda *a: pytest.fail("trains"))
+    command = ("figure", "fig1", "--out", small_disk / "results", "--engine", "vectorized")
+    said = []
+    for pages in (64, 63, 62, 60, 56):  # of 64
+        (small_disk / "ballast").write_bytes(b"x" * 4096 * pages)
+        said.append(edgewise(*command))
+        assert_one_sentence(said[-1])
+    assert "No space left on device" in said[0][2]
+    assert "Nothing was trained: make room" in said[-1][2]
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert_one_sentence(edgewise(*command), "Read-only file system")
+    assert_one_sentence(edgewise("figure", "fig1", "--out", small_disk / "new"), "Read-only file system")
+
+
+def test_a_disk_that_is_full_at_the_report_keeps_the_runs(edgewise, small_disk, monkeypatch):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    command = ("figure", "fig1", "--out", small_disk / "results", "--engine", "vectorized")
+    assert_one_sentence(edgewise(*command), "No space left on device", "The runs are kept")
+    assert Store.open(small_disk / "results").finished() == {config.run_id for config in CONFIGS}

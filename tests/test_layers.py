@@ -51,14 +51,19 @@ FORBIDDEN = {"warmup": {"curvature"}}  # beyond the floors
 # Inside lab, two staircases that meet in `sweep`. The light one, which reads results, needs no torch.
 LIGHT = {
     "plugins": 0,
+    "files": 0,
+    "provenance": 0,
     "configs": 1,
-    "store": 2,
-    "phase_diagram": 3,
-    "work": 4,
-    "recipes": 5,
-    "plots": 6,
-    "interactive": 7,
-    "report": 8,
+    "lock": 1,
+    "run_folder": 2,
+    "index": 3,
+    "store": 4,
+    "phase_diagram": 5,
+    "work": 6,
+    "recipes": 7,
+    "plots": 8,
+    "interactive": 9,
+    "report": 10,
 }
 HEAVY = {
     "parameterization": 1,

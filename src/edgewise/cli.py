@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from edgewise.arguments import known_name
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, StoreError
 
 try:
     import tyro
@@ -14,6 +14,7 @@ try:
 
     from edgewise.lab import progress, report, sweep
     from edgewise.lab.data import sources
+    from edgewise.lab.engines import engine as engine_of
     from edgewise.lab.recipes import DEMO, PAPER, RECIPES, recipe
     from edgewise.lab.recipes.own import SCALE as OWN
     from edgewise.lab.store import Store
@@ -50,6 +51,7 @@ def figure(
         workers: processes; all cores if not given.
     """
     known_name("figure", name, [*RECIPES, "all"])
+    engine_of(engine)
     planned = sweep.plan(list(PAPER) if name == "all" else [name], scale)
     _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers)
 
@@ -69,6 +71,7 @@ def sweep_own(
         engine: what runs the training: "local", "vectorized" or "ray".
         workers: processes; all cores if not given.
     """
+    engine_of(engine)
     file = file.resolve()
     own = recipe(file.stem, file)
     _run({own.id: own.ladders(OWN)}, OWN, out or Path("runs") / own.id, engine, workers, file)
@@ -80,7 +83,9 @@ def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         directory: a folder made by edgewise demo, figure or sweep; its sweep may be running.
     """
-    Console().print(progress.status(Store.open(directory), time.time()))
+    store, console = Store.open(directory), Console()
+    console.print(progress.status(store, time.time()))
+    _print_notices(store.notices(), console)
 
 
 def rebuild_report(directory: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -89,7 +94,9 @@ def rebuild_report(directory: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         directory: a folder made by edgewise demo, figure or sweep.
     """
-    _finish(Store.open(directory))
+    store = Store.open(directory)
+    _print_notices(store.notices(), Console())
+    _finish(store)
 
 
 def prepare(name: Annotated[str, tyro.conf.Positional], *, source: Path | None = None) -> None:
@@ -110,19 +117,38 @@ def _run(
     workers: int | None,
     recipe_file: Path | None = None,
 ) -> None:
-    with progress.bars(planned, Console()) as move:
+    console = Console()
+    with progress.bars(planned, console) as move:
         store = sweep.run(
-            planned, scale, out, engine=engine, workers=workers, recipe_file=recipe_file, on_progress=move
+            planned,
+            scale,
+            out,
+            engine=engine,
+            workers=workers,
+            recipe_file=recipe_file,
+            on_progress=move,
+            on_notice=lambda notice: _print_notices([notice], console),
         )
     _finish(store)
 
 
 def _finish(store: Store) -> None:
     results = report.all_claims(store)
-    page = report.write_report(store, results)
+    try:
+        page = report.write_report(store, results)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the report to {store.path}: {error}. The runs are kept: make room or mend the permissions, "
+            f"then edgewise report {store.path}."
+        ) from error
     console = Console()
     console.print(progress.findings(results))
     console.print(f"report: {page}", soft_wrap=True)
+
+
+def _print_notices(notices: list[str], console: Console) -> None:
+    for notice in notices:
+        console.print(f"note: {notice}", soft_wrap=True, markup=False, highlight=False)
 
 
 def main() -> None:

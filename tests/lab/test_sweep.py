@@ -106,13 +106,17 @@ def test_only_what_is_missing_is_trained_and_each_run_once(tmp_path, monkeypatch
 def test_a_finished_sweep_is_left_as_it_is(tmp_path, monkeypatch):
     calls = record_engine(monkeypatch)
     stored(tmp_path, {"fig1": [made(TINY, seconds=123.0)]})
-    files = [p for p in tmp_path.rglob("*") if p.is_file()]
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+    def files():
+        found = (p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".sweep.lock")
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
+
+    before = files()
     progress = []
     store = sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path, on_progress=progress.append)
     assert calls == [([], os.cpu_count())]
     assert progress[0].steps == {TINY.run_id: TINY.num_steps}
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert files() == before
     assert store.load(TINY.run_id).outcome["seconds"] == 123.0
 
 

@@ -76,7 +76,7 @@ def status(store: Store, now: float) -> Table:
     """Return the table of what is done, running, failed, beyond the boundary and waiting, figure by figure."""
     finished, failed = store.finished(), store.failed()
     noted, steps = store.progress()
-    running = set(steps) - finished if now - noted < _STALE_SECONDS else set()
+    running = set(steps) - finished if abs(now - noted) < _STALE_SECONDS else set()
     table = Table(title=f"{store.path}", box=HORIZONTALS, expand=True)
     columns = ("figure", "scale", "runs", "done", "running", "failed", "beyond", "waiting")
     for name in columns:
