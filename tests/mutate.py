@@ -374,7 +374,7 @@ FAULTS = [
     ),
     Fault(
         name="a diverged run sets the axis",
-        file="lab/plots.py",
+        file="lab/panels.py",
         old='for run in runs if not run.outcome["diverged"]]',
         new="for run in runs]",
         test="lab/test_plots.py",

@@ -59,6 +59,16 @@ class Run:
         return self.columns["step"][kept], values[kept]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """A run of a figure that is not there, or not known well enough to be shown."""
+
+    run_id: str
+    config: RunConfig
+    failed: bool  # it raised when last tried, or cannot be read; otherwise it waits
+    reason: str  # the last line of its traceback, or what it waits for
+
+
 class Store:
     """A results folder."""
 
@@ -186,6 +196,38 @@ class Store:
         """Return the ids of all finished runs."""
         return {folder.name for folder in (self.path / "runs").glob("[!.]*")}
 
+    def last_line(self, run_id: str) -> str:
+        """Return the last line of what a run raised when last tried."""
+        try:
+            text = self.traceback_file(run_id).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "its traceback cannot be read"
+        lines = [line for line in text.splitlines() if line.strip()]
+        # A note names the run and its settings; it is the reader who knows them already.
+        return next((line for line in reversed(lines) if not line.startswith("in run ")), "")
+
+    def traceback_file(self, run_id: str) -> Path:
+        """Return where the traceback of a run is that raised."""
+        return self.path / "failures" / f"{run_id}.txt"
+
+    def write_file(self, name: str, content: str | bytes) -> None:
+        """Write a file of the folder, below it at most one folder deep; it is never seen half-written.
+
+        Raises:
+            StoreError: it cannot be written, or would be written elsewhere, through a link.
+        """
+        path = self.path / name
+        try:
+            if path.parent.is_symlink() and path.parent != self.path:
+                raise StoreError(f"{path.parent} is a link, and edgewise writes through none: remove it.")
+            path.parent.mkdir(exist_ok=True)
+            _write(path, content)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {path}: {error}. Finished runs are kept: make room or mend the permissions, and run "
+                "the same command again."
+            ) from error
+
     def note_progress(self, steps: dict[str, int]) -> None:
         """Record how many steps the runs under way have behind them, if there is room for that."""
         with contextlib.suppress(OSError):
@@ -272,10 +314,10 @@ class Store:
             failure.unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a text file that is never seen half-written."""
+def _write(path: Path, content: str | bytes) -> None:
+    """Write a file that is never seen half-written."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text)
+    temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     os.replace(temporary, path)
 
 

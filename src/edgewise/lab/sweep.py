@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.arguments import known_name, positive_count
+from edgewise.lab import presentation
 from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.engines import engine as engine_of
 from edgewise.lab.recipes import SCALES, recipe
@@ -49,7 +50,7 @@ def run(
     recipe_file: Path | None = None,
     on_progress: Progress = lambda state: None,
 ) -> Store:
-    """Train what is missing from the folder and return the complete store.
+    """Train what is missing from the folder, judge the claims on what is there, and return the complete store.
 
     Args:
         planned: from `plan`.
@@ -61,7 +62,8 @@ def run(
         on_progress: called often.
 
     Raises:
-        UnknownNameError: an unknown engine.
+        UnknownNameError: an unknown engine, or a figure that is in no recipe.
+        RecipeError: the recipe file has no label for a run.
         DataError: a data set is not prepared.
         StoreError: the folder holds other results.
         Exception: the first error that a run raised, once the others are finished.
@@ -69,14 +71,15 @@ def run(
     for name in {config.data.name for its in planned.values() for ladder in its for config in ladder}:
         check_prepared(name)
     execute = engine_of(engine)
+    recipes = [recipe(figure, recipe_file) for figure in planned]
     workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
+    configs = [[config for ladder in its_ladders for config in ladder] for its_ladders in planned.values()]
     figures = [
-        FigureRuns(
-            figure=figure, scale=scale, run_ids=tuple(c.run_id for ladder in its_ladders for c in ladder)
-        )
-        for figure, its_ladders in planned.items()
+        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in its))
+        for figure, its in zip(planned, configs, strict=True)
     ]
     store = Store.create(out, figures, recipe_file)
+    presentation.write(store, recipes, configs)
     work = Work([ladder for its_ladders in planned.values() for ladder in its_ladders], store)
     notes = _Notes(work, store, on_progress)
     try:
@@ -84,6 +87,7 @@ def run(
     finally:
         notes.finish()
         store.leave_out(work.beyond())
+        presentation.judge(store, recipes)
     return store
 
 
