@@ -14,7 +14,7 @@ from edgewise.lab.phase_diagram import CellValue
 from edgewise.lab.presentation import FINDINGS, PRESENTATION
 from edgewise.lab.recipes import RECIPES, Claim, PhaseDiagrams, Table, Trajectories, own
 from edgewise.lab.recipes.recipe import no_claims
-from edgewise.lab.store import Absent, Run, Store
+from edgewise.lab.store import Absent, FigureRuns, Run, Store
 from lab_cases import made, save, stored, story, tiny
 
 FIGURES = ("fig1", "fig5", "fig6", "fig4", "fig20", "fig26", "table1")
@@ -283,7 +283,7 @@ layout = Trajectories(quantities=(), row=lambda config: "a",
 """
     )
     its = own.load(file)
-    store = Store.open(stored(tmp_path / "out", {"fig2": story("fig2")}).path)
-    store.recipe_file = file
+    ids = tuple(config.run_id for config in its.configs("own"))
+    store = Store.create(tmp_path / "out", [FigureRuns(figure="mine", scale="own", run_ids=ids)], file)
     with pytest.raises(RecipeError, match=r"mine\.py, line 11, raised KeyError: 0"):
         presentation.write(store, [its], [its.configs("own")])
