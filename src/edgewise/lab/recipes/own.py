@@ -109,15 +109,15 @@ def difference_label(
     configs: Sequence[RunConfig], *, without: tuple[str, ...] = ()
 ) -> Callable[[RunConfig], str]:
     """Return a label that says in what a run differs from the others, but for some fields."""
-    flat = {config: _flat(config) for config in configs}
-    first = next(iter(flat.values()))
-    varying = [name for name in first if any(values[name] != first[name] for values in flat.values())]
+    flat = [_flat(config) for config in configs]
+    varying = [name for name in flat[0] if any(values[name] != flat[0][name] for values in flat)]
     shown = [name for name in varying if name not in without]
-    texts = {
-        config: ", ".join(f"{name} {values[name]}" for name in shown) or "all runs"
-        for config, values in flat.items()
-    }
-    return texts.__getitem__
+
+    def label(config: RunConfig) -> str:
+        values = _flat(config)
+        return ", ".join(f"{name} {values[name]}" for name in shown) or "all runs"
+
+    return label
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
