@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgewise.lab import data, models, progress, report, sweep
+from edgewise.lab import data, models, presentation, progress, report, sweep
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import recipe
 from edgewise.lab.store import FigureRuns, Store
@@ -170,6 +170,7 @@ def stored_runs(folder: Path) -> tuple[Store, list[float]]:
     assert len(configs) == STORED_RUNS
     figure = FigureRuns(figure=its.id, scale="own", run_ids=tuple(c.run_id for c in configs))
     store = Store.create(folder / "out", [figure], file)
+    presentation.write(store, [its], [configs])
     random, times = np.random.default_rng(0), []
     for config in configs:
         losses = np.linspace(2.3, 0.1, config.num_steps) + 0.1 * random.random(config.num_steps)
@@ -186,6 +187,7 @@ def stored_runs(folder: Path) -> tuple[Store, list[float]]:
         }
         outcome |= {"seconds": 1.0, "num_steps": config.num_steps}
         times.append(seconds(lambda: store.save(config, rows, outcome)))  # noqa: B023
+    presentation.judge(store, [its])
     return store, times
 
 
@@ -196,8 +198,7 @@ def show_status(path: Path) -> None:
 
 def write_report(path: Path) -> None:
     """Do what `edgewise report` does."""
-    store = Store.open(path)
-    report.write_report(store, report.all_claims(store))
+    report.write_report(Store.open(path))
 
 
 def seconds(call: Callable[[], object]) -> float:

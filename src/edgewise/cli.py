@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ try:
     import tyro
     from rich.console import Console
 
-    from edgewise.lab import progress, report, sweep
+    from edgewise.lab import presentation, progress, report, sweep
     from edgewise.lab.data import sources
     from edgewise.lab.engines import engine as engine_of
     from edgewise.lab.recipes import DEMO, PAPER, RECIPES, recipe
@@ -78,18 +79,20 @@ def sweep_own(
 
 
 def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Show what is done, running, failed and waiting in a results folder.
+    """Show what is done, running, failed and waiting in a results folder, and why and where runs failed.
 
     Args:
         directory: a folder made by edgewise demo, figure or sweep; its sweep may be running.
     """
     store, console = Store.open(directory), Console()
     console.print(progress.status(store, time.time()))
+    if failed := progress.failures(store):
+        console.print(failed, soft_wrap=True)  # no path is broken
     _print_notices(store.notices(), console)
 
 
 def rebuild_report(directory: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Rebuild the report and the figures of a results folder, without training.
+    """Rebuild the report and the figures of a results folder from what is there: nothing is trained, no recipe needed.
 
     Args:
         directory: a folder made by edgewise demo, figure or sweep.
@@ -118,31 +121,36 @@ def _run(
     recipe_file: Path | None = None,
 ) -> None:
     console = Console()
-    with progress.bars(planned, console) as move:
-        store = sweep.run(
-            planned,
-            scale,
-            out,
-            engine=engine,
-            workers=workers,
-            recipe_file=recipe_file,
-            on_progress=move,
-            on_notice=lambda notice: _print_notices([notice], console),
-        )
+    try:
+        with progress.bars(planned, console) as move:
+            store = sweep.run(
+                planned,
+                scale,
+                out,
+                engine=engine,
+                workers=workers,
+                recipe_file=recipe_file,
+                on_progress=move,
+                on_notice=lambda notice: _print_notices([notice], console),
+            )
+    except Exception as error:
+        if _of_a_run(error):  # the others are finished: shown, if that can be, before it is raised
+            with contextlib.suppress(StoreError):
+                _finish(Store.open(out))
+        raise
     _finish(store)
 
 
+def _of_a_run(error: Exception) -> bool:
+    """Whether the error is one from inside a run, which it notes."""
+    return bool(getattr(error, "__notes__", None))
+
+
 def _finish(store: Store) -> None:
-    results = report.all_claims(store)
-    try:
-        page = report.write_report(store, results)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write the report to {store.path}: {error}. The runs are kept: make room or mend the permissions, "
-            f"then edgewise report {store.path}."
-        ) from error
+    figures = presentation.read(store)
+    page = report.write_report(store, figures)
     console = Console()
-    console.print(progress.findings(results))
+    console.print(progress.findings(figures))
     console.print(f"report: {page}", soft_wrap=True)
 
 
@@ -167,7 +175,7 @@ def main() -> None:
             description="Learning-rate warmup that knows the edge of stability.",
         )
     except (EdgewiseError, ValueError) as error:
-        if getattr(error, "__notes__", None):  # from inside a run: a bug there wants its traceback
+        if _of_a_run(error):  # a bug there wants its traceback
             raise
         sys.exit(f"edgewise: {error}")
     except KeyboardInterrupt:

@@ -31,7 +31,7 @@ from edgewise.lab.index import FigureRuns, Index
 from edgewise.lab.provenance import provenance
 from edgewise.lab.run_folder import RUNS, Columns, is_run_id
 
-__all__ = ["FigureRuns", "Run", "Store"]
+__all__ = ["Absent", "FigureRuns", "Run", "Store"]
 
 _FAILURES, _PROGRESS, _DAMAGED = "failures", "progress.json", "damaged"
 _RUN_OVERHEAD = 32_768  # bytes of a stored run, beside its numbers
@@ -50,6 +50,16 @@ class Run:
         values = self.columns.get(column, np.full(len(self.columns["step"]), np.nan))
         kept = ~np.isnan(values)
         return self.columns["step"][kept], values[kept]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """A run of a figure that is not there, or not known well enough to be shown."""
+
+    run_id: str
+    config: RunConfig
+    failed: bool  # it raised when last tried, or cannot be read; otherwise it waits
+    reason: str  # the last line of its traceback, or what it waits for
 
 
 class Store:
@@ -209,6 +219,20 @@ class Store:
                 "changed numbers in them would not be noticed."
             )
         return found
+
+    def last_line(self, run_id: str) -> str:
+        """Return the last line of what a run raised when last tried."""
+        try:
+            text = self.folder.read(_FAILURES, f"{run_id}.txt").decode(errors="replace")
+        except StoreError:
+            return "its traceback cannot be read"
+        lines = [line for line in text.splitlines() if line.strip()]
+        # A note names the run and its settings; it is the reader who knows them already.
+        return next((line for line in reversed(lines) if not line.startswith("in run ")), "")
+
+    def traceback_file(self, run_id: str) -> Path:
+        """Return where the traceback of a run is that raised."""
+        return self.path / _FAILURES / f"{run_id}.txt"
 
     def note_progress(self, steps: dict[str, int]) -> None:
         """Record how many steps the runs under way have behind them, if there is room for that."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.arguments import known_name, positive_count
+from edgewise.lab import presentation
 from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.engines import engine as engine_of
 from edgewise.lab.files import Folder
@@ -53,7 +54,7 @@ def run(
     on_progress: Progress = lambda state: None,
     on_notice: Callable[[str], None] = warnings.warn,
 ) -> Store:
-    """Train what is missing from the folder and return the complete store.
+    """Train what is missing from the folder, judge the claims on what is there, and return the complete store.
 
     One sweep at a time is at work in a folder. What is damaged there is moved aside and trained again.
 
@@ -68,8 +69,9 @@ def run(
         on_notice: called with a sentence for each thing that is wrong with the folder and was mended.
 
     Raises:
-        UnknownNameError: an unknown engine.
+        UnknownNameError: an unknown engine, or a figure that is in no recipe.
         MissingLibraryError: the engine's library is not installed.
+        RecipeError: the recipe file has no label for a run.
         DataError: a data set is not prepared.
         StoreError: the folder holds other results or a symlink, another sweep is at work there, or it cannot be
             written to.
@@ -78,12 +80,12 @@ def run(
     execute = engine_of(engine)
     for name in {config.data.name for its in planned.values() for ladder in its for config in ladder}:
         check_prepared(name)
+    recipes = [recipe(figure, recipe_file) for figure in planned]
     workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
+    configs = [[config for ladder in its_ladders for config in ladder] for its_ladders in planned.values()]
     figures = [
-        FigureRuns(
-            figure=figure, scale=scale, run_ids=tuple(c.run_id for ladder in its_ladders for c in ladder)
-        )
-        for figure, its_ladders in planned.items()
+        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in its))
+        for figure, its in zip(planned, configs, strict=True)
     ]
     Store.check(out, figures)  # a folder that is refused is left without a lock
     with locked(Folder(out)) as holder:
@@ -91,6 +93,7 @@ def run(
         store.holder = holder
         for notice in store.notices():
             on_notice(notice)
+        presentation.write(store, recipes, configs)
         work = Work([ladder for its_ladders in planned.values() for ladder in its_ladders], store)
         if missing := [config.num_steps for config in work.configs if not store.has(config.run_id)]:
             store.check_room(max(missing))
@@ -100,6 +103,7 @@ def run(
         finally:
             notes.finish()
             store.leave_out(work.beyond())
+            presentation.judge(store, recipes)
     return store
 
 
