@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from edgewise.lab import plots
+from edgewise.lab import panels, plots
 from edgewise.lab.phase_diagram import TEST_LOSS
 from edgewise.lab.recipes import PhaseDiagrams
 from edgewise.lab.recipes.edge_warmup import (
@@ -135,7 +135,7 @@ def gaps(cells: Sequence[CellResult]) -> Figure:
             [clipped[tied], clipped[~tied]],
             bins=bins,
             stacked=True,
-            color=[plots.COLORS[0], plots.COLORS[1]],
+            color=[panels.COLORS[0], panels.COLORS[1]],
             label=["within 1 % or a seed deviation", "worse"],
         )
         ax.axvline(0, color="0.3", lw=1)
@@ -171,7 +171,7 @@ def guard(runs: Sequence[Run]) -> Figure:
     touched = np.array([run.outcome["warmup"]["num_spikes"] > 0 for run in own])
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     ax = figure.subplots()
-    for which, label, color in ((~touched, "no loss", "0.6"), (touched, "some loss", plots.COLORS[1])):
+    for which, label, color in ((~touched, "no loss", "0.6"), (touched, "some loss", panels.COLORS[1])):
         text = f"{label} stands out: {which.sum()} runs"
         ax.plot(without[which], guarded[which], "o", ms=5, alpha=0.7, color=color, label=text)
     ends = 0.8 * min(without.min(), guarded.min()), 1.3 * FAILS
@@ -206,8 +206,8 @@ def alarm(runs: Sequence[Run]) -> Figure:
     labels = {"train_loss": "training loss of the batch", "lr": "learning rate η"}
     for ax, (name, label) in zip(axes, labels.items(), strict=True):
         values = np.array([row[name] for row in without])
-        ax.plot(values, color=plots.COLORS[1], lw=1.2, label="without the alarm: diverges")
-        ax.plot(*shown.measured(name), color=plots.COLORS[0], lw=1.2, label="as it is")
+        ax.plot(values, color=panels.COLORS[1], lw=1.2, label="without the alarm: diverges")
+        ax.plot(*shown.measured(name), color=panels.COLORS[0], lw=1.2, label="as it is")
         ax.set(yscale="log", xlabel="update", ylabel=label)
         ax.grid(alpha=0.25)
     axes[0].set_ylim(1, 1e4)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgewise.lab import presentation
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import RECIPES, edge_warmup, late_stability_limit
 from edgewise.lab.store import FigureRuns, Run, Store
@@ -115,7 +116,8 @@ def save(store: Store, run: Run) -> None:
 
 
 def stored(path: Path, runs: dict[str, list[Run]], scale: str = "demo") -> Store:
-    """A results folder of made runs: figure → its runs."""
+    """A results folder of made runs, figure → its runs, as a sweep leaves it."""
+    recipes = [RECIPES[figure] for figure in runs]
     store = Store.create(
         path,
         [
@@ -123,8 +125,10 @@ def stored(path: Path, runs: dict[str, list[Run]], scale: str = "demo") -> Store
             for figure, its_runs in runs.items()
         ],
     )
+    presentation.write(store, recipes, [[run.config for run in its_runs] for its_runs in runs.values()])
     for run in {run.config.run_id: run for its_runs in runs.values() for run in its_runs}.values():
         save(store, run)
+    presentation.judge(store, recipes)
     return store
 
 

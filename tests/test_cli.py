@@ -6,6 +6,7 @@ wheel; smoke.py does.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from edgewise import cli
-from edgewise.lab import training
+from edgewise.lab import plugins, training
 from edgewise.lab.data import sources
 from edgewise.lab.recipes import PAPER, RECIPES, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
@@ -123,15 +124,19 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
         (("figure", "fig1", "--out", "other"), OTHER),
         (("report", "nowhere"), f"nowhere {NONE}"),
         (("report", "foreign/note"), "foreign/note holds no results (no sweep.json): "),
-        (("report", "partial"), " is missing from partial: run the same command again to finish it."),
+        (("report", "old"), "old does not say how its figures are shown, as those made by an earlier edgewise do "
+         "not: run the same command again (edgewise figure or edgewise sweep with --out)"),
+        (("report", "damaged"), "damaged/presentation.json is damaged: run the same command again, which writes it "),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_status_one(edgewise, tmp_path, arguments, message):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "note").write_text("mine")
     stored(tmp_path / "other", {"fig2": story("fig2")})
-    partial = stored(tmp_path / "partial", {"fig2": story("fig2")})
-    (tmp_path / "partial" / "runs" / partial.figures[0].run_ids[0]).rename(tmp_path / "aside")
+    stored(tmp_path / "old", {"fig2": story("fig2")})
+    (tmp_path / "old" / "presentation.json").unlink()
+    stored(tmp_path / "damaged", {"fig2": story("fig2")})
+    (tmp_path / "damaged" / "presentation.json").write_text("{")
     before = sorted(p for p in tmp_path.rglob("*") if "figures" not in p.parts)
     status, out, err = edgewise(*arguments)
     assert status == 1
@@ -310,10 +315,86 @@ def test_an_own_recipe_from_end_to_end_and_its_report_again(edgewise, tmp_path):
     assert '<section id="mine">' in page
     assert edgewise("report", "runs/mine")[0] == 0
     assert " 3 " in edgewise("status", "runs/mine")[1]
-    (tmp_path / "mine.py").rename(tmp_path / "yours.py")
-    status, _, err = edgewise("report", "runs/mine")
-    assert status == 1
-    assert "mine.py is no Python file" in err
+
+
+CLAIMING = (
+    RECIPE
+    + """
+import pathlib
+from edgewise.lab.recipes import Claim
+(pathlib.Path(__file__).parent / "executed").touch()
+title = "as it was trained"
+def claims(runs):
+    return [Claim(text="there are runs", expected="3", measured=str(len(runs)), holds=len(runs) == 3)]
+"""
+)
+
+
+@pytest.mark.parametrize("becomes", ["edited", "moved", "broken", "an attack"])
+def test_a_report_shows_runs_as_they_were_trained_whatever_becomes_of_the_recipe(edgewise, tmp_path, becomes):
+    file, page = tmp_path / "mine.py", tmp_path / "runs/mine/report.html"
+    file.write_text(CLAIMING)
+    assert edgewise("sweep", "mine.py", "--workers", 1)[0] == 0
+    before = page.read_text()
+    assert "as it was trained" in before
+    assert "1 of 1 findings hold" in before
+    (tmp_path / "executed").unlink()
+    match becomes:
+        case "edited":
+            file.write_text(CLAIMING.replace("as it was trained", "edited").replace("== 3", "== 4"))
+        case "moved":
+            file.rename(tmp_path / "elsewhere.py")
+        case "broken":
+            file.write_text("def")
+        case "an attack":
+            (tmp_path / "runs/mine/recipe.py").write_text(CLAIMING)  # the folder's own copy is no code either
+    assert edgewise("report", "runs/mine")[0] == 0
+    assert edgewise("status", "runs/mine")[0] == 0
+    assert page.read_text() == before
+    assert not (tmp_path / "executed").exists()
+
+
+def test_only_the_recipe_given_again_judges_anew(edgewise, tmp_path):
+    file, page = tmp_path / "mine.py", tmp_path / "runs/mine/report.html"
+    file.write_text(CLAIMING)
+    assert edgewise("sweep", "mine.py", "--workers", 1)[0] == 0
+    assert (tmp_path / "runs/mine/recipe.py").read_text() == CLAIMING
+    trained = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/mine/runs").rglob("*")}
+    edited = CLAIMING.replace("as it was trained", "edited").replace("== 3", "== 4")
+    file.write_text(edited)
+    assert edgewise("sweep", "mine.py", "--workers", 1)[0] == 0
+    assert "<h2>edited " in page.read_text()
+    assert "0 of 1 findings hold" in page.read_text()
+    assert (tmp_path / "runs/mine/recipe.py").read_text() == edited
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/mine/runs").rglob("*")} == trained
+
+
+def test_own_data_and_networks_need_no_recipe_to_be_shown(edgewise, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        RECIPE.replace('"digits"', '"stripes"').replace('"fcn"', '"line"')
+        + """
+import torch
+from edgewise.lab.data import Dataset
+from edgewise.lab.plugins import register_data, register_model
+
+@register_data("stripes")
+def stripes(config):
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    return Dataset(train_inputs=x[:48], train_targets=y[:48], test_inputs=x[48:], test_targets=y[48:], num_classes=2)
+
+@register_model("line")
+def line(config, dataset):
+    return torch.nn.Linear(dataset.num_features, dataset.num_classes)
+"""
+    )
+    assert edgewise("sweep", "mine.py", "--workers", 1)[0] == 0
+    before = (tmp_path / "runs/mine/report.html").read_text()
+    (tmp_path / "mine.py").unlink()
+    plugins.DATA.clear()
+    plugins.MODELS.clear()
+    assert edgewise("report", "runs/mine")[0] == 0
+    assert (tmp_path / "runs/mine/report.html").read_text() == before
 
 
 def test_a_recipe_whose_network_raises_keeps_the_other_runs(edgewise, tmp_path):
@@ -340,3 +421,95 @@ def configs(whole=configs):
     assert line.split() == ["mine", "own", "3", "2", "0", "1", "0", "0"]
     (failure,) = (tmp_path / "runs/mine/failures").iterdir()
     assert "ArithmeticError: no network" in failure.read_text()
+    lines = [line.strip() for line in edgewise("status", "runs/mine")[1].splitlines()]
+    at = lines.index("ArithmeticError: no network")
+    assert lines[at - 1].startswith("mine: model none · η 0.1 · warmup 1, seed 0")
+    assert lines[at + 1] == f"runs/mine/failures/{failure.name}"
+    page = (tmp_path / "runs/mine/report.html").read_text()  # of those that were trained
+    assert "1 of 3 runs are missing: 1 ended with an error." in page
+    assert "<code>ArithmeticError: no network</code>" in page
+    assert edgewise("report", "runs/mine")[0] == 0
+    assert (tmp_path / "runs/mine/report.html").read_text() == page
+
+
+def test_damage_is_named_by_every_command_and_mended_by_the_one_that_trains(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    assert edgewise("figure", "fig1", "--out", "results", "--engine", "vectorized")[0] == 0
+    rows = tmp_path / "results" / "runs" / TINY.run_id / "rows.parquet"
+    rows.write_bytes(rows.read_bytes()[:-1])
+    note = f"note: results/runs/{TINY.run_id}: rows.parquet changed since it was stored. It "
+    status, out, _ = edgewise("status", "results")
+    assert status == 0
+    assert note + "is left out; the same sweep trains it again." in out
+    assert next(line.split() for line in out.splitlines() if "fig1" in line)[2:] == list("210001")
+    assert note in edgewise("report", "results")[1]
+    status, out, _ = edgewise("figure", "fig1", "--out", "results", "--engine", "vectorized")
+    assert status == 0
+    assert note + f"lies in results/damaged/{TINY.run_id}-" in out
+    assert "✓ 2 runs" in out
+    assert "note:" not in edgewise("status", "results")[1]
+
+
+def test_a_missing_ray_is_one_sentence_before_anything_is_done(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "mine.py").write_text("raise ArithmeticError('too early')")
+    for command in (("figure", "fig1"), ("sweep", "mine.py")):
+        status, out, err = edgewise(*command, "--engine", "ray")
+        assert (status, out) == (1, "")
+        assert err.startswith("edgewise: engine 'ray' needs Ray")
+        assert err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["mine.py"]
+
+
+def test_a_recipe_that_raises_in_workers_alone_is_one_sentence(edgewise, tmp_path):
+    guard = "import multiprocessing\nif multiprocessing.parent_process(): raise ArithmeticError('no port')\n"
+    (tmp_path / "mine.py").write_text(guard + RECIPE)
+    status, _, err = edgewise("sweep", "mine.py", "--workers", 1)
+    assert status == 1
+    assert "mine.py, line 2, raised ArithmeticError: no port" in err
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 kB."""
+    (tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path / "disk"]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small disk")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "--lazy", tmp_path / "disk"], check=True)
+
+
+def assert_one_sentence(ran, *parts):
+    status, out, err = ran
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    for part in ("edgewise: ", *parts):
+        assert part in err
+
+
+def test_a_full_disk_and_a_read_only_one_are_one_sentence_before_the_training(
+    edgewise, small_disk, monkeypatch
+):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    monkeypatch.setattr(training, "train", lambda *a: pytest.fail("trains"))
+    command = ("figure", "fig1", "--out", small_disk / "results", "--engine", "vectorized")
+    said = []
+    for pages in (64, 63, 62, 60, 56):  # of 64
+        (small_disk / "ballast").write_bytes(b"x" * 4096 * pages)
+        said.append(edgewise(*command))
+        assert_one_sentence(said[-1])
+    assert "No space left on device" in said[0][2]
+    assert "Nothing was trained: make room" in said[-1][2]
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert_one_sentence(edgewise(*command), "Read-only file system")
+    assert_one_sentence(edgewise("figure", "fig1", "--out", small_disk / "new"), "Read-only file system")
+
+
+def test_a_disk_that_is_full_at_the_report_keeps_the_runs(edgewise, small_disk, monkeypatch):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    command = ("figure", "fig1", "--out", small_disk / "results", "--engine", "vectorized")
+    assert_one_sentence(edgewise(*command), "No space left on device", "Finished runs are kept")
+    assert Store.open(small_disk / "results").finished() == {config.run_id for config in CONFIGS}

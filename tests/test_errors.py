@@ -8,7 +8,15 @@ import pytest
 
 from edgewise import errors
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Status, StoreError
+from edgewise.errors import (
+    DamagedError,
+    EdgewiseError,
+    LossError,
+    MissingLibraryError,
+    PreconditionerError,
+    Status,
+    StoreError,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +26,8 @@ from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Statu
         (UnknownNameError, ValueError),
         (PreconditionerError, TypeError),
         (StoreError, RuntimeError),
+        (DamagedError, StoreError),
+        (MissingLibraryError, ModuleNotFoundError),
     ],
 )
 def test_an_own_error_is_caught_by_either_name(error, builtin):

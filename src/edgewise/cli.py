@@ -1,19 +1,21 @@
 """The command line: parses, calls, prints."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 from edgewise.arguments import known_name
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, StoreError
 
 try:
     import tyro
     from rich.console import Console
 
-    from edgewise.lab import progress, report, sweep
+    from edgewise.lab import presentation, progress, report, sweep
     from edgewise.lab.data import sources
+    from edgewise.lab.engines import engine as engine_of
     from edgewise.lab.recipes import DEMO, PAPER, RECIPES, recipe
     from edgewise.lab.recipes.own import SCALE as OWN
     from edgewise.lab.store import Store
@@ -50,6 +52,7 @@ def figure(
         workers: processes; all cores if not given.
     """
     known_name("figure", name, [*RECIPES, "all"])
+    engine_of(engine)
     planned = sweep.plan(list(PAPER) if name == "all" else [name], scale)
     _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers)
 
@@ -69,27 +72,34 @@ def sweep_own(
         engine: what runs the training: "local", "vectorized" or "ray".
         workers: processes; all cores if not given.
     """
+    engine_of(engine)
     file = file.resolve()
     own = recipe(file.stem, file)
     _run({own.id: own.ladders(OWN)}, OWN, out or Path("runs") / own.id, engine, workers, file)
 
 
 def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Show what is done, running, failed and waiting in a results folder.
+    """Show what is done, running, failed and waiting in a results folder, and why and where runs failed.
 
     Args:
         directory: a folder made by edgewise demo, figure or sweep; its sweep may be running.
     """
-    Console().print(progress.status(Store.open(directory), time.time()))
+    store, console = Store.open(directory), Console()
+    console.print(progress.status(store, time.time()))
+    if failed := progress.failures(store):
+        console.print(failed, soft_wrap=True)  # no path is broken
+    _print_notices(store.notices(), console)
 
 
 def rebuild_report(directory: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Rebuild the report and the figures of a results folder, without training.
+    """Rebuild the report and the figures of a results folder from what is there: nothing is trained, no recipe needed.
 
     Args:
         directory: a folder made by edgewise demo, figure or sweep.
     """
-    _finish(Store.open(directory))
+    store = Store.open(directory)
+    _print_notices(store.notices(), Console())
+    _finish(store)
 
 
 def prepare(name: Annotated[str, tyro.conf.Positional], *, source: Path | None = None) -> None:
@@ -110,19 +120,43 @@ def _run(
     workers: int | None,
     recipe_file: Path | None = None,
 ) -> None:
-    with progress.bars(planned, Console()) as move:
-        store = sweep.run(
-            planned, scale, out, engine=engine, workers=workers, recipe_file=recipe_file, on_progress=move
-        )
+    console = Console()
+    try:
+        with progress.bars(planned, console) as move:
+            store = sweep.run(
+                planned,
+                scale,
+                out,
+                engine=engine,
+                workers=workers,
+                recipe_file=recipe_file,
+                on_progress=move,
+                on_notice=lambda notice: _print_notices([notice], console),
+            )
+    except Exception as error:
+        if _of_a_run(error):  # the others are finished: shown, if that can be, before it is raised
+            with contextlib.suppress(StoreError):
+                _finish(Store.open(out))
+        raise
     _finish(store)
 
 
+def _of_a_run(error: Exception) -> bool:
+    """Whether the error is one from inside a run, which it notes."""
+    return bool(getattr(error, "__notes__", None))
+
+
 def _finish(store: Store) -> None:
-    results = report.all_claims(store)
-    page = report.write_report(store, results)
+    figures = presentation.read(store)
+    page = report.write_report(store, figures)
     console = Console()
-    console.print(progress.findings(results))
+    console.print(progress.findings(figures))
     console.print(f"report: {page}", soft_wrap=True)
+
+
+def _print_notices(notices: list[str], console: Console) -> None:
+    for notice in notices:
+        console.print(f"note: {notice}", soft_wrap=True, markup=False, highlight=False)
 
 
 def main() -> None:
@@ -141,7 +175,7 @@ def main() -> None:
             description="Learning-rate warmup that knows the edge of stability.",
         )
     except (EdgewiseError, ValueError) as error:
-        if getattr(error, "__notes__", None):  # from inside a run: a bug there wants its traceback
+        if _of_a_run(error):  # a bug there wants its traceback
             raise
         sys.exit(f"edgewise: {error}")
     except KeyboardInterrupt:

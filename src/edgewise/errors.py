@@ -97,3 +97,11 @@ class WorkerError(EdgewiseError, RuntimeError):
 
 class StoreError(EdgewiseError, RuntimeError):
     """A results folder cannot be used as asked."""
+
+
+class DamagedError(StoreError):
+    """A stored file is not what was written: it is missing, cut off or changed."""
+
+
+class MissingLibraryError(EdgewiseError, ModuleNotFoundError):
+    """What was asked for needs a library that is not installed."""

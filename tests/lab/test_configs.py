@@ -157,6 +157,21 @@ def test_any_config_survives_json(lr, seed, steps, betas, lr_init, batch_size, m
     assert again.run_id == config.run_id
 
 
+@pytest.mark.parametrize(("part", "name"), [("data", "mine"), ("model", "mine")])
+def test_a_stored_name_needs_no_recipe_and_a_new_one_does(part, name):
+    values = to_dict(TINY)
+    values[part]["name"] = name
+    again = from_dict(values)
+    assert getattr(again, part).name == name
+    assert to_dict(again) == values
+    with pytest.raises(UnknownNameError, match=f"unknown {part} 'mine'"):
+        tiny(**{part: {"name": name}})
+    with pytest.raises(UnknownNameError, match="unknown loss"):
+        from_dict(values | {"loss": "mine"})
+    with pytest.raises(UnknownNameError, match=f"unknown {part} 3"):
+        from_dict(values | {part: values[part] | {"name": 3}})
+
+
 def test_a_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TINY.seed = 1

@@ -4,14 +4,17 @@ Oracle: rich's own recorded output. Cannot see: a real terminal.
 """
 
 import io
+import shutil
 
 from rich.console import Console
+from rich.text import Text
 
-from edgewise.lab import progress
+from edgewise.lab import presentation, progress
+from edgewise.lab.presentation import Presentation
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.store import FigureRuns, Store
 from edgewise.lab.sweep import State
-from lab_cases import made, save, story, tiny
+from lab_cases import made, save, stored, story, tiny
 
 
 def state(steps, *, finished=(), failed=(), beyond=()):
@@ -28,7 +31,7 @@ def console(width=160):
 
 def text_of(renderable, width=160):
     recorder = console(width)
-    recorder.print(renderable)
+    recorder.print(renderable, soft_wrap=isinstance(renderable, Text))
     return recorder.export_text()
 
 
@@ -73,11 +76,25 @@ def test_a_bar_fits_into_eighty_columns():
         assert all("100%" in line for line in lines)
 
 
+def judged(figure, claims, note=""):
+    its = RECIPES[figure]
+    return Presentation(
+        id=figure,
+        scale="demo",
+        title=its.title,
+        finding=its.finding,
+        layout=its.layout,
+        runs=(),
+        claims=tuple(claims),
+        note=note,
+    )
+
+
 def test_the_table_shows_each_claim_and_whether_it_holds():
     its = RECIPES["fig2"]
     good = its.claims(story("fig2"))
     bad = Claim(text="a bad one", expected="9", measured="8", holds=False)
-    text = " ".join(text_of(progress.findings([(its, [*good, bad])]), width=400).split())
+    text = " ".join(text_of(progress.findings([judged("fig2", [*good, bad])]), width=400).split())
     for claim in good:
         assert f"✓ {claim.text}" in text
         assert claim.expected in text
@@ -88,8 +105,13 @@ def test_the_table_shows_each_claim_and_whether_it_holds():
 
 def test_brackets_in_a_claim_are_shown_and_no_markup():
     claim = Claim(text="rates in [bold] [0, 1]", expected="[red]9[/red]", measured="[/] at [1]", holds=True)
-    text = " ".join(text_of(progress.findings([(RECIPES["fig2"], [claim])]), width=400).split())
+    text = " ".join(text_of(progress.findings([judged("fig2", [claim])]), width=400).split())
     assert "✓ rates in [bold] [0, 1] [red]9[/red] [/] at [1]" in text
+
+
+def test_the_table_says_why_claims_are_not_judged():
+    text = text_of(progress.findings([judged("fig2", [], "not judged: 1 of 2 runs [/] missing.")]))
+    assert "not judged: 1 of 2 runs [/] missing." in text
 
 
 def test_the_table_of_no_results_is_a_table():
@@ -131,15 +153,54 @@ def test_status_counts_what_is_done_running_failed_beyond_and_waiting(tmp_path):
         "1",
         "3",
     ]
-    # a sweep that was killed does not run on
-    assert row_of(text_of(progress.status(store, now + 60)), "fig4") == [
-        "fig4",
-        "demo",
-        "7",
-        "1",
-        "0",
-        "1",
-        "1",
-        "4",
-    ]
-    assert "failures" in text_of(progress.status(store, now))
+    # a sweep that was killed does not run on, nor one whose clock is wrong
+    for later in (now + 60, now - 60):
+        assert row_of(text_of(progress.status(store, later)), "fig4") == [
+            "fig4",
+            "demo",
+            "7",
+            "1",
+            "0",
+            "1",
+            "1",
+            "4",
+        ]
+    assert f"failures/{failed.run_id}.txt" in text_of(progress.failures(store))
+
+
+def test_status_says_which_runs_failed_and_why_and_where(tmp_path):
+    runs = story("fig4")
+    store = stored(tmp_path / "out", {"fig4": runs})
+    for run, error in zip(runs[:2], ("RuntimeError: [bold] shapes", "ValueError: a\x1b[2Jb"), strict=True):
+        shutil.rmtree(store.path / "runs" / run.config.run_id)
+        store.fail(run.config.run_id, f"Traceback (most recent call last):\n  File x\n{error}\n")
+    store = Store.open(tmp_path / "out")
+    lines = [line.strip() for line in text_of(progress.failures(store), 60).splitlines()]
+    for run, error in zip(runs[:2], ("RuntimeError: [bold] shapes", "ValueError: a\ufffd[2Jb"), strict=True):
+        config = run.config
+        at = lines.index(f"fig4: Adam · η {config.optimizer.lr:g} · warmup {config.warmup.steps}, seed 0")
+        assert lines[at + 1] == error
+        assert lines[at + 2] == str(tmp_path / "out" / "failures" / f"{config.run_id}.txt")  # not broken
+        assert (tmp_path / "out" / "failures" / f"{config.run_id}.txt").is_file()
+
+
+def test_many_failures_are_counted_and_an_old_folder_shows_its_own(tmp_path):
+    runs = story("fig4")
+    store = stored(tmp_path / "out", {"fig4": runs})
+    shutil.rmtree(store.path / "runs")
+    (store.path / presentation.PRESENTATION).unlink()
+    for run in runs:
+        store.fail(run.config.run_id, "Traceback\nValueError: x\n")
+    text = text_of(progress.failures(Store.open(store.path)))
+    assert text.count("ValueError: x") == 20
+    assert f"and {len(runs) - 20} more" in text
+    assert runs[0].config.run_id in text
+
+
+def test_names_in_a_folder_are_no_markup(tmp_path):
+    figure = FigureRuns(figure="[/]\x1b[2J", scale="[bold]", run_ids=(tiny().run_id,))
+    store = Store.create(tmp_path / "[red]", [figure])
+    text = text_of(progress.status(store, 0.0))
+    assert "[/]\ufffd[2J" in text
+    assert "[bold]" in text
+    assert "[red]" in text

@@ -3,20 +3,25 @@
 Oracle: the page parsed again with html.parser, and its plots' JSON. Cannot see: what a browser shows.
 """
 
+import base64
 import csv
+import hashlib
 import html
 import json
+import os
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from edgewise.errors import StoreError
-from edgewise.lab import recipes, report, training
+from edgewise.lab import plots, plugins, presentation, recipes, report, training
+from edgewise.lab.documents import one_line
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.store import Store
+from hostile import HOSTILE, hostile_store
 from lab_cases import diverged, remade, stored, story
 
 LOADING = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src")}
@@ -135,13 +140,74 @@ def test_what_a_recipe_says_is_text_not_html(tmp_path, monkeypatch):
     assert claim.expected not in text
 
 
+class Elements(HTMLParser):
+    """The tags of a page with their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_a_folder_says_is_text(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(plots, "save_figures", lambda *args: [])
+    page = report.write_report(hostile_store(tmp_path, text)).read_text(encoding="utf-8")
+    found = Elements(page).found
+    assert {tag for tag, _ in found} <= {
+        *(
+            "html",
+            "head",
+            "meta",
+            "title",
+            "style",
+            "script",
+            "body",
+            "header",
+            "section",
+            "details",
+            "summary",
+        ),
+        *("h1", "h2", "p", "strong", "small", "code", "div", "label", "select", "option", "ul", "li", "a"),
+        *("table", "caption", "thead", "tbody", "tr", "th", "td"),
+    }
+    assert not [name for _, attrs in found for name in attrs if name.startswith("on")]
+    assert [attrs for tag, attrs in found if tag == "script" and attrs.get("type") != "application/json"] == [
+        {},
+        {},
+    ]
+    ids = [attrs["id"] for _, attrs in found if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert all(re.fullmatch(r"[\w-]+", name) for name in ids)
+    for block in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, flags=re.S):
+        json.loads(block)
+    assert html.escape(one_line(text)) in page
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied", "ignore:Glyph")
+def test_pictures_of_whatever_a_folder_says_stay_in_it(tmp_path):
+    report.write_report(hostile_store(tmp_path / "out", "".join(HOSTILE) + "/../../x$^$"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 6
+
+
+def test_a_claim_is_no_html_in_markdown_either(tmp_path, monkeypatch):
+    claim = Claim(text="<script>a</script>|b", expected="1 < 2", measured="<!-- x", holds=True)
+    monkeypatch.setitem(RECIPES, "fig2", replace(RECIPES["fig2"], claims=lambda runs: [claim]))
+    write(tmp_path, {"fig2": story("fig2")})
+    line = (tmp_path / "claims.md").read_text(encoding="utf-8").splitlines()[-1]
+    assert line == r"| ✓ | &lt;script>a&lt;/script>\|b | 1 < 2 | &lt;!-- x |"
+
+
 def new_plot(text, figure):
     """The data and the layout that plotly is given for a figure."""
-    call = text.index("Plotly.newPlot", text.index(f'<section id="{figure}"'))
-    decoder = json.JSONDecoder()
-    data, end = decoder.raw_decode(text, text.index("[", text.index(f'"plot-{figure}"', call)))
-    layout, _ = decoder.raw_decode(text, text.index("{", end))
-    return data, layout
+    content, _ = json.JSONDecoder().raw_decode(
+        text, text.index("{", text.index(f'id="content-plot-{figure}"'))
+    )
+    return content["data"], content["layout"]
 
 
 def test_the_plots_show_the_thresholds(demo):
@@ -198,27 +264,123 @@ def test_the_report_is_rebuilt_the_same_from_the_store_alone(demo, monkeypatch):
     assert len(list((path / "figures").iterdir())) == 6
 
 
+def test_a_report_executes_no_code_of_a_recipe(demo, monkeypatch):
+    """Neither the packages' recipes nor one of one's own."""
+    path, text = demo
+    for figure in recipes.DEMO:
+        monkeypatch.delitem(RECIPES, figure)
+    monkeypatch.setattr(plugins, "execute", lambda file: pytest.fail(f"{file} is executed"))
+    report.write_report(Store.open(path))
+    assert (path / "report.html").read_text(encoding="utf-8") == text
+
+
 def test_a_write_that_fails_leaves_the_old_report(tmp_path, monkeypatch):
     store = stored(tmp_path, {"fig2": story("fig2")})
     page = report.write_report(store)
     page.write_text("old")
 
-    def fail(self, target):
+    def fail(*args):
         raise OSError("killed here")
 
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="killed here"):
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(StoreError, match=r"cannot write .*fig2\.pdf: killed here"):
         report.write_report(store)
     assert page.read_text() == "old"
 
 
-def test_a_missing_run_is_an_error_that_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("name", ["report.html", "claims.md", "boundaries.csv", "figures/fig4.png"])
+def test_a_report_is_not_written_through_a_symlink(tmp_path, name):
+    store = stored(tmp_path / "out", {"fig4": story("fig4")})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).symlink_to(elsewhere)
+    with pytest.raises(StoreError, match=f"{name} is a symlink"):
+        report.write_report(store)
+    assert elsewhere.read_text() == "mine"
+
+
+def test_pictures_are_not_written_through_a_symlink(tmp_path):
+    store = stored(tmp_path / "out", {"fig2": story("fig2")})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="figures is a symlink"):
+        report.write_report(store)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def gone(store, runs, error=None):
+    """Take runs out of the folder, with an error as of a last try."""
+    for run in runs:
+        shutil.rmtree(store.path / "runs" / run.config.run_id)
+        if error:
+            trace = f"Traceback (most recent call last):\n  File x\n{error}\nin run {run.config.run_id}: {run.config}\n"
+            store.fail(run.config.run_id, trace)
+
+
+def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path):
+    runs = {figure: story(figure) for figure in ("fig1", "fig4", "table1")}
+    store = stored(tmp_path, runs)
+    gone(store, [runs["fig1"][1]], "RuntimeError: <shapes> & sizes")
+    gone(store, [runs["fig1"][3]])
+    cells = [run for run in runs["fig4"] if run.config.warmup.steps == 32 and run.config.optimizer.lr > 0.01]
+    gone(store, cells, "OSError: no room")
+    store = Store.open(tmp_path)
+    presentation.judge(store, [RECIPES[figure] for figure in runs])
+    text = report.write_report(Store.open(tmp_path)).read_text(encoding="utf-8")
+    words = " ".join(" ".join(Page(text).words).split())
+    failed = runs["fig1"][1].config.run_id
+    assert "2 of 6 runs are missing: 1 ended with an error, 1 waiting." in words
+    assert (
+        f"μP, T_wrm = 64, seed 0: <code>RuntimeError: &lt;shapes&gt; &amp; sizes</code> "
+        f'(<a href="failures/{failed}.txt">traceback</a>)' in text
+    )
+    assert "not trained yet: SP, T_wrm = 1, seed 0" in words
+    assert "Findings not judged: 2 of 6 runs missing." in words
+    assert f"Findings not judged: {len(cells)} of 36 runs missing." in words
+    assert "Not judged, or not on the runs there are now: the findings of fig1, fig4." in words
+    assert "4 of 4 findings hold" in words  # table1's, which is complete
+    data, _ = new_plot(text, "fig4")
+    error = next(t for t in data if t["type"] == "heatmap" and "error" in t["text"][1])
+    assert error["text"][1] == ["", "", *["error"] * 4]
+    lines = (tmp_path / "claims.md").read_text(encoding="utf-8").splitlines()
+    assert "| | *not judged: 2 of 6 runs missing.* | | |" in lines
+    with (tmp_path / "boundaries.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["panel"] == "Adam"]
+    assert [row["boundary"] == "" for row in rows] == [False, True, False]
+
+
+def test_nothing_there_is_a_report_too(tmp_path):
+    runs = {figure: story(figure) for figure in ("fig1", "fig4", "table1")}
+    store = stored(tmp_path, runs)
+    shutil.rmtree(tmp_path / "runs")
+    text = report.write_report(Store.open(store.path)).read_text(encoding="utf-8")
+    assert "36 of 36 runs are missing: 36 waiting." in text
+    assert "Findings judged when all 36 runs were there; 36 are missing now." in text
+
+
+def test_a_folder_that_does_not_say_how_it_is_shown_says_what_to_do(tmp_path):
     store = stored(tmp_path, {"fig2": story("fig2")})
-    gone = store.figures[0].run_ids[1]
-    (tmp_path / "runs" / gone).rename(tmp_path / "aside")
-    with pytest.raises(StoreError, match=f"run {gone} is missing from .*: run the same command again"):
+    (tmp_path / presentation.PRESENTATION).unlink()
+    with pytest.raises(
+        StoreError, match=r"by an earlier edgewise do not: run the same command again \(edgewise"
+    ):
         report.write_report(store)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_policy_allows_the_two_scripts_of_the_page_and_nothing_else(demo):
+    _, text = demo
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text).group(1)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    scripts = re.findall(r"<script>(.*?)</script>", text, flags=re.S)
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert len(scripts) == 2
+    assert rules["script-src"].split() == [f"'sha256-{value}'" for value in hashes]
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert set(rules) == {"default-src", "base-uri", "form-action", "img-src", "style-src", "script-src"}
+    assert text.index("Content-Security-Policy") < text.index("<script")
+    assert not re.search(r"<[a-z]+[^>]*\son[a-z]+=", re.sub(r"<script.*?</script>", "", text, flags=re.S))
 
 
 def test_provenance_counts_a_shared_run_once(tmp_path):
@@ -230,10 +392,3 @@ def test_provenance_counts_a_shared_run_once(tmp_path):
     assert f"<td>training time, all processes</td><td>{len(distinct)} s</td>" in text
     for name in ("edgewise", "torch", "python", "started"):
         assert f"<td>{name}</td>" in text
-
-
-def test_all_claims_are_each_figure_s(tmp_path):
-    store = stored(tmp_path, {figure: story(figure) for figure in ("fig4", "fig1")})
-    pairs = report.all_claims(store)
-    assert [its.id for its, _ in pairs] == ["fig4", "fig1"]
-    assert [claim.holds for _, claims in pairs for claim in claims] == [True] * 10

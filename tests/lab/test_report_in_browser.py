@@ -4,11 +4,14 @@ Oracle: what the page says of itself through the browser: sizes, colours, the st
 """
 
 import shutil
+import time
 
 import pytest
 from playwright.sync_api import sync_playwright
 
-from edgewise.lab import report
+from edgewise.lab import documents, plots, report
+from edgewise.lab.store import Store
+from hostile import HOSTILE, SCRIPT, hostile_store
 from lab_cases import stored, story
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -34,12 +37,23 @@ def browser():
         running.close()
 
 
+DRAWN = "document.querySelectorAll('.js-plotly-plot .main-svg').length > 0"
+
+
+def until(page, condition):
+    """Wait for a condition; playwright's own waiting evaluates text in the page, which its policy forbids."""
+    deadline = time.monotonic() + 30
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(50)
+
+
 @pytest.fixture
 def visit(browser, address):
-    """Open the report; fails if it logs an error or asks for anything but itself."""
+    """Open the report, or another; fails if it logs an error or asks for anything but itself."""
     contexts, complaints = [], []
 
-    def opened(**options):
+    def opened(address=address, **options):
         context = browser.new_context(offline=True, **options)
         contexts.append(context)
         page = context.new_page()
@@ -49,7 +63,7 @@ def visit(browser, address):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda asked: complaints.append(asked.url) if "://" in asked.url[5:] else None)
         page.goto(address)
-        page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
+        until(page, DRAWN)
         return page
 
     yield opened
@@ -79,7 +93,7 @@ def test_pointing_at_a_cell_shows_its_curves(visit):
     plot.scroll_into_view_if_needed()
     area = plot.locator(".nsewdrag").first.bounding_box()
     page.mouse.move(area["x"] + 0.55 * area["width"], area["y"] + 0.2 * area["height"])
-    page.wait_for_function(f"document.getElementById('cell-fig4').value !== {before!r}")
+    until(page, f"document.getElementById('cell-fig4').value !== {before!r}")
     chosen = page.locator("#cell-fig4").input_value()
     assert "warmup 128" in chosen
     assert chosen.startswith("Adam · η 0.064")
@@ -112,7 +126,7 @@ def test_light_and_dark_follow_the_reader(visit, scheme, ink, paper):
 def test_a_change_of_the_scheme_recolours_the_plots(visit):
     page = visit(color_scheme="light")
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.getElementById('plot-fig1').layout.font.color === '#e8e8e8'")
+    until(page, "document.getElementById('plot-fig1').layout.font.color === '#e8e8e8'")
 
 
 def test_a_phone_scrolls_down_only(visit):
@@ -120,3 +134,66 @@ def test_a_phone_scrolls_down_only(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)")
     assert size >= 12
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """Reports of folders that want to run a script in the reader's browser."""
+    addresses = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save_figures", lambda *args: [])  # no part of the page
+        for text in HOSTILE:
+            store = hostile_store(tmp_path_factory.mktemp("hostile"), text)
+            addresses.append(report.write_report(store).as_uri())
+    return addresses
+
+
+@pytest.mark.parametrize("which", range(len(HOSTILE)))
+def test_what_a_folder_says_runs_nothing_and_the_page_still_works(visit, hostile, which):
+    page = visit(hostile[which])
+    name = page.locator("section").nth(1).get_attribute("id")
+    plot = page.locator(f"#plot-{name}")
+    plot.scroll_into_view_if_needed()
+    area = plot.locator(".nsewdrag").first.bounding_box()
+    for share in (0.2, 0.5, 0.8):  # point at cells
+        page.mouse.move(area["x"] + share * area["width"], area["y"] + share * area["height"])
+    select = page.locator(f"#cell-{name}")
+    select.select_option(index=2)
+    assert len(curve_of(page, name)) >= 2
+    assert page.evaluate("document.querySelectorAll('.js-plotly-plot .main-svg').length") >= 3
+    assert page.evaluate("window.owned") is None
+    assert (
+        page.evaluate("document.querySelectorAll('img, body svg a, section script:not([type])').length") == 0
+    )
+    shown = page.evaluate("document.body.innerText")
+    assert documents.one_line(HOSTILE[which]).split()[0] in shown  # shown as the text that it is
+
+
+def test_a_script_that_gets_into_the_page_is_not_run(browser, address, tmp_path):
+    """The policy, were a text not escaped."""
+    with open(address.removeprefix("file://"), encoding="utf-8") as file:
+        text = file.read()
+    spoiled_page = tmp_path / "page.html"
+    spoiled_page.write_text(
+        text.replace("<body>", f'<body><script>{SCRIPT}</script><img src=x onerror="{SCRIPT}">', 1)
+    )
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto(spoiled_page.as_uri())
+    until(page, DRAWN)
+    assert page.evaluate("window.owned") is None
+    context.close()
+
+
+def test_a_picture_of_a_plot_can_be_saved(visit):
+    page = visit()
+    with page.expect_download() as download:
+        page.evaluate("Plotly.downloadImage(document.getElementById('plot-fig1'), {format: 'png'})")
+    assert download.value.suggested_filename.endswith(".png")
+
+
+def test_a_report_of_nothing_works(visit, tmp_path):
+    store = stored(tmp_path, {figure: story(figure) for figure in FIGURES})
+    shutil.rmtree(tmp_path / "runs")
+    page = visit(report.write_report(Store.open(store.path)).as_uri())
+    assert page.locator(".missing").count() == 2 * len(FIGURES)

@@ -1,6 +1,7 @@
 """Results on disk.
 
-Oracle: what was saved; processes killed in the middle of a save. Cannot see: power failures (no fsync is promised).
+Oracle: what was saved; processes killed in the middle of a save. Cannot see: power failures, and what damage does;
+test_damage.py sees the latter.
 """
 
 import json
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 from edgewise.errors import StoreError
-from edgewise.lab import store as module
+from edgewise.lab import index as index_module
+from edgewise.lab import run_folder
+from edgewise.lab.files import checksums, sealed, unsealed
 from edgewise.lab.store import FigureRuns, Store
 from lab_cases import TINY, diverged, made, save, tiny
 
@@ -91,7 +94,7 @@ def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 match sys.argv[2]:
-    case "before the index": store.Store._write_index = die
+    case "before the index": store.index.write = die
     case "in the index": os.replace = die
 store.Store.create(Path(sys.argv[1]), [store.FigureRuns(figure="fig1", scale="demo", run_ids=(TINY.run_id,))])
 """
@@ -185,7 +188,8 @@ def test_no_results_to_open(tmp_path, where):
 
 def test_results_of_another_schema(store):
     index = store.path / "sweep.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"schema": 7}))
+    content, _ = unsealed(index.read_bytes())
+    index.write_text(sealed(content | {"schema": 7}))
     for use in (lambda: Store.open(store.path), lambda: Store.create(store.path, figures(TINY))):
         with pytest.raises(
             StoreError, match="written with schema 7, this edgewise reads schema 1: use the version"
@@ -238,7 +242,7 @@ def test_a_rename_that_fails_for_another_reason_is_an_error(store, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from edgewise.lab import store
+from edgewise.lab import files, store
 from lab_cases import TINY, made, save
 
 def die(*args, **kwargs):
@@ -246,14 +250,19 @@ def die(*args, **kwargs):
 
 results = store.Store.open(Path(sys.argv[1]))
 match sys.argv[2]:
-    case "before the rows": store.pq.write_table = die
-    case "before the rename": Path.rename = die
-    case "in the outcome": os.replace = lambda a, b, real=os.replace: die() if "outcome" in str(b) else real(a, b)
+    case "before the first file":
+        files._write = die
+    case "in the outcome":
+        files._write = lambda file, content, write=files._write: (
+            die() if file.name.endswith("outcome.json") else write(file, content)
+        )
+    case "before the rename":
+        Path.rename = die
 save(results, made(TINY))
 """
 
 
-@pytest.mark.parametrize("moment", ["in the outcome", "before the rows", "before the rename"])
+@pytest.mark.parametrize("moment", ["before the first file", "in the outcome", "before the rename"])
 def test_a_killed_save_leaves_no_run_and_is_cleared_and_done_again(store, moment):
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, store.path, moment],
@@ -274,19 +283,19 @@ def test_a_killed_save_leaves_no_run_and_is_cleared_and_done_again(store, moment
 
 
 def test_a_run_folder_appears_complete(store, monkeypatch):
-    """At the moment of the rename all three files are there, whole."""
+    """At the moment of the rename all files are there, whole."""
     seen = {}
     real = Path.rename
 
     def rename(self, target):
         seen[target.name] = sorted(p.name for p in self.iterdir())
         assert json.loads((self / "outcome.json").read_text())
-        assert module.pq.read_table(self / "rows.parquet").num_rows == TINY.num_steps
+        assert run_folder.pq.read_table(self / "rows.parquet").num_rows == TINY.num_steps
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
     save(store, made(TINY))
-    assert seen == {TINY.run_id: ["config.json", "outcome.json", "rows.parquet"]}
+    assert seen == {TINY.run_id: ["SHA256SUMS", "config.json", "outcome.json", "rows.parquet"]}
 
 
 def test_the_index_is_replaced_whole(store, monkeypatch):
@@ -295,9 +304,9 @@ def test_the_index_is_replaced_whole(store, monkeypatch):
     def fail(*args):
         raise OSError("killed here")
 
-    monkeypatch.setattr(module.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="killed here"):
-        store._write_index()
+        index_module.write(store.folder, store._index)
     assert (store.path / "sweep.json").read_text() == before
 
 
@@ -343,8 +352,13 @@ def test_unknown_columns_and_outcomes_are_kept(store):
 
 def test_a_config_of_another_version_says_so(store):
     save(store, made(TINY))
-    path = store.path / "runs" / TINY.run_id / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sampler": "new"}))
+    folder = store.path / "runs" / TINY.run_id
+    config = json.loads((folder / "config.json").read_text()) | {"sampler": "new"}
+    (folder / "config.json").write_text(json.dumps(config))
+    contents = {
+        name: (folder / name).read_bytes() for name in ("config.json", "outcome.json", "rows.parquet")
+    }
+    (folder / "SHA256SUMS").write_text(checksums(contents, below=TINY.run_id))
     with pytest.raises(
         StoreError, match=r"has a config that this edgewise does not know .*sampler.*: read it with"
     ):

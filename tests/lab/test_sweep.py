@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgewise.arguments import UnknownNameError
 from edgewise.errors import StoreError
-from edgewise.lab import sweep
-from edgewise.lab.recipes import RECIPES
+from edgewise.lab import presentation, sweep
+from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.store import Store
 from edgewise.lab.training import train
 from lab_cases import TINY, made, save, stored, tiny
@@ -106,13 +107,17 @@ def test_only_what_is_missing_is_trained_and_each_run_once(tmp_path, monkeypatch
 def test_a_finished_sweep_is_left_as_it_is(tmp_path, monkeypatch):
     calls = record_engine(monkeypatch)
     stored(tmp_path, {"fig1": [made(TINY, seconds=123.0)]})
-    files = [p for p in tmp_path.rglob("*") if p.is_file()]
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+    def files():
+        found = (p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".sweep.lock")
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
+
+    before = files()
     progress = []
     store = sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path, on_progress=progress.append)
     assert calls == [([], os.cpu_count())]
     assert progress[0].steps == {TINY.run_id: TINY.num_steps}
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert files() == before
     assert store.load(TINY.run_id).outcome["seconds"] == 123.0
 
 
@@ -134,7 +139,7 @@ def test_other_results_are_refused(tmp_path, monkeypatch):
 KILLED = """
 import json, multiprocessing, sys
 from pathlib import Path
-from edgewise.lab import sweep
+from edgewise.lab import presentation, sweep
 from lab_cases import tiny
 
 configs = tuple(tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 2000)))
@@ -222,9 +227,50 @@ def test_what_lies_beyond_is_recorded_also_where_another_run_raised(tmp_path, mo
     assert Store.open(tmp_path).beyond == {ladder[2].run_id}
 
 
+def test_how_figures_are_shown_is_stored_before_anything_is_trained(tmp_path, monkeypatch):
+    def engine(work, store, workers, on_progress):
+        (shown,) = presentation.read(Store.open(tmp_path))
+        assert [run.config for run in shown.absent] == [TINY]
+        assert shown.title == RECIPES["fig1"].title
+        raise ArithmeticError
+
+    monkeypatch.setattr(sweep, "engine_of", lambda name: engine)
+    with pytest.raises(ArithmeticError):
+        sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path)
+    (shown,) = presentation.read(Store.open(tmp_path))
+    assert shown.note == "not judged: 1 of 1 runs missing."
+
+
+def test_claims_are_judged_when_the_sweep_ends(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        RECIPES,
+        "fig4",
+        replace(
+            RECIPES["fig4"],
+            claims=lambda runs: [Claim(text="a", expected="1", measured=str(len(runs)), holds=True)],
+        ),
+    )
+    record_engine(monkeypatch, lambda c: made(c, test_accuracy=0.1 if c.optimizer.lr >= 0.2 else 0.9))
+    ladder = tuple(tiny(optimizer={"lr": lr}) for lr in (0.1, 0.2, 0.4, 0.8))
+    sweep.run({"fig4": [ladder]}, "demo", tmp_path)
+    (shown,) = presentation.read(Store.open(tmp_path))
+    assert (shown.claims[0].measured, shown.note) == ("2", "")  # those beyond the boundary are not missing
+
+
+def test_a_folder_of_an_earlier_edgewise_is_mended_by_the_same_command(tmp_path, monkeypatch):
+    calls = record_engine(monkeypatch)
+    stored(tmp_path, {"fig1": [made(TINY)]})
+    for name in (presentation.PRESENTATION, presentation.FINDINGS):
+        (tmp_path / name).unlink()
+    sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path)
+    assert calls[0][0] == []
+    assert len(presentation.read(Store.open(tmp_path))[0].finished) == 1
+
+
 def test_a_run_that_is_missing_for_no_reason_is_an_error(tmp_path, monkeypatch):
     record_engine(monkeypatch)
-    store = sweep.run({"fig4": [(TINY,)]}, "demo", tmp_path)
+    sweep.run({"fig4": [(TINY,)]}, "demo", tmp_path)
     (tmp_path / "runs" / TINY.run_id).rename(tmp_path / "aside")
+    store = Store.open(tmp_path)
     with pytest.raises(StoreError, match="is missing"):
         store.runs_of(store.figures[0])

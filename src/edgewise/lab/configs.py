@@ -1,9 +1,12 @@
 """What a run is: frozen configurations, their checks, and the run id that follows from them. No torch."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,6 +38,9 @@ MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "gradient_norm", "secon
 HEAD_WIDTH = 32  # of an LM's attention
 _SCHEMA = 2  # part of every run id: raise it when the same config means another computation
 
+# Stored configs are read without the recipe that registered their networks and data: any name is taken then.
+_any_name = contextvars.ContextVar("_any_name", default=False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -50,7 +56,7 @@ class DataConfig:
     """Random horizontal flips, crops and mixup of each training batch, in this order; images only."""
 
     def __post_init__(self) -> None:
-        known_name("data", self.name, [*DATA, *plugins.DATA])
+        _own_name("data", self.name, [*DATA, *plugins.DATA])
         _settle(self, context=positive_count("context", self.context))
         if self.num_samples is not None:
             _settle(self, num_samples=positive_count("num_samples", self.num_samples))
@@ -78,7 +84,7 @@ class ModelConfig:
     """A LayerNorm before an LM's last layer."""
 
     def __post_init__(self) -> None:
-        known_name("model", self.name, [*MODELS, *plugins.MODELS])
+        _own_name("model", self.name, [*MODELS, *plugins.MODELS])
         known_name("parameterization", self.parameterization, PARAMETERIZATIONS)
         known_name("norm", self.norm, NORMS)
         if not isinstance(self.final_norm, bool):
@@ -201,7 +207,7 @@ class RunConfig:
             raise ValueError(
                 f"warmup_steps must be at most num_steps = {self.num_steps}, got {self.warmup.steps}."
             )
-        own = self.model.name in plugins.MODELS or self.data.name in plugins.DATA
+        own = self.model.name in plugins.MODELS or self.data.name in plugins.DATA or _any_name.get()
         if not own and self.data.name not in MODEL_DATA[self.model.name]:
             allowed = ", ".join(MODEL_DATA[self.model.name])
             raise ValueError(
@@ -213,6 +219,21 @@ class RunConfig:
         """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
         text = json.dumps({"schema": _SCHEMA} | to_dict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _own_name(kind: str, name: str, known: list[str]) -> None:
+    """Check a name that recipes may add to."""
+    if not (_any_name.get() and isinstance(name, str)):
+        known_name(kind, name, known)
+
+
+@contextlib.contextmanager
+def _taking_any_name() -> Iterator[None]:
+    token = _any_name.set(True)
+    try:
+        yield
+    finally:
+        _any_name.reset(token)
 
 
 def _settle(config: Any, **checked: Any) -> None:
@@ -233,15 +254,16 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Return the config that `to_dict` gave these values for."""
+    """Return the config that `to_dict` gave these values for, also where no recipe has registered its names."""
     optimizer = values["optimizer"]
-    return RunConfig(
-        **values
-        | {
-            "data": DataConfig(**values["data"]),
-            "model": ModelConfig(**values["model"]),
-            "optimizer": OptimizerConfig(**optimizer | {"betas": tuple(optimizer["betas"])}),
-            "warmup": WarmupConfig(**values["warmup"]),
-            "measure": tuple(values["measure"]),
-        }
-    )
+    with _taking_any_name():
+        return RunConfig(
+            **values
+            | {
+                "data": DataConfig(**values["data"]),
+                "model": ModelConfig(**values["model"]),
+                "optimizer": OptimizerConfig(**optimizer | {"betas": tuple(optimizer["betas"])}),
+                "warmup": WarmupConfig(**values["warmup"]),
+                "measure": tuple(values["measure"]),
+            }
+        )

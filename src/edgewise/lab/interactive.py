@@ -1,5 +1,6 @@
 """The figures of the report, in plotly."""
 
+import html
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,19 +8,25 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from edgewise.lab import plots
+from edgewise.lab import panels
 from edgewise.lab.phase_diagram import Cell, PhaseDiagram
 from edgewise.lab.recipes import PhaseDiagrams, Quantity, Trajectories, stability_limits
-from edgewise.lab.store import Run
+from edgewise.lab.store import Absent, Run
 
 _DASHED = {"dash": "dash", "width": 1.2}
 
 
-def trajectories(layout: Trajectories, runs: Sequence[Run]) -> go.Figure:
+def literal(text: str) -> str:
+    """Return a label as plotly shows it unchanged: it reads some HTML, and fields in braces."""
+    return html.escape(text, quote=False).replace("{", "&#123;").replace("$", "&#36;")
+
+
+def trajectories(layout: Trajectories, runs: Sequence[Run | Absent]) -> go.Figure:
     """Return curves over the steps, with their thresholds."""
-    runs, quantities = plots.shown(layout, runs)
-    rows, lines = plots.labels(runs, layout.row), plots.labels(runs, layout.line)
-    titles = [f"{row}: {quantity.label}" for row in rows for quantity in quantities]
+    there, _, quantities = panels.shown(layout, runs)
+    planned = [run for run in runs if run.config.num_steps > 1]
+    rows, lines = panels.labels(planned, layout.row), panels.labels(planned, layout.line)
+    titles = [literal(f"{row}: {quantity.label}") for row in rows for quantity in quantities]
     figure = make_subplots(
         rows=len(rows),
         cols=len(quantities),
@@ -27,16 +34,18 @@ def trajectories(layout: Trajectories, runs: Sequence[Run]) -> go.Figure:
         vertical_spacing=0.16,
         horizontal_spacing=0.07,
     )
-    for run in runs:
+    named: set[str] = set()  # in the legend
+    for run in there:
         line = layout.line(run.config)
-        color = plots.COLORS[lines.index(line) % len(plots.COLORS)]
+        color = panels.COLORS[lines.index(line) % len(panels.COLORS)]
         row = rows.index(layout.row(run.config)) + 1
         for col, quantity in enumerate(quantities, start=1):
-            for trace in _curves(run, quantity, line, color):
-                trace.showlegend = trace.showlegend and row == 1 and col == 1
+            for trace in _curves(run, quantity, literal(line), color):
+                trace.showlegend = trace.showlegend and col == 1 and line not in named
                 figure.add_trace(trace, row=row, col=col)
+            named.add(line)
     for i, row_label in enumerate(rows, start=1):
-        in_row = [run for run in runs if layout.row(run.config) == row_label]
+        in_row = [run for run in there if layout.row(run.config) == row_label]
         for col, quantity in enumerate(quantities, start=1):
             _style_axes(figure, in_row, quantity, i, col)
     figure.update_xaxes(title_text="step", row=len(rows))
@@ -49,7 +58,7 @@ def trajectories(layout: Trajectories, runs: Sequence[Run]) -> go.Figure:
 
 
 def _curves(run: Run, quantity: Quantity, name: str, color: str) -> list[go.Scatter]:
-    steps, values = plots.curve(run, quantity)
+    steps, values = panels.curve(run, quantity)
     diverged = " (diverged)" if run.outcome["diverged"] else ""
     symbols = ["circle"] * (len(steps) - 1) + ["x"] if diverged and len(steps) else None
     curves = [
@@ -62,7 +71,7 @@ def _curves(run: Run, quantity: Quantity, name: str, color: str) -> list[go.Scat
             mode="lines+markers" if symbols else "lines",
             line={"color": color, "width": 1.7},
             marker={"symbol": symbols, "size": 7} if symbols else None,
-            hovertemplate=f"{name}{diverged}<br>step %{{x}}<br>{quantity.label} %{{y:.3g}}<extra></extra>",
+            hovertemplate=f"{name}{diverged}<br>step %{{x}}<br>{literal(quantity.label)} %{{y:.3g}}<extra></extra>",
         )
     ]
     if quantity.threshold and not quantity.times_lr:
@@ -76,13 +85,13 @@ def _curves(run: Run, quantity: Quantity, name: str, color: str) -> list[go.Scat
                 line=_DASHED | {"color": color},
                 hovertemplate=f"{name}<br>step %{{x}}<br>threshold %{{y:.3g}}<extra></extra>",
             )
-            for limit_steps, limits in plots.thresholds(run)
+            for limit_steps, limits in panels.thresholds(run)
         ]
     return curves
 
 
 def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int, col: int) -> None:
-    limits = plots.value_range(runs, quantity)
+    limits = panels.value_range(runs, quantity)
     if quantity.log:
         exponents = None if limits is None else [math.log10(limit) for limit in limits]
         figure.update_yaxes(type="log", range=exponents, exponentformat="power", dtick=1, row=row, col=col)
@@ -93,22 +102,22 @@ def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int
             figure.add_hline(y=limit, line=_DASHED | {"color": "gray"}, row=row, col=col)
 
 
-def phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
+def phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run | Absent]) -> go.Figure:
     """Return a heatmap for each panel, with the failure boundary; each trace has its panel as `meta`."""
-    diagrams = plots.panel_diagrams(layout, runs)
-    across = plots.panel_columns(layout, len(diagrams))
+    diagrams = panels.panel_diagrams(layout, runs)
+    across = panels.panel_columns(layout, len(diagrams))
     down = -(-len(diagrams) // across)
     rows = max(len(d.warmups) for d in diagrams.values())
     height = (130 + 70 * rows) * down + 100
     figure = make_subplots(
         rows=down,
         cols=across,
-        subplot_titles=list(diagrams),
+        subplot_titles=list(map(literal, diagrams)),
         shared_yaxes=layout.columns is None,
         horizontal_spacing=0.05,
         vertical_spacing=110 / height,
     )
-    limits = plots.panel_limits(layout, list(diagrams.values()))
+    limits = panels.panel_limits(layout, list(diagrams.values()))
     for i, (panel, diagram) in enumerate(diagrams.items()):
         low, high = limits[i]
         at = {"row": i // across + 1, "col": i % across + 1}
@@ -117,34 +126,43 @@ def phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run]) -> go.Figure:
             figure.add_trace(trace, **at)
         if not layout.value.of_training:
             continue
-        for y, edge in enumerate(_boundary_edges(diagram)):
-            line = {"color": plots.BOUNDARY_COLOR, "width": 4}
+        for y, edge in _boundary_edges(diagram):
+            line = {"color": panels.BOUNDARY_COLOR, "width": 4}
             figure.add_shape(type="line", x0=edge, x1=edge, y0=y - 0.5, y1=y + 0.5, line=line, **at)
     figure.update_xaxes(type="category")
-    figure.update_xaxes(title_text=plots.rate_axis(runs), row=down)
+    figure.update_xaxes(title_text=panels.rate_axis(runs), row=down)
     figure.update_yaxes(type="category", showgrid=False)
     figure.update_yaxes(title_text="warmup length (steps)", col=1)
-    if layout.value.of_training:
-        _add_legend(figure)
+    _add_legend(figure, layout, list(diagrams.values()))
     return _styled(figure, height=height)
 
 
-def _add_legend(figure: go.Figure) -> None:
-    for name, marker in (
-        ("failed: learned nothing", {"color": plots.FAILED_COLOR, "symbol": "square", "size": 12}),
-        ("diverged", {"color": plots.DIVERGED_COLOR, "symbol": "square", "size": 12}),
-        (
-            "failure boundary (blank beyond: not trained)",
-            {"color": plots.BOUNDARY_COLOR, "symbol": "line-ns-open", "size": 12, "line": {"width": 4}},
-        ),
-    ):
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name))
+def _add_legend(figure: go.Figure, layout: PhaseDiagrams, diagrams: Sequence[PhaseDiagram]) -> None:
+    entries: list[tuple[str, dict[str, Any]]] = []
+    if layout.value.of_training:
+        boundary = {"color": panels.BOUNDARY_COLOR, "symbol": "line-ns-open", "line": {"width": 4}}
+        entries = [
+            ("failed: learned nothing", {"color": panels.FAILED_COLOR, "symbol": "square"}),
+            ("diverged", {"color": panels.DIVERGED_COLOR, "symbol": "square"}),
+            ("failure boundary (blank beyond: not trained)", boundary),
+        ]
+    kinds = {cell for diagram in diagrams for cell in diagram.cells.flat}
+    if Cell.WAITING in kinds:
+        entries.append(("waiting: not trained yet", {"color": panels.WAITING_COLOR, "symbol": "square"}))
+    if Cell.ERROR in kinds:
+        entries.append(("error: no result", {"color": panels.ERROR_COLOR, "symbol": "square"}))
+    for name, marker in entries:
+        figure.add_trace(
+            go.Scatter(x=[None], y=[None], mode="markers", marker=marker | {"size": 12}, name=name)
+        )
 
 
-def _boundary_edges(diagram: PhaseDiagram) -> list[float]:
-    """Return, for each row, the position right of its last trained cell; cell j is at [j − ½, j + ½]."""
+def _boundary_edges(diagram: PhaseDiagram) -> list[tuple[int, float]]:
+    """Return, for each row that is known, the position right of its last trained cell; cell j is at [j − ½, j + ½]."""
     return [
-        sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets) - 0.5 for steps in diagram.warmups
+        (i, sum(lr <= diagram.boundary(steps) for lr in diagram.lr_targets) - 0.5)
+        for i, steps in enumerate(diagram.warmups)
+        if diagram.complete(steps)
     ]
 
 
@@ -153,37 +171,41 @@ def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool
     x = [f"{lr:g}" for lr in diagram.lr_targets]
     y = [str(steps) for steps in diagram.warmups]
     common: dict[str, Any] = {"x": x, "y": y, "xgap": 2, "ygap": 2}
-    trained = _where(diagram, Cell.TRAINED)
+    trained, label = _where(diagram, Cell.TRAINED), literal(diagram.value.label)
     maps = [
         go.Heatmap(
             z=trained,
             zmin=low,
             zmax=high,
-            colorscale=plots.color_map(diagram.value),
+            colorscale=panels.color_map(diagram.value),
             showscale=showscale,
-            colorbar={"title": diagram.value.label, "thickness": 14},
+            colorbar={"title": literal(diagram.value.label), "thickness": 14},
             text=[["" if value is None else diagram.value.text(value) for value in row] for row in trained],
             texttemplate="%{text}",
             customdata=[[_seed_deviation(x) for x in row] for row in diagram.deviation],
-            hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{diagram.value.label} %{{z:.3f}}%{{customdata}}<extra></extra>",
+            hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{label} %{{z:.3f}}%{{customdata}}<extra></extra>",
             **common,
         )
     ]
-    for cell, word, color in (
-        (Cell.FAILED, "fail", plots.FAILED_COLOR),
-        (Cell.DIVERGED, "diverged", plots.DIVERGED_COLOR),
+    with_value = f", {label} %{{customdata:.2f}}"
+    for cell, word, color, value in (
+        (Cell.FAILED, "fail", panels.FAILED_COLOR, with_value),
+        (Cell.DIVERGED, "diverged", panels.DIVERGED_COLOR, with_value),
+        (Cell.WAITING, "waiting", panels.WAITING_COLOR, ""),
+        (Cell.ERROR, "error", panels.ERROR_COLOR, ""),
     ):
-        marked = [[None if value is None else 0 for value in row] for row in _where(diagram, cell)]
+        if cell in (Cell.WAITING, Cell.ERROR) and not (diagram.cells == cell).any():
+            continue
+        marked = [[None if z is None else 0 for z in row] for row in _where(diagram, cell)]
         maps.append(
             go.Heatmap(
                 z=marked,
                 customdata=diagram.mean,
                 colorscale=[[0, color], [1, color]],
                 showscale=False,
-                text=[["" if value is None else word for value in row] for row in marked],
+                text=[["" if z is None else word for z in row] for row in marked],
                 texttemplate="%{text}",
-                hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{word}, {diagram.value.label} %{{customdata:.2f}}"
-                "<extra></extra>",
+                hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{word}{value}<extra></extra>",
                 **common,
             )
         )

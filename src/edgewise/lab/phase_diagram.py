@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.store import Run
+from edgewise.lab.store import Absent, Run
 
 Row = int | str  # length of the warmup, or the name of one without
 
@@ -21,6 +21,26 @@ class Cell(enum.Enum):
     FAILED = "failed"  # finished, but learned nothing
     DIVERGED = "diverged"  # the loss is not finite
     MISSING = "missing"  # no such run
+    WAITING = "waiting"  # of one seed at least: not trained yet
+    ERROR = "error"  # of one seed at least: its training raised
+
+
+@dataclass(frozen=True)
+class OutcomeEntry:
+    """A number that a run's outcome holds, by its name; `a.b` is entry b of entry a. NaN where it is None.
+
+    >>> OutcomeEntry("test_loss")
+    OutcomeEntry(name='test_loss')
+    """
+
+    name: str
+
+    def __call__(self, run: Run) -> float:
+        """Return the number."""
+        entry: Any = run.outcome
+        for name in self.name.split("."):
+            entry = entry[name]
+        return math.nan if entry is None else float(entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +49,7 @@ class CellValue:
 
     label: str
     of: Callable[[Run], float]
+    """An `OutcomeEntry` can be read by everybody; what a function returns is known once the sweep has ended."""
     lower_is_better: bool = False
     digits: int = 2
     of_training: bool = True
@@ -39,8 +60,8 @@ class CellValue:
         return f"{round(value, self.digits) + 0.0:.{self.digits}f}"  # + 0.0: no minus before a zero
 
 
-TEST_LOSS = CellValue(label="test loss", of=lambda run: run.outcome["test_loss"], lower_is_better=True)
-TEST_ACCURACY = CellValue(label="test accuracy", of=lambda run: run.outcome["test_accuracy"], digits=3)
+TEST_LOSS = CellValue(label="test loss", of=OutcomeEntry("test_loss"), lower_is_better=True)
+TEST_ACCURACY = CellValue(label="test accuracy", of=OutcomeEntry("test_accuracy"), digits=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +71,13 @@ class PhaseDiagram:
     value: CellValue
     lr_targets: tuple[float, ...]
     warmups: tuple[Row, ...]
-    mean: np.ndarray[Any, Any]  # (warmups, rates), over seeds, NaN where missing
+    mean: np.ndarray[Any, Any]  # (warmups, rates), over the seeds there are, NaN where there is none
     deviation: np.ndarray[Any, Any]  # (warmups, rates), the sample deviation over seeds, NaN for a single one
     cells: np.ndarray[Any, Any]  # (warmups, rates) of Cell; the worst over seeds
+
+    def complete(self, warmup: Row) -> bool:
+        """Whether nothing of a row is waiting or ended with an error: only then its boundary and its best are known."""
+        return not {Cell.WAITING, Cell.ERROR} & set(self.cells[self.warmups.index(warmup)])
 
     def boundary(self, warmup: Row) -> float:
         """Return the last rate of a row before training fails; 0 if nothing trained.
@@ -104,9 +129,9 @@ def row_of(config: RunConfig) -> Row:
     return _WITHOUT_LENGTH.get(config.warmup.kind, config.warmup.steps)
 
 
-def phase_diagram(runs: Sequence[Run], value: CellValue = TEST_LOSS) -> PhaseDiagram:
+def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) -> PhaseDiagram:
     """Arrange runs that differ in target rate, warmup and seed."""
-    seeds: dict[tuple[Row, float], list[Run]] = {}
+    seeds: dict[tuple[Row, float], list[Run | Absent]] = {}
     for run in runs:
         seeds.setdefault((row_of(run.config), run.config.optimizer.lr), []).append(run)
     rates = sorted({rate for _, rate in seeds})
@@ -116,12 +141,11 @@ def phase_diagram(runs: Sequence[Run], value: CellValue = TEST_LOSS) -> PhaseDia
     severity = list(Cell)
     for (row, rate), its_runs in seeds.items():
         at = warmups.index(row), rates.index(rate)
-        values = [value.of(run) for run in its_runs]
+        values = [value.of(run) for run in its_runs if isinstance(run, Run)]
         with np.errstate(invalid="ignore"):  # ∞ − ∞, where runs diverged
-            mean[at] = np.mean(values)
+            mean[at] = np.mean(values) if values else math.nan
             deviation[at] = np.std(values, ddof=1) if len(values) > 1 else math.nan
-        kinds = [cell_of(run.outcome) if value.of_training else Cell.TRAINED for run in its_runs]
-        cells[at] = max(kinds, key=severity.index)
+        cells[at] = max((_kind(run, value) for run in its_runs), key=severity.index)
     return PhaseDiagram(
         value=value,
         lr_targets=tuple(rates),
@@ -130,3 +154,9 @@ def phase_diagram(runs: Sequence[Run], value: CellValue = TEST_LOSS) -> PhaseDia
         deviation=deviation,
         cells=cells,
     )
+
+
+def _kind(run: Run | Absent, value: CellValue) -> Cell:
+    if isinstance(run, Absent):
+        return Cell.ERROR if run.failed else Cell.WAITING
+    return cell_of(run.outcome) if value.of_training else Cell.TRAINED

@@ -1,6 +1,6 @@
 """Progress in the terminal: a bar with the time left for each figure, and the table of findings at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
@@ -17,14 +17,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-from edgewise.lab import sweep
+from edgewise.lab import presentation, sweep
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.recipes import RECIPES, Claim, Recipe
+from edgewise.lab.documents import one_line
+from edgewise.lab.presentation import Presentation
+from edgewise.lab.recipes import RECIPES
 from edgewise.lab.store import Store
 from edgewise.lab.work import Ladder
 
 _TITLE_WIDTH = 18
+_MOST_FAILURES = 20  # shown one by one
 _STALE_SECONDS = 20  # a sweep that has not noted its progress for so long is gone
 
 
@@ -76,8 +80,8 @@ def status(store: Store, now: float) -> Table:
     """Return the table of what is done, running, failed, beyond the boundary and waiting, figure by figure."""
     finished, failed = store.finished(), store.failed()
     noted, steps = store.progress()
-    running = set(steps) - finished if now - noted < _STALE_SECONDS else set()
-    table = Table(title=f"{store.path}", box=HORIZONTALS, expand=True)
+    running = set(steps) - finished if abs(now - noted) < _STALE_SECONDS else set()
+    table = Table(title=escape(one_line(str(store.path))), box=HORIZONTALS, expand=True)
     columns = ("figure", "scale", "runs", "done", "running", "failed", "beyond", "waiting")
     for name in columns:
         table.add_column(name, justify="left" if name in columns[:2] else "right")
@@ -87,23 +91,41 @@ def status(store: Store, now: float) -> Table:
         counts = (ids & finished, ids & running, ids & failed - finished, beyond)
         waiting = ids.difference(*counts)
         numbers = [len(part) for part in (ids, *counts, waiting)]
-        table.add_row(figure.figure, figure.scale, *map(str, numbers))
-    if failed - finished:
-        table.caption = f"tracebacks of failed runs: {store.path / 'failures'}"
+        table.add_row(escape(one_line(figure.figure)), escape(one_line(figure.scale)), *map(str, numbers))
     return table
 
 
-def findings(results: list[tuple[Recipe, list[Claim]]]) -> Table:
-    """Return the table of claims, figure by figure: expected, measured, holds or not."""
+def failures(store: Store) -> Text:
+    """Return which runs failed, the last lines of their tracebacks, and where these are; empty if none did."""
+    failed = store.failed() - store.finished()
+    wanted = dict.fromkeys(run_id for figure in store.figures for run_id in figure.run_ids)
+    run_ids = [run_id for run_id in wanted if run_id in failed]
+    if not run_ids:
+        return Text()
+    names = presentation.names(store, run_ids)
+    text = Text("failed, and tried again by the same command:\n", style="bold")
+    for run_id in run_ids[:_MOST_FAILURES]:
+        text.append(f"\n{names.get(run_id, run_id)}\n", style="not bold")
+        text.append(f"  {one_line(store.last_line(run_id))}\n", style="not bold red")
+        text.append(f"  {one_line(str(store.traceback_file(run_id)))}\n", style="not bold")
+    if more := len(run_ids[_MOST_FAILURES:]):
+        text.append(f"\nand {more} more in {one_line(str(store.path / 'failures'))}\n", style="not bold")
+    return text
+
+
+def findings(figures: Sequence[Presentation]) -> Table:
+    """Return the table of claims, figure by figure: expected, measured, holds or not, or why they are not judged."""
     table = Table(title="Findings of the paper: expected, and measured here", box=HORIZONTALS, expand=True)
     table.add_column("finding", ratio=5)
     table.add_column("expected", ratio=3)
     table.add_column("measured", ratio=4)
-    for its_recipe, claims in results:
-        table.add_row(f"[bold]{its_recipe.id}  {its_recipe.title}[/bold]")
-        for claim in claims:
+    for shown in figures:
+        table.add_row(f"[bold]{escape(shown.id)}  {escape(shown.title)}[/bold]")
+        for claim in shown.claims:
             mark = "[green]✓[/green]" if claim.holds else "[bold red]✗ does not hold:[/bold red]"
             table.add_row(f"{mark} {escape(claim.text)}", escape(claim.expected), escape(claim.measured))
+        if shown.note:
+            table.add_row(f"[bold red]{escape(shown.note)}[/bold red]")
         table.add_section()
     return table
 

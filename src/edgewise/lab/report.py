@@ -1,157 +1,208 @@
 """The report: one self-contained HTML page, from stored runs alone, readable offline."""
 
+import base64
 import csv
+import hashlib
 import html
+import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from edgewise.lab import interactive, plots
-from edgewise.lab.phase_diagram import row_of
-from edgewise.lab.recipes import (
-    Claim,
-    PhaseDiagrams,
-    Recipe,
-    Table,
-    Trajectories,
-    recipe,
-)
-from edgewise.lab.store import Run, Store
+from edgewise.lab import interactive, layouts, panels, plots, presentation
+from edgewise.lab.documents import one_line
+from edgewise.lab.plots import name_of
+from edgewise.lab.presentation import Presentation
+from edgewise.lab.recipes import Claim, PhaseDiagrams, Table, Trajectories
+from edgewise.lab.store import Absent, Run, Store
 
 _TEMPLATE = Path(__file__).with_name("report.html")
+_SCRIPT = Path(__file__).with_name("report.js")
 _CURVE_POINTS = 80  # of each run behind a cell, of fewer than this:
 _ALL_POINTS = 80_000
+_MOST_MISSING = 20  # named one by one
 
-Results = list[tuple[Recipe, list[Claim]]]  # each figure's recipe, and its claims on the stored runs
 
-
-def write_report(store: Store, results: Results | None = None) -> Path:
+def write_report(store: Store, figures: Sequence[Presentation] | None = None) -> Path:
     """Write DIR/report.html, claims.md, boundaries.csv and the figures beside them, and return the page.
+
+    What is missing is marked as such. No recipe is needed: what a page says is in the folder, see
+    `edgewise.lab.presentation`.
 
     Args:
         store: the results folder.
-        results: from `all_claims`, if it was called already.
+        figures: from `presentation.read`, if it was called already.
 
     Raises:
-        StoreError: a run of the sweep is missing.
+        StoreError: the folder does not say how its figures are shown, or cannot be written to.
     """
-    results = results or all_claims(store)
-    plots.save_figures(store, [its_recipe for its_recipe, _ in results])
-    sections = [
-        _section(its_recipe, figure_runs.scale, store.runs_of(figure_runs), claims)
-        for figure_runs, (its_recipe, claims) in zip(store.figures, results, strict=True)
-    ]
+    figures = presentation.read(store) if figures is None else figures
+    plots.save_figures(store, figures)
+    scripts = {"plotly": get_plotlyjs(), "script": _SCRIPT.read_text(encoding="utf-8")}
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(f"edgewise · {store.path.name}"),
-        verdict=_verdict([claim for _, claims in results for claim in claims]),
-        sections="\n".join(sections),
-        provenance=_provenance(store),
-        plotly=get_plotlyjs(),
+        scripts,
+        policy=_policy(list(scripts.values())),
+        title=html.escape(one_line(f"edgewise · {store.path.name}")),
+        verdict=html.escape(_verdict(figures)),
+        sections="\n".join(_section(store, shown) for shown in figures),
+        provenance=_provenance(store, figures),
     )
-    write_boundaries(store, [its_recipe for its_recipe, _ in results])
-    (store.path / "claims.md").write_text(_claims_markdown(results), encoding="utf-8")
-    path = store.path / "report.html"
-    temporary = path.with_name(".report.html")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    write_boundaries(store, figures)
+    store.write_file("claims.md", _claims_markdown(figures))
+    store.write_file("report.html", page)
+    return store.path / "report.html"
 
 
-def all_claims(store: Store) -> Results:
-    """Return each figure's recipe with its claims, held against the stored runs."""
-    pairs = [(recipe(figure.figure, store.recipe_file), store.runs_of(figure)) for figure in store.figures]
-    return [(its_recipe, its_recipe.claims(runs)) for its_recipe, runs in pairs]
+def _policy(scripts: Sequence[str]) -> str:
+    """Return the Content-Security-Policy under which a browser runs these scripts, and loads nothing."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    return (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+        "script-src " + " ".join(f"'sha256-{value}'" for value in hashes)
+    )
 
 
-def _claims_markdown(results: Results) -> str:
+def _claims_markdown(figures: Sequence[Presentation]) -> str:
     """Return the claims of all figures as a Markdown table."""
     lines = ["| | finding | expected | measured |", "|---|---|---|---|"]
-    for its_recipe, claims in results:
-        lines.append(f"| **{its_recipe.id}** | **{its_recipe.title}** | | |")
-        for claim in claims:
-            cells = (text.replace("|", "\\|") for text in (claim.text, claim.expected, claim.measured))
+    for shown in figures:
+        lines.append(f"| **{_markdown(shown.id)}** | **{_markdown(shown.title)}** | | |")
+        for claim in shown.claims:
+            cells = map(_markdown, (claim.text, claim.expected, claim.measured))
             lines.append(f"| {'✓' if claim.holds else '✗'} | {' | '.join(cells)} |")
+        if shown.note:
+            lines.append(f"| | *{_markdown(shown.note)}* | | |")
     return "\n".join(lines) + "\n"
 
 
-def write_boundaries(store: Store, recipes: Sequence[Recipe]) -> None:
-    """Write DIR/boundaries.csv: for each row of each phase diagram its failure boundary, best rate and best value."""
+def _markdown(text: str) -> str:
+    """Return a text as a cell of a Markdown table shows it: bars end a cell, and HTML would be taken for HTML."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("|", "\\|"))
+
+
+def write_boundaries(store: Store, figures: Sequence[Presentation]) -> None:
+    """Write DIR/boundaries.csv: for each row of each phase diagram its failure boundary, best rate and best value.
+
+    They are empty for rows of which runs are missing.
+    """
     lines: list[tuple[str, ...]] = [
         ("figure", "panel", "warmup", "boundary", "best rate", "best value", "value", "rate unit")
     ]
-    for its_recipe, figure in zip(recipes, store.figures, strict=True):
-        layout = its_recipe.layout
+    for shown in figures:
+        layout = shown.layout
         if not (isinstance(layout, PhaseDiagrams) and layout.value.of_training):
             continue
-        runs = store.runs_of(figure)
-        for panel, diagram in plots.panel_diagrams(layout, runs).items():
+        unit = shown.runs[0].config.optimizer.lr_unit if shown.runs else ""
+        for panel, diagram in panels.panel_diagrams(layout, shown.runs).items():
             for row in diagram.warmups:
-                numbers = (diagram.boundary(row), *diagram.best(row))
-                unit = runs[0].config.optimizer.lr_unit
-                lines.append((figure.figure, panel, str(row), *map(str, numbers), layout.value.label, unit))
+                known = diagram.complete(row)
+                numbers = map(str, (diagram.boundary(row), *diagram.best(row))) if known else ("", "", "")
+                lines.append((shown.id, panel, str(row), *numbers, layout.value.label, unit))
     if len(lines) > 1:
-        with (store.path / "boundaries.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(lines)
+        table = io.StringIO()
+        csv.writer(table).writerows(lines)
+        store.write_file("boundaries.csv", table.getvalue())
 
 
-def _verdict(claims: list[Claim]) -> str:
-    holding = sum(claim.holds for claim in claims)
-    return f"{holding} of {len(claims)} findings hold in these runs."
+def _verdict(figures: Sequence[Presentation]) -> str:
+    claims = [claim for shown in figures for claim in shown.claims]
+    open_ones = [shown.id for shown in figures if shown.note]
+    parts = []
+    if claims:
+        parts.append(f"{sum(claim.holds for claim in claims)} of {len(claims)} findings hold in these runs.")
+    if open_ones:
+        parts.append(f"Not judged, or not on the runs there are now: the findings of {', '.join(open_ones)}.")
+    return " ".join(parts) or "No findings are claimed of these runs."
 
 
-def _section(its_recipe: Recipe, scale: str, runs: Sequence[Run], claims: list[Claim]) -> str:
-    match its_recipe.layout:
+def _section(store: Store, shown: Presentation) -> str:
+    match shown.layout:
         case Trajectories():
-            body = _plot(its_recipe, interactive.trajectories(its_recipe.layout, runs))
+            body = _plot(shown, interactive.trajectories(shown.layout, shown.runs))
         case PhaseDiagrams():
-            body = _plot(its_recipe, interactive.phase_diagrams(its_recipe.layout, runs)) + _cells(
-                its_recipe, runs
-            )
+            body = _plot(shown, interactive.phase_diagrams(shown.layout, shown.runs)) + _cells(shown)
         case Table():
-            body = _table(its_recipe.layout, runs)
+            body = _table(shown.layout, shown.runs)
+    name = name_of(shown.id)
     return (
-        f'<section id="{its_recipe.id}"><h2>{html.escape(its_recipe.title)} '
-        f"<small>{its_recipe.id} at scale {scale}</small></h2>"
-        f"<p>{html.escape(its_recipe.finding)}</p>"
-        f"{body}{_claims_table(claims)}"
-        f'<p class="files">As in the paper: <a href="figures/{its_recipe.id}.png">PNG</a>, '
-        f'<a href="figures/{its_recipe.id}.pdf">PDF</a>.</p></section>'
+        f'<section id="{name}"><h2>{html.escape(shown.title)} '
+        f"<small>{html.escape(shown.id)} at scale {html.escape(shown.scale)}</small></h2>"
+        f"<p>{html.escape(shown.finding)}</p>"
+        f"{body}{_missing(store, shown)}{_claims_table(shown)}"
+        f'<p class="files">As in the paper: <a href="figures/{quote(name)}.png">PNG</a>, '
+        f'<a href="figures/{quote(name)}.pdf">PDF</a>.</p></section>'
     )
 
 
-def _plot(its_recipe: Recipe, figure: go.Figure) -> str:
-    plot = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"plot-{its_recipe.id}",  # not a random one: equal results, equal page
-        config={"displaylogo": False, "responsive": True},
+def _plot(shown: Presentation, figure: go.Figure) -> str:
+    """Return a place for the plot, and its content as data: report.js draws it."""
+    name = f"plot-{name_of(shown.id)}"
+    return (
+        f'<div class="plot" role="img" aria-label="{html.escape(shown.title)}"><div id="{name}"></div></div>'
+        f"{_data(f'content-{name}', figure.to_json())}"
     )
-    return f'<div class="plot" role="img" aria-label="{html.escape(its_recipe.title)}">{plot}</div>'
 
 
-def _cells(its_recipe: Recipe, runs: Sequence[Run]) -> str:
+def _data(name: str, content: str) -> str:
+    """Return JSON as a part of the page that nothing in it can end."""
+    escaped = content.replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{escaped}</script>'
+
+
+def _missing(store: Store, shown: Presentation) -> str:
+    """Return which runs of the figure are missing and why: those that failed one by one, the others together."""
+    if not shown.absent:
+        return ""
+    failed = [run for run in shown.absent if run.failed]
+    items = [_why(store, shown, run) for run in failed[:_MOST_MISSING]]
+    if more := len(failed[_MOST_MISSING:]):
+        items.append(f"and {more} more that failed: edgewise status names their tracebacks")
+    for reason in dict.fromkeys(run.reason for run in shown.absent if not run.failed):
+        names = [_name(shown, run) for run in shown.absent if not run.failed and run.reason == reason]
+        rest = f" and {len(names) - _MOST_MISSING} more" if len(names) > _MOST_MISSING else ""
+        items.append(html.escape(f"{reason}: {'; '.join(names[:_MOST_MISSING])}{rest}"))
+    counts = {"ended with an error": len(failed), "waiting": len(shown.absent) - len(failed)}
+    parts = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    return (
+        f'<div class="missing"><p>{len(shown.absent)} of {len(shown.runs)} runs are missing: {parts}. '
+        f"The same command again trains them.</p><ul>{''.join(f'<li>{item}</li>' for item in items)}</ul></div>"
+    )
+
+
+def _why(store: Store, shown: Presentation, run: Absent) -> str:
+    file = store.traceback_file(run.run_id)
+    link = f' (<a href="failures/{quote(file.name)}">traceback</a>)' if file.is_file() else ""
+    return f"{html.escape(_name(shown, run))}: <code>{html.escape(run.reason)}</code>{link}"
+
+
+def _name(shown: Presentation, run: Absent) -> str:
+    return f"{layouts.description(shown.layout, run.config)}, seed {run.config.seed}"
+
+
+def _cells(shown: Presentation) -> str:
     """Return the curves behind the cells: chosen from a list, with the keyboard, or by pointing at a cell."""
-    layout = its_recipe.layout
-    assert isinstance(layout, PhaseDiagrams)
-    points = max(8, min(_CURVE_POINTS, _ALL_POINTS // max(1, len(runs))))
+    runs, name = shown.finished, name_of(shown.id)
+    if not runs:
+        return ""
+    points = max(8, min(_CURVE_POINTS, _ALL_POINTS // len(runs)))
     curves: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        name = f"{layout.panel(run.config)} · η {run.config.optimizer.lr:g} · warmup {row_of(run.config)}"
-        curves.setdefault(name, []).append(_thinned(run, points))
-    options = "".join(f"<option>{html.escape(name)}</option>" for name in curves)
-    content = json.dumps(curves, separators=(",", ":")).replace("<", "\\u003c")
+        curves.setdefault(layouts.description(shown.layout, run.config), []).append(_thinned(run, points))
+    options = "".join(f'<option value="{html.escape(cell)}">{html.escape(cell)}</option>' for cell in curves)
     return (
-        f'<div class="cell"><label for="cell-{its_recipe.id}">Training behind a cell (point at it, or choose): </label>'
-        f'<select id="cell-{its_recipe.id}" data-figure="{its_recipe.id}">{options}</select>'
-        f'<div class="curves" id="curves-{its_recipe.id}" role="img" aria-label="training loss of the cell"></div>'
-        f'<script type="application/json" id="data-{its_recipe.id}">{content}</script></div>'
+        f'<div class="cell"><label for="cell-{name}">Training behind a cell (point at it, or choose): </label>'
+        f'<select id="cell-{name}" data-figure="{name}">{options}</select>'
+        f'<div class="curves" id="curves-{name}" role="img" aria-label="training loss of the cell"></div>'
+        f"{_data(f'data-{name}', json.dumps(curves, separators=(',', ':'), allow_nan=False))}</div>"
     )
 
 
@@ -159,17 +210,20 @@ def _thinned(run: Run, points: int) -> dict[str, Any]:
     """Return few enough points of a run's loss and rate for a small plot."""
     steps = run.columns["step"]
     kept = np.unique(np.linspace(0, len(steps) - 1, min(points, len(steps))).astype(int))
-    loss, lr = run.columns["train_loss"][kept], run.columns["lr"][kept]
     return {
         "seed": run.config.seed,
-        "step": steps[kept].astype(int).tolist(),
-        "loss": [float(f"{x:.4g}") if math.isfinite(x) else None for x in loss],
-        "lr": [float(f"{x:.4g}") for x in lr],
+        "step": [_short(x) for x in steps[kept]],
+        "loss": [_short(x) for x in run.columns["train_loss"][kept]],
+        "lr": [_short(x) for x in run.columns["lr"][kept]],
     }
 
 
-def _table(layout: Table, runs: Sequence[Run]) -> str:
-    rows, columns, texts = plots.table_cells(layout, runs)
+def _short(x: float) -> float | None:
+    return float(f"{x:.4g}") if math.isfinite(x) else None
+
+
+def _table(layout: Table, runs: Sequence[Run | Absent]) -> str:
+    rows, columns, texts = panels.table_cells(layout, runs)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
     body = "".join(
         f"<tr><th>{html.escape(row)}</th>{''.join(f'<td>{html.escape(t)}</td>' for t in its)}</tr>"
@@ -181,20 +235,33 @@ def _table(layout: Table, runs: Sequence[Run]) -> str:
     )
 
 
-def _claims_table(claims: list[Claim]) -> str:
-    rows = "".join(
+def _claims_table(shown: Presentation) -> str:
+    note = f'<p class="missing">Findings {html.escape(shown.note)}</p>' if shown.note else ""
+    if not shown.claims:
+        return note
+    rows = "".join(map(_claims_row, shown.claims))
+    head = "<tr><th>finding</th><th>expected</th><th>measured here</th><th></th></tr>"
+    return f'{note}<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _claims_row(claim: Claim) -> str:
+    return (
         f'<tr class="{"holds" if claim.holds else "fails"}"><td>{html.escape(claim.text)}</td>'
         f"<td>{html.escape(claim.expected)}</td><td>{html.escape(claim.measured)}</td>"
         f"<td>{'holds' if claim.holds else 'does not hold'}</td></tr>"
-        for claim in claims
     )
-    head = "<tr><th>finding</th><th>expected</th><th>measured here</th><th></th></tr>"
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
-def _provenance(store: Store) -> str:
+def _provenance(store: Store, figures: Sequence[Presentation]) -> str:
     run_ids = {run_id for figure in store.figures for run_id in figure.run_ids} - store.beyond
+    run_ids -= {run.run_id for shown in figures for run in shown.absent}
     seconds = sum(store.outcome(run_id)["seconds"] for run_id in run_ids)
     facts = store.provenance | {"runs": str(len(run_ids)), "training time, all processes": f"{seconds:.0f} s"}
-    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
+    rows = "".join(
+        f"<tr><td>{html.escape(one_line(str(k)))}</td><td>{html.escape(one_line(str(v)))}</td></tr>"
+        for k, v in facts.items()
+    )
+    if (store.path / presentation.RECIPE).is_file():
+        link = f'<a href="{presentation.RECIPE}">{presentation.RECIPE}</a>, as it was run'
+        rows += f"<tr><td>recipe</td><td>{link}</td></tr>"
     return f"<table><tbody>{rows}</tbody></table>"

@@ -2,13 +2,17 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.arguments import known_name, positive_count
+from edgewise.lab import presentation
 from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.engines import engine as engine_of
+from edgewise.lab.files import Folder
+from edgewise.lab.lock import locked
 from edgewise.lab.recipes import SCALES, recipe
 from edgewise.lab.store import FigureRuns, Store
 from edgewise.lab.work import Ladder, Work
@@ -48,8 +52,11 @@ def run(
     workers: int | None = None,
     recipe_file: Path | None = None,
     on_progress: Progress = lambda state: None,
+    on_notice: Callable[[str], None] = warnings.warn,
 ) -> Store:
-    """Train what is missing from the folder and return the complete store.
+    """Train what is missing from the folder, judge the claims on what is there, and return the complete store.
+
+    One sweep at a time is at work in a folder. What is damaged there is moved aside and trained again.
 
     Args:
         planned: from `plan`.
@@ -59,31 +66,44 @@ def run(
         workers: processes; all cores if not given.
         recipe_file: where the recipe is, if it is none of the paper's.
         on_progress: called often.
+        on_notice: called with a sentence for each thing that is wrong with the folder and was mended.
 
     Raises:
-        UnknownNameError: an unknown engine.
+        UnknownNameError: an unknown engine, or a figure that is in no recipe.
+        MissingLibraryError: the engine's library is not installed.
+        RecipeError: the recipe file has no label for a run.
         DataError: a data set is not prepared.
-        StoreError: the folder holds other results.
+        StoreError: the folder holds other results or a symlink, another sweep is at work there, or it cannot be
+            written to.
         Exception: the first error that a run raised, once the others are finished.
     """
+    execute = engine_of(engine)
     for name in {config.data.name for its in planned.values() for ladder in its for config in ladder}:
         check_prepared(name)
-    execute = engine_of(engine)
+    recipes = [recipe(figure, recipe_file) for figure in planned]
     workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
+    configs = [[config for ladder in its_ladders for config in ladder] for its_ladders in planned.values()]
     figures = [
-        FigureRuns(
-            figure=figure, scale=scale, run_ids=tuple(c.run_id for ladder in its_ladders for c in ladder)
-        )
-        for figure, its_ladders in planned.items()
+        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in its))
+        for figure, its in zip(planned, configs, strict=True)
     ]
-    store = Store.create(out, figures, recipe_file)
-    work = Work([ladder for its_ladders in planned.values() for ladder in its_ladders], store)
-    notes = _Notes(work, store, on_progress)
-    try:
-        execute(work, store, workers, notes.take)
-    finally:
-        notes.finish()
-        store.leave_out(work.beyond())
+    Store.check(out, figures)  # a folder that is refused is left without a lock
+    with locked(Folder(out)) as holder:
+        store = Store.create(out, figures, recipe_file)
+        store.holder = holder
+        for notice in store.notices():
+            on_notice(notice)
+        presentation.write(store, recipes, configs)
+        work = Work([ladder for its_ladders in planned.values() for ladder in its_ladders], store)
+        if missing := [config.num_steps for config in work.configs if not store.has(config.run_id)]:
+            store.check_room(max(missing))
+        notes = _Notes(work, store, on_progress)
+        try:
+            execute(work, store, workers, notes.take)
+        finally:
+            notes.finish()
+            store.leave_out(work.beyond())
+            presentation.judge(store, recipes)
     return store
 
 

@@ -7,14 +7,16 @@ faster more processes are.
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 
 import pytest
 
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import WorkerError
-from edgewise.lab import engines
+from edgewise.errors import RecipeError, WorkerError
+from edgewise.lab import engines, sweep
 from edgewise.lab.engines import local
+from edgewise.lab.recipes import own
 from edgewise.lab.store import FigureRuns, Store
 from edgewise.lab.training import train
 from edgewise.lab.work import Work
@@ -110,3 +112,94 @@ def test_a_killed_worker_is_said_and_the_sweep_goes_on_where_it_was(tmp_path):
     assert kept.stat().st_mtime_ns == before
     for config in configs:
         assert_stored_as_trained(store, config)
+
+
+@pytest.mark.parametrize("num_runs", [1, 3000])
+def test_what_a_process_is_sent_does_not_grow_with_the_sweep(tmp_path, monkeypatch, num_runs):
+    store = store_for(tmp_path / "out", [tiny(seed=seed) for seed in range(num_runs)])
+    sent = []
+
+    class Pool(local.ProcessPoolExecutor):
+        def __init__(self, *args, initargs, **kwargs):
+            _, *others = initargs
+            sent.append(len(pickle.dumps(others)))
+            super().__init__(*args, initargs=initargs, **kwargs)
+
+        def submit(self, function, /, *args):
+            sent.append(len(pickle.dumps((function, args))))
+            return super().submit(function, *args)
+
+    monkeypatch.setattr(local, "ProcessPoolExecutor", Pool)
+    local.run(work_of([TINY, tiny(seed=1)], store), store, 1, lambda steps: None)
+    assert len(sent) == 3
+    assert max(sent) < 2000
+
+
+IN_WORKERS = """
+import multiprocessing
+from edgewise.lab.configs import *
+from edgewise.lab.plugins import register_model
+
+in_worker = multiprocessing.parent_process() is not None
+
+class NeedsTwo(Exception):
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+BODY
+
+def configs():
+    return [RunConfig(data=DataConfig(name="digits"), model=ModelConfig(name=name, depth=1, width=8,
+            parameterization="sp"), optimizer=OptimizerConfig(name="sgd", lr=0.1), num_steps=4) for name in NAMES]
+"""
+
+
+def sweep_of(path, body, names=("fcn",), engine="local"):
+    file = path / "mine.py"
+    file.write_text(IN_WORKERS.replace("BODY", body).replace("NAMES", repr(names)))
+    its = own.load(file).ladders("own")
+    return sweep.run({"mine": its}, "own", path / "out", engine=engine, workers=2, recipe_file=file)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("if in_worker: raise ArithmeticError('no port left')", "raised ArithmeticError: no port left"),
+        (
+            "if in_worker: import no_such_library",
+            "raised ModuleNotFoundError: No module named 'no_such_library'",
+        ),
+        ("if in_worker: raise SystemExit(3)", "SystemExit: 3"),
+        ("if in_worker: raise NeedsTwo('a', 'b')", "raised NeedsTwo: a: b"),
+    ],
+)
+def test_a_recipe_that_raises_in_workers_alone_is_one_sentence_and_no_run_is_to_blame(tmp_path, body, said):
+    with pytest.raises(RecipeError, match=r"mine\.py") as caught:
+        sweep_of(tmp_path, body)
+    assert said in str(caught.value)
+    assert "in a process that trains, not where the sweep began" in str(caught.value)
+    assert not hasattr(caught.value, "__notes__")
+    store = Store.open(tmp_path / "out")
+    assert store.finished() == store.failed() == set()
+
+
+@pytest.mark.parametrize("engine", ["local", "vectorized"])
+@pytest.mark.parametrize(
+    ("raises", "kind", "said"),
+    [
+        ("raise NeedsTwo('width', 'too small')", "NeedsTwo", "width: too small"),
+        ("raise SystemExit('enough')", "SystemExit", "enough"),
+        ("class Local(Exception): pass\n    raise Local('of this call')", "Local", "of this call"),
+    ],
+)
+def test_whatever_a_run_raises_the_others_are_finished(tmp_path, engine, raises, kind, said):
+    body = f"@register_model('broken')\ndef broken(config, dataset):\n    {raises}\n"
+    with pytest.raises(Exception, match=said) as caught:
+        sweep_of(tmp_path, body, ("broken", "fcn"), engine)
+    assert isinstance(caught.value, WorkerError) or type(caught.value).__name__ == kind
+    assert kind in str(caught.value) or type(caught.value).__name__ == kind
+    store = Store.open(tmp_path / "out")
+    assert len(store.finished()) == len(store.failed()) == 1
+    (failure,) = (tmp_path / "out" / "failures").iterdir()
+    assert said in failure.read_text()
+    assert ", in broken" in failure.read_text()  # where

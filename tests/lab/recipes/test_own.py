@@ -97,6 +97,15 @@ def test_how_the_runs_are_shown_follows_from_them(tmp_path, runs, kind):
             HEAD + "def configs():\n    return [run(data='dgits')]",
             "raised UnknownNameError: unknown data 'dgits'",
         ),
+        (HEAD + "title = 3\ndef configs():\n    return [run()]", "title of .* must be a text, got 3"),
+        (
+            HEAD + "finding = None\ndef configs():\n    return [run()]",
+            "finding of .* must be a text, got None",
+        ),
+        (
+            HEAD + "claims = []\ndef configs():\n    return [run()]",
+            r"claims of .* must be a function .* got \[\]",
+        ),
         (
             HEAD + "layout = 3\ndef configs():\n    return [run()]",
             "layout of .* must be Trajectories, .* got 3",

@@ -19,5 +19,9 @@ def engine(name: str) -> Engine:
 
     Raises:
         UnknownNameError: there is none.
+        MissingLibraryError: it needs a library that is not installed.
     """
-    return ENGINES[known_name("engine", name, ENGINES)]
+    chosen = ENGINES[known_name("engine", name, ENGINES)]
+    if chosen is cluster.run:
+        cluster.imported()  # or says what to install, before anything else is done
+    return chosen

@@ -1,9 +1,11 @@
 """Ray tasks, on this machine or on a cluster: RAY_ADDRESS says which, as `ray.init` reads it.
 
-A task whose worker dies is tried again. Results come back here and are stored here, so that workers need no common
-file system; a recipe of one's own must lie at the same path on each machine.
+A task whose worker dies is tried again. A worker that sees the results folder stores its run there itself, so that
+nothing is lost with the driver; from a machine without that folder the run comes here and is stored. A recipe of one's
+own must lie at the same path on each machine.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -11,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from edgewise.lab import plugins
+from edgewise.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
+from edgewise.lab import lock, run_folder
 from edgewise.lab.configs import RunConfig
+from edgewise.lab.engines import worker
+from edgewise.lab.files import Folder
 from edgewise.lab.store import Store
-from edgewise.lab.training import RunResult, train
+from edgewise.lab.training import RunResult
 from edgewise.lab.work import Work
 
 _RETRIES = 3  # of a run whose worker dies
@@ -33,7 +36,10 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
         on_progress: called often.
 
     Raises:
-        ModuleNotFoundError: Ray is not installed.
+        MissingLibraryError: Ray is not installed.
+        WorkerError: Ray cannot be started or reached.
+        StoreError: results cannot be written.
+        RecipeError: the recipe raises in the workers.
         Exception: the first error of a run, once the others are finished and stored.
     """
     ray = _started(workers)
@@ -43,7 +49,10 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
 
     def submit(configs: list[RunConfig]) -> None:
         for config in configs:
-            pending[train_there.remote(config, store.recipe_file, sys.path)] = config
+            reference = train_there.remote(
+                config, store.recipe_file, sys.path, store.path.absolute(), store.holder
+            )
+            pending[reference] = config
 
     submit(work.start())
     try:
@@ -54,9 +63,13 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
                 try:
                     result = ray.get(reference)
                 except Exception as error:  # of the run, or of a worker that died too often
-                    work.fail(config, getattr(error, "cause", None) or error)
+                    cause = getattr(error, "cause", None) or error
+                    if isinstance(cause, RecipeError):
+                        raise cause from None
+                    work.fail(config, cause)
                     continue
-                store.save(config, result.rows, result.outcome)
+                if not store.has(config.run_id):
+                    store.save(config, result.rows, result.outcome)
                 steps[config.run_id] = config.num_steps
                 submit(work.after(config))
             on_progress(dict(steps))
@@ -66,26 +79,48 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
     work.raise_first_error()
 
 
-def _started(workers: int) -> Any:
-    """Return Ray, connected."""
+def imported() -> Any:
+    """Return Ray.
+
+    Raises:
+        MissingLibraryError: it is not installed.
+    """
     try:
         import ray  # noqa: PLC0415 - only who chooses this engine needs it
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingLibraryError(
             f"engine 'ray' needs Ray ({error}): pip install 'edgewise[ray]', or choose engine 'local'."
         ) from error
-    if not ray.is_initialized():
-        own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
-        ray.init(
-            log_to_driver=False, logging_level=logging.ERROR, **{} if "RAY_ADDRESS" in os.environ else own
-        )
     return ray
 
 
-def _train(config: RunConfig, recipe_file: Path | None, path: list[str]) -> RunResult:
-    """Train in a worker, with one thread, as the local engine does."""
+def _started(workers: int) -> Any:
+    """Return Ray, connected."""
+    ray = imported()
+    if not ray.is_initialized():
+        own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+        try:
+            ray.init(
+                log_to_driver=False, logging_level=logging.ERROR, **{} if "RAY_ADDRESS" in os.environ else own
+            )
+        except Exception as error:
+            where = os.environ.get("RAY_ADDRESS", "this machine")
+            raise WorkerError(
+                f"Ray cannot be started or reached on {where} ({type(error).__name__}: {error}): see RAY_ADDRESS, or "
+                "choose engine 'local'."
+            ) from error
+    return ray
+
+
+def _train(
+    config: RunConfig, recipe_file: Path | None, path: list[str], results: Path, holder: str
+) -> RunResult:
+    """Train in a worker, with one thread, as the local engine does, and store the run if the folder is here."""
     sys.path[:] = path  # finds what the driver finds, also without an installation
-    torch.set_num_threads(1)
-    if recipe_file is not None:
-        plugins.execute(recipe_file)
-    return train(config)
+    worker.prepare(recipe_file)
+    result = worker.trained(config)
+    folder = Folder(results)
+    if lock.holds(folder, holder):  # the very folder, and not another one of the same path on another machine
+        with contextlib.suppress(StoreError):  # then the driver tries
+            run_folder.save(folder, config, result.rows, result.outcome)
+    return result

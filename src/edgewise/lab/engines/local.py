@@ -12,18 +12,20 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from edgewise.errors import StoreError, WorkerError
-from edgewise.lab import plugins
+from edgewise.errors import RecipeError, StoreError, WorkerError
+from edgewise.lab import run_folder
 from edgewise.lab.configs import RunConfig
+from edgewise.lab.engines import worker
+from edgewise.lab.files import Folder
 from edgewise.lab.store import Store
-from edgewise.lab.training import train
 from edgewise.lab.work import Work
 
 _POLL_SECONDS = 0.2
 
-_steps_done: Any = None  # in a worker: shared counters, one a config
+# In a worker, set once:
+_steps_done: Any = None  # shared counters, one a config
+_results: Folder  # where the runs are stored
+_recipe_error: RecipeError | None = None  # what its recipe raised
 
 
 def run(
@@ -37,6 +39,7 @@ def run(
     Raises:
         Exception: the first error of a run, with its run id noted, once the others are finished and stored.
         StoreError: results cannot be written.
+        RecipeError: the recipe raises in the processes.
         WorkerError: a process was killed.
         KeyboardInterrupt: Ctrl-C, which the terminal sends to the workers as well.
     """
@@ -50,12 +53,12 @@ def run(
         min(workers, max(1, len(index))),
         mp_context=context,
         initializer=_start_worker,
-        initargs=(counters, store.recipe_file),
+        initargs=(counters, store.path, store.recipe_file),
     ) as pool:
 
         def submit(configs: list[RunConfig]) -> None:
             for config in configs:
-                pending[pool.submit(_train_and_store, index[config.run_id], config, store)] = config
+                pending[pool.submit(_train_and_store, index[config.run_id], config)] = config
                 begun.append(config.run_id)
             started.update(multiprocessing.active_children())
 
@@ -68,7 +71,7 @@ def run(
                     if (error := future.exception()) is None:
                         submit(work.after(config))
                     elif isinstance(error, Exception) and not isinstance(
-                        error, BrokenProcessPool | StoreError
+                        error, BrokenProcessPool | StoreError | RecipeError
                     ):
                         work.fail(config, error)
                     else:
@@ -87,19 +90,20 @@ def run(
 
 
 def _ended_by_ctrl_c(workers: set[BaseProcess]) -> bool:
-    for worker in workers:
-        worker.join(_POLL_SECONDS)
-    return any(worker.exitcode == -signal.SIGINT for worker in workers)
+    for process in workers:
+        process.join(_POLL_SECONDS)
+    return any(process.exitcode == -signal.SIGINT for process in workers)
 
 
-def _start_worker(counters: Any, recipe_file: Path | None) -> None:
-    global _steps_done  # noqa: PLW0603 - a worker's only state, set once
-    _steps_done = counters
+def _start_worker(counters: Any, results: Path, recipe_file: Path | None) -> None:
+    global _steps_done, _results, _recipe_error  # noqa: PLW0603 - a worker's only state, set once
+    _steps_done, _results = counters, Folder(results)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C leave without a traceback
-    torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if recipe_file is not None:
-        plugins.execute(recipe_file)  # registers its data and networks here, too
+    try:
+        worker.prepare(recipe_file)
+    except RecipeError as error:  # raised here it would look as if the process had been killed
+        _recipe_error = error
 
 
 def _end_with_parent() -> None:
@@ -110,10 +114,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _train_and_store(index: int, config: RunConfig, store: Store) -> None:
+def _train_and_store(index: int, config: RunConfig) -> None:
     def count(step: int) -> None:
         _steps_done[index] = step
 
-    result = train(config, count)
-    store.save(config, result.rows, result.outcome)
+    if _recipe_error is not None:
+        raise _recipe_error
+    result = worker.trained(config, count)
+    run_folder.save(_results, config, result.rows, result.outcome)
     _steps_done[index] = config.num_steps  # a diverged run is done early

@@ -17,6 +17,7 @@ import torch
 
 from edgewise.lab.batched_training import is_batchable, train_together
 from edgewise.lab.configs import RunConfig, WarmupConfig
+from edgewise.lab.engines.worker import as_exception
 from edgewise.lab.store import Store
 from edgewise.lab.training import RunResult, train
 from edgewise.lab.work import Work
@@ -42,9 +43,9 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
     for chunk in chunks(missing):
         try:
             trained = _train_what_fits(chunk, on_progress)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             for config in chunk:
-                work.fail(config, error)
+                work.fail(config, as_exception(error))
             continue
         for config, result in trained:
             store.save(config, result.rows, result.outcome)

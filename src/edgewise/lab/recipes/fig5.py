@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.phase_diagram import CellValue, PhaseDiagram, phase_diagram
+from edgewise.lab.phase_diagram import CellValue, OutcomeEntry, PhaseDiagram, phase_diagram
 from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.recipe import (
     Claim,
@@ -18,14 +18,10 @@ from edgewise.lab.recipes.recipe import (
 )
 from edgewise.lab.store import Run
 
-
-def steps_saved(run: Run) -> float:
-    """Return T_save; negative where the search cost more than it saved."""
-    saved = run.outcome["warmup"]["steps_saved"]
-    return math.nan if saved is None else float(saved)
-
-
-STEPS_SAVED = CellValue(label="T_save (steps)", of=steps_saved, digits=0, of_training=False)
+# Negative where the search cost more than it saved.
+STEPS_SAVED = CellValue(
+    label="T_save (steps)", of=OutcomeEntry("warmup.steps_saved"), digits=0, of_training=False
+)
 
 
 def configs(scale: str, parameterization: str, optimizer: str) -> tuple[RunConfig, ...]:
@@ -67,7 +63,7 @@ def _formula(runs: Sequence[Run]) -> Claim:
         start = run.columns["lr"][0] / target
         reached = int(np.argmax(run.columns["lr"] >= target * (1 - 1e-9)))
         errors += [
-            abs(steps_saved(run) - (steps * start - done["num_forwards"] / 2)),
+            abs(STEPS_SAVED.of(run) - (steps * start - done["num_forwards"] / 2)),
             abs(reached - steps * (1 - start)),
         ]
     return Claim(

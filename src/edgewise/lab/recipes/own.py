@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgewise.errors import RecipeError
@@ -11,12 +12,15 @@ from edgewise.lab.recipes.recipe import (
     LOSS,
     PRECONDITIONED_SHARPNESS,
     SHARPNESS,
+    Claim,
     PhaseDiagrams,
     Quantity,
     Recipe,
     Table,
     Trajectories,
+    no_claims,
 )
+from edgewise.lab.store import Run
 
 SCALE = "own"
 _DIAGRAM_RATES = 3  # with so many target rates, runs without measurements are a phase diagram
@@ -44,12 +48,28 @@ def load(path: Path) -> Recipe:
         raise RecipeError(f"layout of {path} must be Trajectories, PhaseDiagrams or Table, got {layout!r}.")
     return Recipe(
         id=path.stem,
-        title=getattr(module, "title", path.stem),
-        finding=getattr(module, "finding", ""),
+        title=_text(path, module, "title", path.stem),
+        finding=_text(path, module, "finding", ""),
         configs=lambda scale: configs,
-        claims=getattr(module, "claims", lambda runs: []),
+        claims=_claims(path, module),
         layout=layout,
     )
+
+
+def _text(path: Path, module: ModuleType, name: str, default: str) -> str:
+    text = getattr(module, name, default)
+    if not isinstance(text, str):
+        raise RecipeError(f"{name} of {path} must be a text, got {text!r}.")
+    return text
+
+
+def _claims(path: Path, module: ModuleType) -> Callable[[Sequence[Run]], list[Claim]]:
+    claims: Any = getattr(module, "claims", no_claims)
+    if not callable(claims):
+        raise RecipeError(
+            f"claims of {path} must be a function that takes the runs and returns a list of Claim, got {claims!r}."
+        )
+    return claims
 
 
 def _checked(path: Path, configs: Any) -> tuple[RunConfig, ...]:
@@ -89,15 +109,15 @@ def difference_label(
     configs: Sequence[RunConfig], *, without: tuple[str, ...] = ()
 ) -> Callable[[RunConfig], str]:
     """Return a label that says in what a run differs from the others, but for some fields."""
-    flat = {config: _flat(config) for config in configs}
-    first = next(iter(flat.values()))
-    varying = [name for name in first if any(values[name] != first[name] for values in flat.values())]
+    flat = [_flat(config) for config in configs]
+    varying = [name for name in flat[0] if any(values[name] != flat[0][name] for values in flat)]
     shown = [name for name in varying if name not in without]
-    texts = {
-        config: ", ".join(f"{name} {values[name]}" for name in shown) or "all runs"
-        for config, values in flat.items()
-    }
-    return texts.__getitem__
+
+    def label(config: RunConfig) -> str:
+        values = _flat(config)
+        return ", ".join(f"{name} {values[name]}" for name in shown) or "all runs"
+
+    return label
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Recipe:
     configs: Callable[[str], tuple[RunConfig, ...]]
     """Scale → runs."""
     claims: Callable[[Sequence[Run]], list[Claim]]
+    """All runs of the figure → what holds on them; asked where a sweep ends, not where results are read."""
     layout: Trajectories | PhaseDiagrams | Table
 
     def ladders(self, scale: str) -> list[Ladder]:
@@ -88,6 +89,11 @@ class Recipe:
             isinstance(self.layout, PhaseDiagrams) and self.layout.climbs and self.layout.value.of_training
         )
         return ladders(configs) if climbs else [(config,) for config in configs]
+
+
+def no_claims(runs: Sequence[Run]) -> list[Claim]:
+    """Return nothing: the recipe claims nothing."""
+    return []
 
 
 LOSS = Quantity(column="train_loss", label="training loss")

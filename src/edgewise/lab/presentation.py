@@ -1,0 +1,242 @@
+"""How a folder's figures are shown, as data, so that a report needs no recipe and runs no code.
+
+DIR/presentation.json   titles, labels and panels, and the settings of every planned run; written as a sweep begins
+DIR/findings.json       the claims as judged, and what else only the recipe can compute; written as it ends
+DIR/recipe.py           a recipe of one's own as it was run, for the reader: nothing executes it
+"""
+
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgewise.errors import RecipeError, StoreError
+from edgewise.lab import documents, layouts, plugins
+from edgewise.lab.configs import RunConfig, from_dict, to_dict
+from edgewise.lab.documents import one_line
+from edgewise.lab.layouts import Layout
+from edgewise.lab.recipes.recipe import Claim, Recipe, Trajectories, no_claims
+from edgewise.lab.store import Absent, FigureRuns, Run, Store
+
+PRESENTATION, FINDINGS, RECIPE = "presentation.json", "findings.json", "recipe.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presentation:
+    """A figure as its folder has it."""
+
+    id: str
+    scale: str
+    title: str
+    finding: str
+    layout: Layout
+    """The recipe's, but its functions look up what those of the recipe returned."""
+    runs: tuple[Run | Absent, ...]
+    """All that the figure is made of, in the recipe's order, without those beyond the failure boundary."""
+    claims: tuple[Claim, ...]
+    """As the recipe judged them."""
+    note: str
+    """On how many runs they were judged, if not on all, or why they were not."""
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that are there."""
+        return [run for run in self.runs if isinstance(run, Run)]
+
+    @property
+    def absent(self) -> list[Absent]:
+        """The runs that are not."""
+        return [run for run in self.runs if isinstance(run, Absent)]
+
+
+def write(store: Store, recipes: Sequence[Recipe], planned: Sequence[Sequence[RunConfig]]) -> None:
+    """Store how figures are shown, and a copy of a recipe of one's own.
+
+    Args:
+        store: the results folder.
+        recipes: of its figures.
+        planned: the runs of each.
+
+    Raises:
+        RecipeError: a recipe of one's own has no label for a run.
+        StoreError: the folder cannot be written to.
+    """
+    figures = {
+        recipe.id: _figure_to_data(store, recipe, configs)
+        for recipe, configs in zip(recipes, planned, strict=True)
+    }
+    configs = {config.run_id: to_dict(config) for its in planned for config in its}
+    documents.write(store, PRESENTATION, {"configs": configs, "figures": figures})
+    if store.recipe_file is not None:
+        documents.copy(store, RECIPE, store.recipe_file)
+
+
+def judge(store: Store, recipes: Sequence[Recipe]) -> None:
+    """Hold the claims of each figure against its runs, and record what came out, if there is room.
+
+    They are judged on all runs of a figure or not at all: on some of them a claim may come out wrong.
+    """
+    by_id = {recipe.id: recipe for recipe in recipes}
+    findings = {figure.figure: _judged(store, figure, by_id[figure.figure]) for figure in store.figures}
+    with contextlib.suppress(StoreError):
+        documents.write(store, FINDINGS, findings)
+
+
+def read(store: Store) -> list[Presentation]:
+    """Return the store's figures, with what there is of their runs.
+
+    Raises:
+        StoreError: the folder does not say how they are shown.
+    """
+    content = documents.read(store, PRESENTATION)
+    if content is None:
+        raise StoreError(
+            f"{store.path} does not say how its figures are shown, as those made by an earlier edgewise do not: run "
+            "the same command again (edgewise figure or edgewise sweep with --out); finished runs are kept."
+        )
+    findings: dict[str, Any] = {}
+    unreadable = ""
+    try:
+        findings = documents.read(store, FINDINGS) or {}
+    except StoreError as error:
+        unreadable = str(error)
+    try:
+        return [
+            _figure_from_data(store, figure, content, findings.get(figure.figure), unreadable)
+            for figure in store.figures
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise documents.damaged(store, PRESENTATION) from error
+
+
+def names(store: Store, run_ids: Collection[str]) -> dict[str, str]:
+    """Return run id → where among the figures these runs are found, as far as the folder says."""
+    found = {}
+    with contextlib.suppress(StoreError, AttributeError, KeyError, TypeError, ValueError):
+        content = documents.read(store, PRESENTATION)
+        for figure in store.figures:
+            configs = {
+                from_dict(content["configs"][run_id]): run_id
+                for run_id in figure.run_ids
+                if run_id in run_ids
+            }
+            layout = layouts.from_data(content["figures"][figure.figure]["layout"], configs, {})
+            for config, run_id in configs.items():
+                where = layouts.description(layout, config)
+                found[run_id] = one_line(f"{figure.figure}: {where}, seed {config.seed}")
+    return found
+
+
+def _called(store: Store, function: Callable[[], Any]) -> Any:
+    """Return what code of a recipe returns; what a recipe of one's own raises says where."""
+    return function() if store.recipe_file is None else plugins.called(store.recipe_file, function)
+
+
+def _figure_to_data(store: Store, recipe: Recipe, configs: Sequence[RunConfig]) -> dict[str, Any]:
+    layout = _called(store, lambda: layouts.to_data(recipe.layout, configs))
+    return {"title": recipe.title, "finding": recipe.finding, "layout": layout}
+
+
+def _judged(store: Store, figure: FigureRuns, recipe: Recipe) -> dict[str, Any]:
+    """Return the claims on a figure's runs, or why there are none, and the values that no outcome holds."""
+    wanted = _wanted(store, figure)
+    there = [run_id for run_id in wanted if store.has(run_id)]
+    judgeable, value = there == wanted or recipe.claims is no_claims, layouts.computed(recipe.layout)
+    judged: dict[str, Any] = {"runs": there, "claims": None, "values": {}, "error": None}
+    if not judgeable and value is None:
+        return judged
+    try:
+        runs = [store.load(run_id) for run_id in there]
+        if value is not None:
+            judged["values"] = _called(
+                store, lambda: {run_id: float(value(run)) for run_id, run in zip(there, runs, strict=True)}
+            )
+        if judgeable:
+            judged["claims"] = _called(store, lambda: list(map(_claim_to_data, recipe.claims(runs))))
+    except Exception as error:  # whatever the recipe raises, or a run that is damaged: said in the report
+        named = isinstance(error, RecipeError | StoreError)
+        judged["error"] = str(error) if named else f"{type(error).__name__}: {error}"
+    return judged
+
+
+def _wanted(store: Store, figure: FigureRuns) -> list[str]:
+    return [run_id for run_id in figure.run_ids if run_id not in store.beyond]
+
+
+def _figure_from_data(
+    store: Store,
+    figure: FigureRuns,
+    content: dict[str, Any],
+    judged: dict[str, Any] | None,
+    unreadable: str,
+) -> Presentation:
+    data, values = content["figures"][figure.figure], judged["values"] if judged else {}
+    failed = store.failed()
+    runs = {run_id: _run(store, run_id, content["configs"], failed) for run_id in _wanted(store, figure)}
+    layout = layouts.from_data(data["layout"], {run.config: i for i, run in runs.items()}, values)
+    if layouts.computed(layout) is not None:
+        runs = {run_id: run if run_id in values else _not_valued(run_id, run) for run_id, run in runs.items()}
+    for run in runs.values():
+        if isinstance(run, Run) and not isinstance(layout, Trajectories):
+            layout.value.of(run)  # raises here rather than in a plot, if no outcome has the entry
+    return Presentation(
+        id=one_line(figure.figure),
+        scale=one_line(figure.scale),
+        title=one_line(data["title"]),
+        finding=one_line(data["finding"]),
+        layout=layout,
+        runs=tuple(runs.values()),
+        claims=tuple(map(_claim_from_data, (judged and judged["claims"]) or ())),
+        note=one_line(_note(judged, runs, unreadable)),
+    )
+
+
+def _run(store: Store, run_id: str, configs: dict[str, Any], failed: set[str]) -> Run | Absent:
+    """Return a run, or why it is not there."""
+    reason = store.last_line(run_id) if run_id in failed else "not trained yet"
+    broken = run_id in failed
+    try:
+        if store.has(run_id):
+            return store.load(run_id)
+        fault = store.fault(run_id)
+    except StoreError as error:
+        fault = error
+    if fault is not None:
+        reason, broken = str(fault), True
+    return Absent(run_id=run_id, config=from_dict(configs[run_id]), failed=broken, reason=one_line(reason))
+
+
+def _not_valued(run_id: str, run: Run | Absent) -> Absent:
+    """Return a run as one that cannot be shown before the recipe has looked at it."""
+    if isinstance(run, Absent):
+        return run
+    reason = "finished, but its value is not known: run the same command again"
+    return Absent(run_id=run_id, config=run.config, failed=False, reason=reason)
+
+
+def _claim_to_data(claim: Claim) -> dict[str, Any]:
+    if not isinstance(claim, Claim):
+        raise TypeError(f"claims() must return a list of Claim, got {claim!r} in it")
+    texts = {name: str(getattr(claim, name)) for name in ("text", "expected", "measured")}
+    return texts | {"holds": bool(claim.holds)}
+
+
+def _claim_from_data(data: dict[str, Any]) -> Claim:
+    texts = {name: one_line(data[name]) for name in ("text", "expected", "measured")}
+    return Claim(**texts, holds=data["holds"] is True)
+
+
+def _note(judged: dict[str, Any] | None, runs: dict[str, Run | Absent], unreadable: str) -> str:
+    missing = sum(isinstance(run, Absent) for run in runs.values())
+    if judged and judged["claims"] is not None:
+        known = len(set(judged["runs"]) & set(runs))
+        if not judged["claims"] or (known == len(runs) and not missing):
+            return ""
+        if known == len(runs):
+            return f"judged when all {known} runs were there; {missing} are missing now."
+        return f"judged on {known} of {len(runs)} runs: run the same command again to judge on all."
+    if judged and judged["error"]:
+        return f"not judged: {judged['error']}"
+    if missing:
+        return f"not judged: {missing} of {len(runs)} runs missing."
+    return f"not judged: {unreadable or 'run the same command again.'}"
