@@ -118,6 +118,8 @@ def test_what_cannot_be_a_closure_is_refused_at_every_step(warmup, closure, mess
         made.observe(run.closure)
         run.optimizer.step()
         made.step()
+        run.optimizer.zero_grad()
+        run.closure().backward()
 
 
 @pytest.mark.parametrize("loss", [None, 0.5, -3, np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5])])

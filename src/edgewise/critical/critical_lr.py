@@ -21,6 +21,7 @@ from edgewise.arguments import (
     a_model,
     an_optimizer,
     known_name,
+    nonnegative_number,
     positive_count,
     positive_number,
     positive_share,
@@ -188,7 +189,8 @@ def search_critical_lr(
     a_closure(closure)
     a_loss_value("known", known)
     search = _Search(optimizer, guess, max_lr, rtol, tolerance, max_forwards, method)
-    search.most_rise, search.most_excess = most_rise, most_excess
+    search.most_rise = None if most_rise is None else nonnegative_number("most_rise", most_rise)
+    search.most_excess = nonnegative_number("most_excess", most_excess)
     with along_update(optimizer, closure, first=search.first, known=known) as (loss, update, slope):
         return search.run(loss, update, slope, doubtful=True)
 
