@@ -16,7 +16,6 @@ import edgewise as ew
 from edgewise.lab.configs import OptimizerConfig, RunConfig
 from edgewise.lab.phase_diagram import Cell, cell_of
 from edgewise.lab.recipes import recipe
-from edgewise.lab.store import Run
 from edgewise.lab.training import train
 
 SEEDS = range(5)
@@ -57,7 +56,7 @@ def run(config: RunConfig) -> Result:
     done = train(config)
     last = [row["train_loss"] for row in done.rows[-config.num_steps // 10 :]]
     return Result(
-        trained=cell_of(Run(config=config, columns={}, outcome=done.outcome)) is Cell.TRAINED,
+        trained=cell_of(done.outcome) is Cell.TRAINED,
         final_loss=statistics.fmean(last) if config.model.name == "fcn" else done.outcome["test_loss"],
         report=ew.WarmupReport(**done.outcome["warmup"]),
     )
