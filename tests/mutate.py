@@ -809,8 +809,8 @@ FAULTS = [
     Fault(
         name="no step back from a falling loss",
         file="warmup/catapult.py",
-        old="elif rising and value >",
-        new="elif value >",
+        old="elif rising and self._is_too_high(value):",
+        new="elif self._is_too_high(value):",
         test="warmup/test_catapult.py",
     ),
     Fault(
