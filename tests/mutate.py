@@ -807,13 +807,6 @@ FAULTS = [
         test="warmup/test_catapult.py",
     ),
     Fault(
-        name="no step back from a falling loss",
-        file="warmup/catapult.py",
-        old="elif rising and self._is_too_high(value):",
-        new="elif self._is_too_high(value):",
-        test="warmup/test_catapult.py",
-    ),
-    Fault(
         name="each rank decides by its own loss",
         file="warmup/scheduler.py",
         old="return float(ranks.sum(own.cpu())) / ranks.num",
