@@ -323,7 +323,7 @@ def ddp_errors(rank: int) -> dict:
         ),
         "no batches to follow": error_of(ew.Monitor, model, adamw(model), mse, batches=[] if rank else mine),
         "a wrapped model inside": error_of(ew.sharpness, nn.Sequential(model), mse, mine),
-        "not a number in a warmup": error_of(observed, model, mine, failing(rank, 1, not_a_number)),
+        "not a number in a warmup": error_of(observed, model, mine, failing(rank, 2, not_a_number)),
         "unwrapped": ranks_of(model.module).num,
     }
 

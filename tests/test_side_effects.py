@@ -711,6 +711,7 @@ def test_a_measurement_has_no_side_effect(name, measurement):
         assert ew.assert_no_side_effects(model, optimizer, measure) is not None
 
 
+@pytest.mark.filterwarnings("ignore:GIAdamW keeps v")  # in bfloat16
 @pytest.mark.parametrize("make_optimizer", [torch.optim.AdamW, torch.optim.SGD, ew.GIAdamW])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_warmup_that_observes_changes_learning_rates_alone(name, make_optimizer):

@@ -31,9 +31,16 @@ class GradientWatch:
         self._values: list[tuple[Tensor, Tensor]] = []  # parameter, and some entries of its gradient
         self._handle: RemovableHandle | None = None
 
-    def note(self, optimizer: Optimizer, update: int, position: Callable[[], int]) -> None:
-        """Take the gradients as they are for those of this update; `position` is a method that says which one comes."""
-        if self.warned:
+    def attach(self, optimizer: Optimizer, position: Callable[[], int]) -> None:
+        """Compare before each update from here on; `position` is a method that says which one comes."""
+        if self._handle is None:
+            check = _Check(self, position)
+            self._handle = optimizer.register_step_pre_hook(torch.compiler.disable(check))
+            weakref.finalize(self, self._handle.remove).atexit = False
+
+    def note(self, optimizer: Optimizer, update: int) -> None:
+        """Take the gradients as they are for those of this update, and compare last: another hook may clip."""
+        if self.warned or self._handle is None:
             return
         self._update = update
         own = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -41,7 +48,9 @@ class GradientWatch:
         some = [p for p in own if p.grad.layout is torch.strided]
         some = some[:: -(-len(some) // _MOST_PARAMETERS) or 1]
         self._values = [(p, _entries(p.grad).clone()) for p in some]
-        self._compare_last(optimizer, position)
+        hooks = cast("OrderedDict[int, Any]", optimizer._optimizer_step_pre_hooks)
+        if next(reversed(hooks)) != self._handle.id:
+            hooks.move_to_end(self._handle.id)
 
     def forget(self) -> None:
         """Take no gradients for noted: none were measured with, or what was measured does not count."""
@@ -53,16 +62,6 @@ class GradientWatch:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-
-    def _compare_last(self, optimizer: Optimizer, position: Callable[[], int]) -> None:
-        """Let the comparison be the last that happens before a step: another hook may clip."""
-        if self._handle is None:
-            check = _Check(self, position)
-            self._handle = optimizer.register_step_pre_hook(torch.compiler.disable(check))
-            weakref.finalize(self, self._handle.remove).atexit = False
-        hooks = cast("OrderedDict[int, Any]", optimizer._optimizer_step_pre_hooks)
-        if next(reversed(hooks)) != self._handle.id:
-            hooks.move_to_end(self._handle.id)
 
     def compare(self, update: int) -> None:
         """Warn if the gradients are not those that were noted for this update."""

@@ -75,6 +75,7 @@ class LinearWarmup(Warmup):
         optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.warmup_steps = self._end = positive_count("warmup_steps", warmup_steps)
         self.lr_init: float | str = lr_init
+        self._measures = lr_init == "critical"
         self.start: CriticalLRResult | None = None
         self._since = 0  # the update that is the first of the warmup: those before had nothing to measure
         if isinstance(lr_init, str) and lr_init == "critical":

@@ -50,6 +50,7 @@ class Warmup(UpdateSchedule):
             given. Counted in forwards, of which a training step is three.
     """
 
+    _measures = True  # whether gradients are measured with, and have to be those of the update
     _ranks: Ranks | None = None  # once they are known
     _since_format: tuple[str, ...] = ()  # further entries that states without a format lack
     _may_differ: tuple[str, ...] = ()  # settings that may be others after a resume
@@ -129,6 +130,11 @@ class Warmup(UpdateSchedule):
         self._has_follower = True
         agree_on_targets(self, scheduler)
         return WarmupThen(self, scheduler)
+
+    def _attach(self) -> None:
+        super()._attach()
+        if self._measures:
+            self._gradients.attach(self.optimizer, self._position)
 
     def close(self) -> None:
         """Let go of the optimizer: no update is counted any more, and the rates stay as they are. May be repeated."""
@@ -249,7 +255,7 @@ class Warmup(UpdateSchedule):
 
     def _watch_gradients(self) -> None:
         """Warn if the gradients that were measured with are not those of the coming update."""
-        self._gradients.note(self.optimizer, self._updates, self._position)
+        self._gradients.note(self.optimizer, self._updates)
 
     def _position(self) -> int:
         return self._updates
