@@ -379,16 +379,30 @@ def test_a_skipped_step_or_one_with_a_closure_is_not_compared_with_the_next(make
             warmup.step()
 
 
-def test_the_comparison_leaves_no_hook_and_can_be_copied():
+def test_the_comparison_is_one_hook_and_can_be_copied():
     run = Run()
     warmup = EdgeWarmup(run.optimizer)
-    before = len(run.optimizer._optimizer_step_pre_hooks)
+    made = len(run.optimizer._optimizer_step_pre_hooks)
     run.train(warmup, range(3))
-    assert len(run.optimizer._optimizer_step_pre_hooks) == before + 1
+    assert len(run.optimizer._optimizer_step_pre_hooks) == made
     watch = warmup._gradients
     assert pickle.loads(pickle.dumps(watch)).warned is False
     watch.warned = True
     assert pickle.loads(pickle.dumps(watch)).warned is True
-    warmup._gradients = type(watch)()
-    del watch
-    assert len(run.optimizer._optimizer_step_pre_hooks) == before
+    warmup.close()
+    assert len(run.optimizer._optimizer_step_pre_hooks) == 0
+
+
+@pytest.mark.parametrize("make", [EdgeWarmup, CatapultWarmup])
+def test_an_observation_that_raises_after_it_has_measured_leaves_one_hook(make):
+    run = Run()
+    warmup = make(run.optimizer)
+    made = len(run.optimizer._optimizer_step_pre_hooks)
+    for _ in range(3):
+        run.optimizer.zero_grad()
+        run.loss(0).backward()
+        for p in run.model.parameters():
+            p.grad.mul_(1024)  # as a loss scaling leaves them
+        with pytest.raises(UserWarning, match="goes on as plain linear warmup"):
+            warmup.observe(lambda: run.loss(0))
+        assert len(run.optimizer._optimizer_step_pre_hooks) == made
