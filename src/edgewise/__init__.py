@@ -11,11 +11,11 @@ from edgewise.errors import (
     Status,
 )
 from edgewise.isolation import isolated
+from edgewise.isolation.side_effects import assert_no_side_effects
 from edgewise.monitor import Monitor
 from edgewise.optim import GIAdam, GIAdamW
 from edgewise.preconditioner import register_preconditioner
 from edgewise.regime import MonitorRow
-from edgewise.side_effects import assert_no_side_effects
 from edgewise.stability import StabilityLimitResult, stability_limit
 from edgewise.warmup import CatapultWarmup, EdgeWarmup, LinearWarmup, WarmupReport
 
@@ -55,3 +55,7 @@ __all__ = [
     "SecondDerivativeError",
     "SideEffectError",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from edgewise.threads import Override
+from edgewise.isolation.threads import Override
 
 _FUSED: Any = functional.scaled_dot_product_attention
 _ATTENTION = Override(functional, "scaled_dot_product_attention")

@@ -24,7 +24,7 @@ from torch.utils.data import (
 
 from edgewise.arguments import described
 from edgewise.errors import LossError
-from edgewise.isolation import RandomStates
+from edgewise.isolation.random_states import RandomStates
 from edgewise.ranks import Ranks
 
 _END = object()
@@ -41,7 +41,7 @@ _NO_COLLECTIONS = (
 class Batches:
     """A collection of batches that gives the same ones in each pass, with their shares of the samples.
 
-    A list is held as it is. Anything else, such as a data loader, is read anew in each pass and never held: batches
+    A list is held as it is. Anything else, such as a data loader, is read anew in each pass and never held. Batches
     are fetched from random states of their own, the same in each pass, and the sizes are compared with those
     of the first pass, which is made here.
 

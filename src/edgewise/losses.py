@@ -13,7 +13,7 @@ from torch.utils import checkpoint
 
 from edgewise.batches import tensors_of, unlike_a_batch
 from edgewise.errors import LossError
-from edgewise.threads import Override
+from edgewise.isolation.threads import Override
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 

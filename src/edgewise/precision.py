@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewise.threads import Override
+from edgewise.isolation.threads import Override
 
 
 def measuring_dtype(model: nn.Module, dtype: torch.dtype | None = None) -> torch.dtype:

@@ -106,7 +106,7 @@ class Ranks:
             )
 
     def each_in_lockstep(self, items: Iterator[_T]) -> Iterator[_T]:
-        """Yield the items, as many on each rank; fetching them may fail as in `in_lockstep`."""
+        """Yield the items, as many on each rank; one that cannot be fetched on some rank is an error on all."""
         while True:
             with self.in_lockstep():
                 item = next(items, None)

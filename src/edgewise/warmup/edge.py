@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, positive_count
 from edgewise.critical import BestStepResult, closure_loss, search_best_step
 from edgewise.errors import Status
-from edgewise.isolation import exchanged
+from edgewise.isolation.bits import exchanged
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.averages import heavy_ball, momentum, num_averages

@@ -124,8 +124,8 @@ def _local(source: Path) -> tuple[datasets.Dataset, datasets.Dataset]:
         files = [_files_of(source, pattern, names) for names in (("train",), ("test", "valid", "val"))]
         if all(files):
             train, test = (
-                datasets.load_dataset(loader, data_files=[str(f) for f in its_files], split="train")
-                for its_files in files
+                datasets.load_dataset(loader, data_files=[str(f) for f in split_files], split="train")
+                for split_files in files
             )
             return train, test
     raise DataError(

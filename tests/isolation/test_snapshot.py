@@ -19,7 +19,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import edgewise as ew
 from cases import BY_NAME, MLP, OPT, train_step
-from edgewise.isolation import exchanged, isolated
+from edgewise.isolation import isolated
+from edgewise.isolation.bits import exchanged
 from oracles import bits
 
 

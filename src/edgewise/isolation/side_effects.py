@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from edgewise.arguments import a_function, a_module, an_optimizer
-from edgewise.compiled import compiled_modules
-from edgewise.digests import digest, properties_of
 from edgewise.errors import SideEffectError
-from edgewise.hooks import noticing_modules
-from edgewise.isolation import gradient_outside
+from edgewise.isolation.compiled import compiled_modules
+from edgewise.isolation.digests import digest, properties_of
+from edgewise.isolation.hooks import noticing_modules
+from edgewise.isolation.snapshot import gradient_outside
 from edgewise.ranks import reshard
 
 _T = TypeVar("_T")
@@ -40,13 +40,18 @@ def assert_no_side_effects(model: nn.Module, optimizer: Optimizer | None, fn: Ca
         ew.assert_no_side_effects(model, optimizer, lambda: ew.sharpness(model, loss_fn, [batch]))
 
     Compared before and after, tensors by object, shape, dtype and bits (NaN equals itself, -0.0 is not 0.0):
-    parameters; buffers; each parameter's `.grad` with its graph; the optimizer's state, parameter groups and
-    attributes, containers and optimizers inside it included; the random states of Python, NumPy and torch, on the CPU
-    and, if in use, on CUDA devices; modes of all modules and `requires_grad`; hooks of modules, parameters, the
-    optimizer, and those on all modules or optimizers; attributes of a module or the optimizer that replace a method;
-    torch's grad mode, autocast and default dtype. Any other object counts as changed only if it is another object.
+
+    - parameters, buffers, and each parameter's `.grad` with its graph;
+    - the optimizer's state, parameter groups and attributes, containers and optimizers inside it included;
+    - the random states of Python, NumPy and torch, on the CPU and, if in use, on CUDA devices;
+    - modes of all modules, and `requires_grad`;
+    - hooks of modules, parameters and the optimizer, and those on all modules or optimizers;
+    - attributes of a module or the optimizer that replace a method;
+    - torch's grad mode, autocast and default dtype.
+
+    Any other object counts as changed only if it is another object.
     Other modules that `fn` uses, such as a second network that only the loss knows, are compared with what they were
-    before `fn` first called one, asked for its tensors or switched its mode; those that it makes are its own.
+    before `fn` first called one, asked for its tensors or switched its mode. Those that it makes are its own.
     Not seen: plain attributes of modules, hooks on nodes of a graph, generators and loaders of your own.
 
     Every tensor is read twice and hashed on the CPU, at about a gigabyte a second; beyond what `fn` takes, memory is

@@ -21,9 +21,9 @@ import edgewise as ew
 from cases import cross_entropy, train_step
 from edgewise.curvature.hessian import ROUTES
 from edgewise.errors import EdgewiseError, SecondDerivativeError, SideEffectError
+from edgewise.isolation.side_effects import _GLOBAL_HOOKS
 from edgewise.lab.models.fcn import FCN
 from edgewise.lab.models.lm import LM
-from edgewise.side_effects import _GLOBAL_HOOKS
 
 
 @pytest.fixture(autouse=True)

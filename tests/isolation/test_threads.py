@@ -24,9 +24,9 @@ import edgewise as ew
 from cases import mse
 from edgewise.attention import plain_attention
 from edgewise.isolation import isolated
+from edgewise.isolation.threads import Override
 from edgewise.losses import forward_only
 from edgewise.precision import without_autocast
-from edgewise.threads import Override
 
 FUSED = functional.scaled_dot_product_attention
 

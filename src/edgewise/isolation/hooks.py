@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from edgewise.threads import Here, Override
+from edgewise.isolation.threads import Here, Override
 
 CALLS = Override(nn.Module, "__call__")
 _USES = [

@@ -1,4 +1,4 @@
-"""The one place that promises: observing never changes training.
+"""The snapshot that a measurement runs in: taken before, brought back after.
 
 Every measurement runs inside `isolated`. On leaving it, also by an exception, parameters, buffers, optimizer
 state, learning rates, `.grad`, random number generators, train/eval modes and `requires_grad` flags are bit for
@@ -6,13 +6,9 @@ bit what they were. A tensor is only written back where its bits differ, so that
 nothing leaves version counters alone and is legal between `forward` and `backward`.
 """
 
-import random
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
@@ -20,13 +16,15 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from edgewise.arguments import a_module, an_optimizer, check_restorable
-from edgewise.compiled import compiled_modules
-from edgewise.hooks import noticing_modules, silent_hooks
-from edgewise.ranks import local, reshard
-from edgewise.threads import Here
+from edgewise.isolation.bits import write_back
+from edgewise.isolation.compiled import compiled_modules
+from edgewise.isolation.hooks import noticing_modules, silent_hooks
+from edgewise.isolation.optimizer_contents import OptimizerContents
+from edgewise.isolation.random_states import RandomStates
+from edgewise.isolation.threads import Here
+from edgewise.ranks import reshard
 
 _SNAPSHOTS = Here()
-_MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
 
 
 class Snapshot:
@@ -39,7 +37,7 @@ class Snapshot:
         self._made: set[int] = set()  # addresses: nothing from before the start can have one of them
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._gradients: dict[int, _Gradient] = {}
-        self.optimizer: _OptimizerContents | None = None
+        self.optimizer: OptimizerContents | None = None
 
     def add_module(self, root: nn.Module) -> None:
         """Save the tensors and modes of `root` and of all modules below it, once."""
@@ -75,7 +73,7 @@ class Snapshot:
         """Save the optimizer's parameters, state, groups and hooks."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.add_parameters(parameters)
-        self.optimizer = _OptimizerContents(optimizer, known=parameters)
+        self.optimizer = OptimizerContents(optimizer, known=parameters)
 
     def saved(self, tensor: Tensor) -> Tensor:
         """Return the saved copy of a protected parameter or buffer; not to be written to."""
@@ -105,7 +103,7 @@ class Snapshot:
         for module, contents in self._modules.items():
             contents.restore_buffers(module)
         for tensor, saved in self._tensors.values():
-            _write_back(tensor, saved)
+            write_back(tensor, saved)
         if self.optimizer is not None:
             self.optimizer.restore()
 
@@ -167,7 +165,7 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
     """Leave no trace: whatever happens inside, training continues as if nothing had.
 
     Inside, every parameter's `.grad` is `None`; the saved gradients come back untouched at the end. Besides the
-    `model`, all modules that are used inside are protected, such as a second network that only the loss knows: they are
+    `model`, all modules that are used inside are protected, such as a second network that only the loss knows. They are
     found as they are called, switched to another mode, or asked for their parameters or buffers, before that can
     change anything. Each costs a copy of its parameters and buffers. What is changed in another module in other ways
     before, such as by writing to an attribute of it, is not seen. Modules that are made inside are left alone.
@@ -217,134 +215,3 @@ def gradient_outside(parameter: Tensor) -> Tensor | None:
             kept: Tensor | None = snapshot._gradients[id(parameter)].gradient
             return kept
     return parameter.grad
-
-
-@contextmanager
-def exchanged(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
-    """Let two lists of tensors hold each other's contents for the time being; both come back bit for bit.
-
-    Through `.data`, as a graph that saved a parameter sees its bits again; a few rows at a time are held twice.
-
-    >>> a, b = torch.zeros(2), torch.ones(2)
-    >>> with exchanged([a], [b]):
-    ...     a.tolist()
-    [1.0, 1.0]
-    >>> a.tolist()
-    [0.0, 0.0]
-    """
-    pairs = [(local(one), local(other)) for one, other in zip(tensors, others, strict=True)]
-    _exchange(pairs)
-    try:
-        yield
-    finally:
-        _exchange(pairs[::-1])  # backwards, as tied tensors were exchanged twice
-
-
-def _exchange(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    torch.clear_autocast_cache()  # it holds casts of the parameters
-    for one, other in pairs:
-        rows = max(1, _MOST_EXCHANGED // max(1, one[:1].numel() if one.dim() else 1))
-        parts = (torch.atleast_1d(tensor.data).split(rows) for tensor in (one, other))
-        for part, other_part in zip(*parts, strict=True):
-            kept = part.clone()
-            part.copy_(other_part)
-            other_part.copy_(kept)
-
-
-class RandomStates:
-    """The states of the generators of Python, NumPy and torch, on the CPU and on every CUDA device in use.
-
-    Args:
-        generators: further ones of torch's.
-    """
-
-    def __init__(self, generators: Iterable[torch.Generator] = ()) -> None:
-        self._generators = [(generator, generator.get_state()) for generator in generators]
-        self._python = random.getstate()
-        self._numpy = np.random.get_state()  # noqa: NPY002 - the global state is what user code draws from
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-
-    def restore(self) -> None:
-        """Return all of them to the states they had when this was made."""
-        for generator, state in self._generators:
-            generator.set_state(state)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state_all(self._cuda)
-
-
-class _OptimizerContents:
-    """All that an optimizer holds: each object is brought back where it was, with the value it had.
-
-    Followed are tensors, containers, optimizers inside it, and, in its state and groups, the attributes of any
-    other object; of what else hangs on an optimizer, only which object it is.
-
-    Args:
-        known: objects that others bring back.
-    """
-
-    def __init__(self, optimizer: Optimizer, known: Iterable[object]) -> None:
-        self.optimizers: list[Optimizer] = []
-        self._tensors: list[tuple[Tensor, Tensor]] = []
-        self._containers: list[tuple[Any, Any]] = []
-        self._seen = set(map(id, known))
-        self._add(optimizer)
-
-    def restore(self) -> None:
-        for container, copied in self._containers:
-            container.clear()
-            container.update(copied) if isinstance(copied, (dict, set)) else container.extend(copied)
-        for tensor, saved in self._tensors:
-            _write_back(tensor, saved)
-
-    def _add(self, value: Any, *, objects: bool = False) -> None:
-        """Save a value and what is in it, once; with `objects`, the attributes of an object of any class too."""
-        if id(value) in self._seen:
-            return
-        self._seen.add(id(value))
-        if isinstance(value, Tensor):
-            self._tensors.append((value, value.detach().clone()))
-        elif isinstance(value, Optimizer):  # third-party optimizers wrap others
-            self.optimizers.append(value)
-            self._containers.append((vars(value), vars(value).copy()))
-            for name, attribute in vars(value).items():
-                if not name.endswith("_hooks"):  # kept by silent_hooks, also while they are silent
-                    self._add(attribute, objects=name in ("state", "param_groups"))
-        elif isinstance(value, (dict, list, set, deque, tuple)):
-            if not isinstance(value, tuple):
-                self._containers.append((value, value.copy()))
-            for entry in value.values() if isinstance(value, dict) else value:
-                self._add(entry, objects=objects)
-        elif objects and hasattr(value, "__dict__") and not callable(value):
-            self._add(vars(value), objects=True)
-
-
-_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _write_back(tensor: Tensor, saved: Tensor) -> None:
-    """Copy where the bits differ; through `.data`, as a graph that saved the tensor sees its bits again."""
-    tensor, saved = local(tensor), local(saved)
-    if tensor.is_meta or _same_bits(tensor, saved):  # meta where it is torch's default device
-        return
-    if tensor.layout is torch.strided:
-        tensor.data.copy_(saved)
-    else:  # its `.data` would hold other entries than itself
-        with torch.no_grad():
-            tensor.copy_(saved)
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree bit for bit: NaN equals itself, 0 differs from -0."""
-    if a.is_complex() and b.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    if a.layout is torch.sparse_coo and b.layout is torch.sparse_coo:  # momentum of a sparse gradient
-        pairs = ((a._indices(), b._indices()), (a._values(), b._values()))
-        return a.is_coalesced() == b.is_coalesced() and all(_same_bits(one, other) for one, other in pairs)
-    integer = _INTEGER_OF_SIZE.get(a.element_size())
-    if integer is None or a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(a.detach().view(integer), b.view(integer))
