@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -24,6 +23,13 @@ from edgewise.compiled import compiled_modules
 from edgewise.hooks import noticing_modules, silent_hooks
 from edgewise.ranks import local, reshard
 from edgewise.threads import Here
+from edgewise.torch_internals import (
+    accumulation_hooks,
+    is_functorch_wrapped_tensor,
+    own_buffers,
+    own_parameters,
+    sparse_parts,
+)
 
 _SNAPSHOTS = Here()
 _MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
@@ -131,16 +137,16 @@ class _ModuleContents:
 
     def __init__(self, module: nn.Module) -> None:
         self.training = module.training
-        self.buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
-        self.parameters = [p for p in module._parameters.values() if p is not None]
+        self.buffers = [buffer for buffer in own_buffers(module).values() if buffer is not None]
+        self.parameters = [p for p in own_parameters(module).values() if p is not None]
         # TorchScript's modules cannot be given other tensors.
-        self._registry = None if isinstance(module, torch.jit.ScriptModule) else module._buffers.copy()
+        self._registry = None if isinstance(module, torch.jit.ScriptModule) else own_buffers(module).copy()
 
     def restore_buffers(self, module: nn.Module) -> None:
         """Return the buffers that a forward may have replaced by new tensors."""
         if self._registry is not None:
-            module._buffers.clear()
-            module._buffers.update(self._registry)
+            own_buffers(module).clear()
+            own_buffers(module).update(self._registry)
 
 
 class _Gradient:
@@ -150,7 +156,7 @@ class _Gradient:
         self._parameter = parameter
         self.gradient, self._requires_grad = parameter.grad, parameter.requires_grad
         parameter.grad = None
-        self._hooks = parameter._post_accumulate_grad_hooks or {}  # FSDP2 runs them
+        self._hooks = accumulation_hooks(parameter)  # FSDP2 runs them
         self._saved_hooks = dict(self._hooks)
         self._hooks.clear()
 
@@ -342,7 +348,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.is_complex() and b.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
     if a.layout is torch.sparse_coo and b.layout is torch.sparse_coo:  # momentum of a sparse gradient
-        pairs = ((a._indices(), b._indices()), (a._values(), b._values()))
+        pairs = zip(sparse_parts(a), sparse_parts(b), strict=True)
         return a.is_coalesced() == b.is_coalesced() and all(_same_bits(one, other) for one, other in pairs)
     integer = _INTEGER_OF_SIZE.get(a.element_size())
     if integer is None or a.shape != b.shape or a.dtype != b.dtype:
