@@ -493,7 +493,7 @@ FAULTS = [
     Fault(
         name="follower not re-based when it takes over",
         file="warmup/then.py",
-        old="set_rates(self.optimizer, self.follower.base_lrs)\n        self.follower._update_lr(0)\n",
+        old="set_rates(self.optimizer, self.follower.base_lrs)\n        write_first_rates(self.follower)\n",
         new="pass\n",
         test="warmup/test_scheduler.py",
     ),

@@ -18,6 +18,7 @@ SOURCE = Path(edgewise.__file__).parent
 # A room imports from its own floor and from lower ones; on floor 3 nobody imports a neighbour.
 FLOORS = {
     "errors": 0,
+    "torch_internals": 0,
     "arguments": 0,
     "warn": 0,
     "warmup.schedules": 0,

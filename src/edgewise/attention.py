@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from edgewise.isolation.threads import Override
+from edgewise.torch_internals import attention_by_products
 
 _FUSED: Any = functional.scaled_dot_product_attention
 _ATTENTION = Override(functional, "scaled_dot_product_attention")
@@ -51,7 +52,7 @@ def _plain(
         attn_mask is not None and attn_mask.dtype == torch.bool
     ):  # as the fused function does before it chooses
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -math.inf)
-    attended: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
+    attended: Tensor = attention_by_products(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
     return attended

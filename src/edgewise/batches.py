@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -26,6 +25,7 @@ from edgewise.arguments import described
 from edgewise.errors import LossError
 from edgewise.isolation.random_states import RandomStates
 from edgewise.ranks import Ranks
+from edgewise.torch_internals import tree_flatten, tree_leaves
 
 _END = object()
 _NO_COLLECTIONS = (

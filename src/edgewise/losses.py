@@ -14,6 +14,7 @@ from torch.utils import checkpoint
 from edgewise.batches import tensors_of, unlike_a_batch
 from edgewise.errors import LossError
 from edgewise.isolation.threads import Override
+from edgewise.torch_internals import BACKWARD
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -138,10 +139,7 @@ class GraphOnDemand:
 
 def _check_no_backward(error: Exception) -> None:
     """Raise where it was backward() that found no graph: with one, it would add to the gradients of training."""
-    if any(
-        frame.f_code is torch.autograd.backward.__code__
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    ):
+    if any(frame.f_code is BACKWARD for frame, _ in traceback.walk_tb(error.__traceback__)):
         raise _own_backward() from error
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgewise.batches import Batches, batch_size, share_of, split, tensors_of
 from edgewise.errors import LossError
+from edgewise.torch_internals import BatchNorm
 
 
 class GraphBudget:
@@ -175,6 +175,6 @@ def _reference(tensor: Tensor) -> StorageWeakRef:
 def _batch_normalized(model: nn.Module) -> str:
     """Return the name and class of the first layer whose output depends on the whole batch, or ''."""
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
             return f"{name or 'the model'} ({type(module).__name__})"
     return ""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.isolation.threads import Override
+from edgewise.torch_internals import own_buffers, own_parameters
 
 
 def measuring_dtype(model: nn.Module, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -67,7 +68,7 @@ class CastCopy:
         self._dtype = dtype
         self._held = False
         self._modules = [
-            (module, module._parameters.copy(), module._buffers.copy()) for module in model.modules()
+            (module, own_parameters(module).copy(), own_buffers(module).copy()) for module in model.modules()
         ]
         self._parameters: dict[Tensor, nn.Parameter] = {
             p: nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=p.requires_grad)
@@ -82,7 +83,9 @@ class CastCopy:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Let the modules hold the copies."""
-        before = [(module._parameters.copy(), module._buffers.copy()) for module, _, _ in self._modules]
+        before = [
+            (own_parameters(module).copy(), own_buffers(module).copy()) for module, _, _ in self._modules
+        ]
         held, self._held = self._held, True
         try:
             self.refresh()
@@ -90,9 +93,9 @@ class CastCopy:
         finally:
             self._held = held
             for (module, _, _), (parameters, buffers) in zip(self._modules, before, strict=True):
-                module._parameters.update(parameters)
-                module._buffers.clear()  # a forward may have registered a new one
-                module._buffers.update(buffers)
+                own_parameters(module).update(parameters)
+                own_buffers(module).clear()  # a forward may have registered a new one
+                own_buffers(module).update(buffers)
 
     def refresh(self) -> None:
         """Return the copies to the model's values; modules that hold them get fresh copies of its buffers too."""
@@ -104,12 +107,12 @@ class CastCopy:
         cast: dict[Tensor | None, Tensor | None] = {None: None}  # a buffer may be held twice
         for module, parameters, buffers in self._modules:
             copies = {name: p if p is None else self.of(p) for name, p in parameters.items()}
-            module._parameters.update(copies)
+            own_parameters(module).update(copies)
             for buffer in buffers.values():
                 if buffer is not None and buffer not in cast:
                     dtype = self._dtype if buffer.is_floating_point() else buffer.dtype
                     cast[buffer] = buffer.detach().to(dtype, copy=True)
-            module._buffers.update({name: cast[buffer] for name, buffer in buffers.items()})
+            own_buffers(module).update({name: cast[buffer] for name, buffer in buffers.items()})
 
 
 _ENTER = Override(torch.autocast, "__enter__")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from edgewise.errors import EdgewiseError, SecondDerivativeError
+from edgewise.torch_internals import default_store
 
 _T = TypeVar("_T")
 _PATIENCE = 5.0  # seconds that other processes are waited for, where they need not take part
@@ -128,9 +129,7 @@ def said_by_all(subject: str, text: str) -> list[str] | None:
     """
     if not _in_group() or dist.get_world_size() == 1:
         return None
-    store = dist.distributed_c10d.PrefixStore(
-        f"edgewise {subject}", dist.distributed_c10d._get_default_store()
-    )
+    store = dist.distributed_c10d.PrefixStore(f"edgewise {subject}", default_store())
     ranks = [str(rank) for rank in range(dist.get_world_size())]
     store.set(ranks[dist.get_rank()], text)
     try:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from edgewise.isolation.hooks import CALLS
+from edgewise.torch_internals import tree_leaves
 
 _MORE = 2  # evaluations, where there is more than rounding, to tell how much
 MARGIN = 4  # times the range of such evaluations: a change of the loss that shows above it

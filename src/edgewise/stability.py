@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from edgewise.arguments import an_optimizer
 from edgewise.errors import PreconditionerError, Status
 from edgewise.isolation import isolated
 from edgewise.preconditioner import check_covered, preconditioner_of, rate_ratios
+from edgewise.torch_internals import tree_map
 
 Array: TypeAlias = npt.NDArray[np.float64]
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from edgewise.ranks import local
+from edgewise.torch_internals import sparse_parts
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MOST_EXCHANGED = 2**18  # entries at a time: they stay in a cache
@@ -29,7 +30,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.is_complex() and b.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
     if a.layout is torch.sparse_coo and b.layout is torch.sparse_coo:  # momentum of a sparse gradient
-        pairs = ((a._indices(), b._indices()), (a._values(), b._values()))
+        pairs = zip(sparse_parts(a), sparse_parts(b), strict=True)
         return a.is_coalesced() == b.is_coalesced() and all(same_bits(one, other) for one, other in pairs)
     integer = _INTEGER_OF_SIZE.get(a.element_size())
     if integer is None or a.shape != b.shape or a.dtype != b.dtype:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from edgewise.torch_internals import original_of_compiled
+
 _MOST_ENTRIES = 1000  # of a container that is looked into
 _MOST_SEEN = 2000  # functions and objects
 
@@ -34,7 +36,7 @@ def compiled_modules(function: object) -> list[nn.Module]:
         seen.add((id(value), is_compiled))
         if isinstance(value, nn.Module):
             found += [value] if is_compiled else []
-        elif (original := getattr(value, "_torchdynamo_orig_callable", None)) is not None:
+        elif (original := original_of_compiled(value)) is not None:
             waiting.append((original, True))  # of what torch.compile returned
         else:
             waiting.extend((child, is_compiled) for child in _children(value, is_compiled))

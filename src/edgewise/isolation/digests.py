@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from edgewise.ranks import local
+from edgewise.torch_internals import is_traceable_wrapper_subclass, sparse_parts
 
 
 def digest(tensor: Tensor) -> str:
@@ -31,7 +31,7 @@ def _dense_parts(tensor: Tensor) -> Iterator[Tensor]:
         for name in names:
             yield from _dense_parts(getattr(tensor, name))
     elif tensor.layout is torch.sparse_coo:
-        yield from (tensor._indices(), tensor._values())
+        yield from sparse_parts(tensor)
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
     elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):

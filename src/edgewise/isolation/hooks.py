@@ -1,15 +1,15 @@
 """Hooks on all modules and all optimizers of a process, for this thread alone."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from edgewise.isolation.threads import Here, Override
+from edgewise.torch_internals import GLOBAL_STEP_HOOKS, step_post_hooks, step_pre_hooks
 
 CALLS = Override(nn.Module, "__call__")
 _USES = [
@@ -20,7 +20,6 @@ _USES = [
     ),
 ]
 _MAKERS = [Override(nn.Module, name) for name in ("__init__", "__setstate__")]  # copies are given a state
-_GLOBAL_HOOKS: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
 _SILENT = Here()
 _LOCK = threading.Lock()
 _silencing: list[object] = []  # one for each measurement that keeps hooks from running
@@ -56,9 +55,7 @@ def noticing_modules(
 def silent_hooks(optimizers: Iterable[Optimizer]) -> Iterator[None]:
     """Keep the user's step hooks, also those on all optimizers, from running on trial steps in this thread."""
     own = [
-        hooks
-        for optimizer in optimizers
-        for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        hooks for optimizer in optimizers for hooks in (step_pre_hooks(optimizer), step_post_hooks(optimizer))
     ]
     with _LOCK:
         _silencing.append(own)
@@ -75,7 +72,7 @@ def silent_hooks(optimizers: Iterable[Optimizer]) -> Iterator[None]:
 
 def _replace_all(replacement: Callable[[Any], Any]) -> None:
     """Replace each hook in place, as other threads may be running them, adding or removing some."""
-    for hooks in _GLOBAL_HOOKS:
+    for hooks in GLOBAL_STEP_HOOKS:
         for key, hook in list(hooks.items()):
             if key in hooks:
                 hooks[key] = replacement(hook)
@@ -100,7 +97,7 @@ class _Silenced:
 
 
 @contextmanager
-def _emptied(hooks: list[dict[int, Any]]) -> Iterator[None]:
+def _emptied(hooks: Sequence[dict[int, Any]]) -> Iterator[None]:
     saved = [hook.copy() for hook in hooks]
     for hook in hooks:
         hook.clear()

@@ -10,9 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from edgewise.arguments import a_function, a_module, an_optimizer
 from edgewise.errors import SideEffectError
@@ -21,14 +19,11 @@ from edgewise.isolation.digests import digest, properties_of
 from edgewise.isolation.hooks import noticing_modules
 from edgewise.isolation.snapshot import gradient_outside
 from edgewise.ranks import reshard
+from edgewise.torch_internals import GLOBAL_HOOKS, own_buffers, own_parameters, tensor_hooks
 
 _T = TypeVar("_T")
 
 _MOST_LISTED = 10
-_GLOBAL_HOOKS = {name: hooks for name, hooks in vars(torch_module).items() if name.startswith("_global")} | {
-    "_global_optimizer_step_pre_hooks": _global_optimizer_pre_hooks,
-    "_global_optimizer_step_post_hooks": _global_optimizer_post_hooks,
-}
 _PLAIN = (int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device)
 
 
@@ -158,7 +153,7 @@ class _Picture:
         self._num_others: Counter[str] = Counter()
         self._add_random_states(cuda)
         self._add_settings()
-        self._add_hooks("", _GLOBAL_HOOKS)
+        self._add_hooks("", GLOBAL_HOOKS)
         if optimizer is not None:
             self._add_groups("optimizer", optimizer)
         for name, module in model.named_modules():
@@ -182,10 +177,10 @@ class _Picture:
         name = kind if self._num_others[kind] == 1 else f"{kind} {self._num_others[kind]}"
         self._add_module(f"{name} outside the model", module)
         # Read from the registries, as to ask the module for them is to use it.
-        for own, parameter in module._parameters.items():
+        for own, parameter in own_parameters(module).items():
             if parameter is not None and id(parameter) not in self._names:
                 self._add_parameter(f"parameter {own!r} of {name} outside the model", parameter)
-        for own, buffer in module._buffers.items():
+        for own, buffer in own_buffers(module).items():
             if buffer is not None:
                 self._add_tensor(f"buffer {own!r} of {name} outside the model", buffer)
 
@@ -231,8 +226,7 @@ class _Picture:
         # One that fn uses first while it measures may have been given up for the while.
         if (gradient := gradient_outside(parameter)) is not None:
             self._add_tensor(f"gradient of {name}", gradient)
-        registries = ("_backward_hooks", "_post_accumulate_grad_hooks")
-        self._add_hooks(f"{name}: ", {registry: getattr(parameter, registry) for registry in registries})
+        self._add_hooks(f"{name}: ", tensor_hooks(parameter))
 
     def _add_tensor(self, subject: str, tensor: Tensor) -> None:
         if id(tensor) not in self._digests:

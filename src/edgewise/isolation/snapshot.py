@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -23,6 +22,12 @@ from edgewise.isolation.optimizer_contents import OptimizerContents
 from edgewise.isolation.random_states import RandomStates
 from edgewise.isolation.threads import Here
 from edgewise.ranks import reshard
+from edgewise.torch_internals import (
+    accumulation_hooks,
+    is_functorch_wrapped_tensor,
+    own_buffers,
+    own_parameters,
+)
 
 _SNAPSHOTS = Here()
 
@@ -129,16 +134,16 @@ class _ModuleContents:
 
     def __init__(self, module: nn.Module) -> None:
         self.training = module.training
-        self.buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
-        self.parameters = [p for p in module._parameters.values() if p is not None]
+        self.buffers = [buffer for buffer in own_buffers(module).values() if buffer is not None]
+        self.parameters = [p for p in own_parameters(module).values() if p is not None]
         # TorchScript's modules cannot be given other tensors.
-        self._registry = None if isinstance(module, torch.jit.ScriptModule) else module._buffers.copy()
+        self._registry = None if isinstance(module, torch.jit.ScriptModule) else own_buffers(module).copy()
 
     def restore_buffers(self, module: nn.Module) -> None:
         """Return the buffers that a forward may have replaced by new tensors."""
         if self._registry is not None:
-            module._buffers.clear()
-            module._buffers.update(self._registry)
+            own_buffers(module).clear()
+            own_buffers(module).update(self._registry)
 
 
 class _Gradient:
@@ -148,7 +153,7 @@ class _Gradient:
         self._parameter = parameter
         self.gradient, self._requires_grad = parameter.grad, parameter.requires_grad
         parameter.grad = None
-        self._hooks = parameter._post_accumulate_grad_hooks or {}  # FSDP2 runs them
+        self._hooks = accumulation_hooks(parameter)  # FSDP2 runs them
         self._saved_hooks = dict(self._hooks)
         self._hooks.clear()
 

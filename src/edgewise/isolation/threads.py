@@ -2,7 +2,7 @@
 
 A method of one of torch's classes is replaced while some thread asks for it, by one that only differs in threads that
 do. It comes back when the last of them is done, in whatever order they end. The backward passes that such a thread
-starts belong to it: torch hands thread-local objects on to its autograd threads (`torch._C._stash_obj_in_tls`). Other
+starts belong to it: torch hands thread-local objects on to its autograd threads (`torch_internals.stash`). Other
 threads that it starts do not.
 """
 
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from edgewise.torch_internals import stash, stashed
 
 _KEY = "edgewise"  # of all that threads hold, as a tuple of `_Held`, the outermost first
 
@@ -42,16 +44,16 @@ class Here:
     def held(self, thing: Any) -> Iterator[None]:
         """Hold a thing in this thread."""
         held = _Held(self, thing)
-        torch._C._stash_obj_in_tls(_KEY, (*_all_held(), held))
+        stash(_KEY, (*_all_held(), held))
         try:
             yield
         finally:
             held.is_held = False
-            torch._C._stash_obj_in_tls(_KEY, tuple(other for other in _all_held() if other.is_held))
+            stash(_KEY, tuple(other for other in _all_held() if other.is_held))
 
 
 def _all_held() -> tuple[_Held, ...]:
-    held: tuple[_Held, ...] = torch._C._get_obj_in_tls(_KEY) if torch._C._is_key_in_tls(_KEY) else ()
+    held: tuple[_Held, ...] = stashed(_KEY) or ()
     return held
 
 

@@ -9,10 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW
-from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
+from torch.optim.optimizer import ParamsT
 
 from edgewise.arguments import a_flag, described, nonnegative_number, number_below_one
 from edgewise.preconditioner import decayed_gradient, diagonal
+from edgewise.torch_internals import (
+    foreach_add,
+    foreach_addcmul_,
+    foreach_mul_,
+    foreach_sign,
+    foreach_sub_,
+    takes_foreach,
+)
 from edgewise.warn import warn
 
 _COARSE = (torch.bfloat16, torch.float16)
@@ -308,7 +316,7 @@ def _has_foreach(group: Mapping[str, Any], tensors: list[Tensor]) -> bool:
     if any(type(t) is not Tensor for t in tensors):
         return False
     if group["foreach"] is None and group["fused"] is None:
-        return _default_to_fused_or_foreach(tensors, group["differentiable"])[1]
+        return takes_foreach(tensors, group["differentiable"])
     # On a CPU, memory for all tensors at once would take longer than the fused kernel itself.
     return bool(group["foreach"] or (group["fused"] and not tensors[0].is_cpu))
 
@@ -335,13 +343,13 @@ def _start_together(
 ) -> None:
     """Do what `_start_one` does with `per_entry`, for all parameters in few kernels."""
     if (decay := _coupled_decay(group)) is not None:
-        gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+        gradients = list(foreach_add(gradients, parameters, alpha=decay))
     gradients, moments = [_as_real(g) for g in gradients], [_as_real(v) for v in moments]
-    masked = torch._foreach_sign(moments)
-    torch._foreach_sub_(masked, 1)
-    torch._foreach_mul_(masked, gradients)  # -g where v is zero, else 0
+    masked = foreach_sign(moments)
+    foreach_sub_(masked, 1)
+    foreach_mul_(masked, gradients)  # -g where v is zero, else 0
     first = [_kept(g, rejected) for g in masked]
-    torch._foreach_addcmul_(moments, first, first, value=group["scale"])
+    foreach_addcmul_(moments, first, first, value=group["scale"])
 
 
 def _kept(gradient: Tensor, rejected: Tensor | None) -> Tensor:

@@ -1,9 +1,8 @@
 """Whether the gradients that a warmup has measured with are those that the update is made of."""
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from edgewise.ranks import local
+from edgewise.torch_internals import num_writes, step_pre_hooks
 from edgewise.warn import warn
 
 _MOST_PARAMETERS, _MOST_ENTRIES = 16, 64  # that are compared by value, and of each of them
@@ -44,11 +44,11 @@ class GradientWatch:
             return
         self._update = update
         own = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._noted = [(p, weakref.ref(p.grad), p.grad._version) for p in own]
+        self._noted = [(p, weakref.ref(p.grad), num_writes(p.grad)) for p in own]
         some = [p for p in own if p.grad.layout is torch.strided]
         some = some[:: -(-len(some) // _MOST_PARAMETERS) or 1]
         self._values = [(p, _entries(p.grad).clone()) for p in some]
-        hooks = cast("OrderedDict[int, Any]", optimizer._optimizer_step_pre_hooks)
+        hooks = step_pre_hooks(optimizer)
         if next(reversed(hooks)) != self._handle.id:
             hooks.move_to_end(self._handle.id)
 
@@ -102,7 +102,7 @@ class _Check:
 
 def _stands(parameter: Tensor, gradient: "weakref.ref[Tensor]", version: int) -> bool:
     now = parameter.grad
-    return now is not None and now is gradient() and now._version == version
+    return now is not None and now is gradient() and num_writes(now) == version
 
 
 def _entries(gradient: Tensor) -> Tensor:

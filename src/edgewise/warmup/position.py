@@ -10,19 +10,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-# The code that every hooked step runs in; a class that calls super().step() may have several around one update.
-_STEP = Optimizer.profile_hook_step(lambda optimizer: None).__code__
+from edgewise.torch_internals import HOOKED_STEP, has_step_hooks, let_class_run_hooks, num_writes
+
 _LISTENERS: "weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Any]]" = weakref.WeakKeyDictionary()
 
 
 def steps_running(optimizer: Optimizer) -> int:
     """Return how many calls of the optimizer's hooked steps are on the stack, one inside the other.
 
-    From the stack, as a step that raises runs no hook that could tell.
+    From the stack, as a step that raises runs no hook that could tell. A class that calls super().step() may have
+    several around one update.
     """
     frame, number = sys._getframe(1), 0
     while frame is not None:
-        number += frame.f_code is _STEP and frame.f_locals.get("self") is optimizer
+        number += frame.f_code is HOOKED_STEP and frame.f_locals.get("self") is optimizer
         frame = frame.f_back  # type: ignore[assignment]
     return number
 
@@ -44,12 +45,12 @@ def let_hooks_run(optimizer: Optimizer) -> None:
 
     Before anything patches the method of the instance, as torch's schedulers do.
     """
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    if not has_step_hooks(optimizer):
         raise TypeError(
             f"the steps of {type(optimizer).__name__} cannot be followed, as it has not called Optimizer.__init__: "
             "pass the optimizer inside it."
         )
-    optimizer._patch_step_function()
+    let_class_run_hooks(optimizer)
 
 
 class StepHooks:
@@ -111,7 +112,9 @@ class UsedGradients:
         ends = [
             next((p for p in order if p.grad is not None), None) for order in (parameters, parameters[::-1])
         ]
-        self._used = [(weakref.ref(p), weakref.ref(p.grad), p.grad._version) for p in ends if p is not None]
+        self._used = [
+            (weakref.ref(p), weakref.ref(p.grad), num_writes(p.grad)) for p in ends if p is not None
+        ]
 
     @property
     def stand(self) -> bool:
@@ -123,4 +126,4 @@ def _stands(
     parameter: Callable[[], Tensor | None], gradient: Callable[[], Tensor | None], version: int
 ) -> bool:
     owner, used = parameter(), gradient()
-    return owner is not None and used is not None and owner.grad is used and used._version == version
+    return owner is not None and used is not None and owner.grad is used and num_writes(used) == version

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import (
 from torch.optim.swa_utils import SWALR
 
 from edgewise.arguments import an_optimizer
+from edgewise.torch_internals import CHAINED_STEP, write_first_rates
 from edgewise.warmup.groups import floats, like_rates, rates, set_rate, set_rates
 from edgewise.warmup.state import FORMAT, Saved
 from edgewise.warmup.updates import UpdateSchedule
@@ -74,7 +75,7 @@ class WarmupThen(LRScheduler):
             TypeError: inside a `ChainedScheduler`.
             ValueError: `epoch` is another position, or another warmup is under way on the same optimizer.
         """
-        if sys._getframe(1).f_code is ChainedScheduler.step.__code__:
+        if sys._getframe(1).f_code is CHAINED_STEP:
             raise TypeError(
                 "ChainedScheduler cannot hold what then() returns: chain the other schedulers to what follows, as one "
                 "LambdaLR, e.g."
@@ -101,7 +102,7 @@ class WarmupThen(LRScheduler):
         self.handed_over = True
         self._scale_follower()
         set_rates(self.optimizer, self.follower.base_lrs)
-        self.follower._update_lr(0)
+        write_first_rates(self.follower)
         self.warmup._written.note()
 
     def _follow(self, updates: int) -> None:
@@ -210,7 +211,7 @@ def agree_on_targets(warmup: UpdateSchedule, scheduler: LRScheduler) -> None:
     if ours == theirs or isinstance(scheduler, RATES_OF_THEIR_OWN):
         return
     set_rates(warmup.optimizer, theirs)
-    scheduler._update_lr(0)
+    write_first_rates(scheduler)
     if floats(warmup.optimizer) == ours:
         warmup.base_lrs = like_rates(warmup.optimizer.param_groups, theirs)
         warmup._doubt = None

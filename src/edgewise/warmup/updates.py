@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
+from edgewise.torch_internals import CHAINED_STEP
 from edgewise.warmup.groups import (
     WrittenRates,
     floats,
@@ -86,7 +87,7 @@ class UpdateSchedule(LRScheduler):
         Raises:
             ValueError: `epoch` is another position, or another warmup is under way on the same optimizer.
         """
-        if sys._getframe(1).f_code is ChainedScheduler.step.__code__:
+        if sys._getframe(1).f_code is CHAINED_STEP:
             self._is_chained, self._doubt = True, None
         if epoch is not None and epoch != self._updates:
             raise ValueError(
