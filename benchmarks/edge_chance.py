@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from edgewise.lab import progress, sweep
+from edgewise.lab import sweep, terminal
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes.edge_warmup import (
     DEVELOPMENT,
@@ -30,7 +30,7 @@ from edgewise.lab.recipes.edge_warmup import (
     key_of,
     row_of,
 )
-from edgewise.lab.store import Run, Store
+from edgewise.lab.results.store import Run, Store
 
 NUDGE = 1 + 2**-20  # factor on the rate, a millionth
 Row = tuple[str, str, float, str | int]  # task, optimizer, rate, and what it is trained with
@@ -43,7 +43,7 @@ def main(path: Path, out: Path) -> None:
     halves = halves_of(cell_results(runs))
     configs = [nudged(run.config) for _, cells, fixed in halves for run in held(runs, cells, fixed)]
     planned = {RECIPE.id: [(config,) for config in configs]}
-    with progress.bars(planned, Console()) as move:
+    with terminal.bars(planned, Console()) as move:
         store = sweep.run(planned, "paper", out, on_progress=move)
     again = [store.load(config.run_id) for config in configs]
     print("| half | what | ties with the best length | with the best fixed one | fails |")

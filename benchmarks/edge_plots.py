@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from edgewise.lab import panels, plots
-from edgewise.lab.phase_diagram import TEST_LOSS
 from edgewise.lab.recipes import PhaseDiagrams
 from edgewise.lab.recipes.edge_warmup import (
     DEVELOPMENT,
@@ -37,7 +35,9 @@ from edgewise.lab.recipes.edge_warmup import (
     task_of,
 )
 from edgewise.lab.recipes.recipe import optimizer_label
-from edgewise.lab.store import Run, Store
+from edgewise.lab.report import panels, plots
+from edgewise.lab.results.phase_diagram import TEST_LOSS
+from edgewise.lab.results.store import Run, Store
 from edgewise.lab.training import train
 from edgewise.warmup.signals import RiseAlarm, SpikeGuard
 

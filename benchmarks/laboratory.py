@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgewise.lab import data, models, presentation, progress, report, sweep
+from edgewise.lab import data, models, report, sweep, terminal
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import recipe
-from edgewise.lab.store import FigureRuns, Store
+from edgewise.lab.report import presentation
+from edgewise.lab.results.store import FigureRuns, Store
 from edgewise.lab.training import batch_indices, loss_function, make_optimizer, make_schedule, train
 
 Row = tuple[str, str, str]
@@ -193,7 +194,7 @@ def stored_runs(folder: Path) -> tuple[Store, list[float]]:
 
 def show_status(path: Path) -> None:
     """Do what `edgewise status` does."""
-    progress.status(Store.open(path), time.time())
+    terminal.status(Store.open(path), time.time())
 
 
 def write_report(path: Path) -> None:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.panels import COLORS
+from edgewise.lab.report.panels import COLORS
 from edgewise.lab.training import train
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"

@@ -14,8 +14,8 @@ import torch
 
 import edgewise as ew
 from edgewise.lab.configs import OptimizerConfig, RunConfig
-from edgewise.lab.phase_diagram import Cell, cell_of
 from edgewise.lab.recipes import recipe
+from edgewise.lab.results.phase_diagram import Cell, cell_of
 from edgewise.lab.training import train
 
 SEEDS = range(5)

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgewise.lab import documents, index, presentation
-from edgewise.lab.store import Store
+from edgewise.lab.report import presentation
+from edgewise.lab.results import documents, index
+from edgewise.lab.results.store import Store
 from lab_cases import stored, story
 
 SCRIPT = "window.owned = (window.owned || 0) + 1"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.lab import presentation
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import RECIPES, edge_warmup, late_stability_limit
-from edgewise.lab.store import FigureRuns, Run, Store
+from edgewise.lab.report import presentation
+from edgewise.lab.results.store import FigureRuns, Run, Store
 
 TINY = RunConfig(
     data=DataConfig(name="digits"),

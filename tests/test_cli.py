@@ -21,7 +21,7 @@ from edgewise.lab import plugins, training
 from edgewise.lab.data import sources
 from edgewise.lab.recipes import PAPER, RECIPES, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
-from edgewise.lab.store import Store
+from edgewise.lab.results.store import Store
 from lab_cases import TINY, stored, story, tiny
 
 TESTS = Path(__file__).parent

@@ -13,13 +13,14 @@ try:
     import tyro
     from rich.console import Console
 
-    from edgewise.lab import presentation, progress, report, sweep
+    from edgewise.lab import report, sweep, terminal
     from edgewise.lab.data import sources
     from edgewise.lab.engines import engine as engine_of
+    from edgewise.lab.ladders import Ladder
     from edgewise.lab.recipes import DEMO, PAPER, RECIPES, recipe
     from edgewise.lab.recipes.own import SCALE as OWN
-    from edgewise.lab.store import Store
-    from edgewise.lab.work import Ladder
+    from edgewise.lab.report import presentation
+    from edgewise.lab.results.store import Store
 except ModuleNotFoundError as error:
     sys.exit(f"edgewise's command line needs the laboratory ({error}): pip install 'edgewise[lab]'")
 
@@ -85,8 +86,8 @@ def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
         directory: a folder made by edgewise demo, figure or sweep; its sweep may be running.
     """
     store, console = Store.open(directory), Console()
-    console.print(progress.status(store, time.time()))
-    if failed := progress.failures(store):
+    console.print(terminal.status(store, time.time()))
+    if failed := terminal.failures(store):
         console.print(failed, soft_wrap=True)  # no path is broken
     _print_notices(store.notices(), console)
 
@@ -122,7 +123,7 @@ def _run(
 ) -> None:
     console = Console()
     try:
-        with progress.bars(planned, console) as move:
+        with terminal.bars(planned, console) as move:
             store = sweep.run(
                 planned,
                 scale,
@@ -150,7 +151,7 @@ def _finish(store: Store) -> None:
     figures = presentation.read(store)
     page = report.write_report(store, figures)
     console = Console()
-    console.print(progress.findings(figures))
+    console.print(terminal.findings(figures))
     console.print(f"report: {page}", soft_wrap=True)
 
 

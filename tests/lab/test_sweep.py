@@ -17,9 +17,10 @@ import pytest
 
 from edgewise.arguments import UnknownNameError
 from edgewise.errors import StoreError
-from edgewise.lab import presentation, sweep
+from edgewise.lab import sweep
 from edgewise.lab.recipes import RECIPES, Claim
-from edgewise.lab.store import Store
+from edgewise.lab.report import presentation
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from lab_cases import TINY, made, save, stored, tiny
 
@@ -139,7 +140,8 @@ def test_other_results_are_refused(tmp_path, monkeypatch):
 KILLED = """
 import json, multiprocessing, sys
 from pathlib import Path
-from edgewise.lab import presentation, sweep
+from edgewise.lab import sweep
+from edgewise.lab.report import presentation
 from lab_cases import tiny
 
 configs = tuple(tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 2000)))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.arguments import known_name, positive_count
-from edgewise.lab import presentation
 from edgewise.lab.data.sources import check_prepared
 from edgewise.lab.engines import engine as engine_of
-from edgewise.lab.files import Folder
-from edgewise.lab.lock import locked
+from edgewise.lab.ladders import Ladder, Work
 from edgewise.lab.recipes import SCALES, recipe
-from edgewise.lab.store import FigureRuns, Store
-from edgewise.lab.work import Ladder, Work
+from edgewise.lab.report import presentation
+from edgewise.lab.results.files import Folder
+from edgewise.lab.results.lock import locked
+from edgewise.lab.results.store import FigureRuns, Store
 
 _NOTE_SECONDS = 2.0  # between two records of the progress in the folder
 

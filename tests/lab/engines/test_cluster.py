@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from edgewise import errors
-from edgewise.lab import lock, run_folder, sweep
+from edgewise.lab import sweep
 from edgewise.lab.engines import cluster, engine
-from edgewise.lab.files import Folder
 from edgewise.lab.recipes import own
-from edgewise.lab.store import Store
+from edgewise.lab.results import lock, run_folder
+from edgewise.lab.results.files import Folder
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from lab_cases import tiny
 

@@ -16,10 +16,10 @@ from edgewise.arguments import UnknownNameError
 from edgewise.errors import RecipeError, WorkerError
 from edgewise.lab import engines, sweep
 from edgewise.lab.engines import local
+from edgewise.lab.ladders import Work
 from edgewise.lab.recipes import own
-from edgewise.lab.store import FigureRuns, Store
+from edgewise.lab.results.store import FigureRuns, Store
 from edgewise.lab.training import train
-from edgewise.lab.work import Work
 from lab_cases import TINY, tiny
 
 DIVERGING = tiny(optimizer={"lr": 1e12}, warmup={"steps": 1}, num_steps=40)

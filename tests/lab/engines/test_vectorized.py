@@ -14,7 +14,7 @@ from edgewise.lab.batched_training import is_batchable, train_together
 from edgewise.lab.configs import DECAYED, OPTIMIZERS, PARAMETERIZATIONS
 from edgewise.lab.engines import vectorized
 from edgewise.lab.engines.vectorized import chunks
-from edgewise.lab.store import Store
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from lab_cases import TINY_LM, changed, tiny
 

@@ -9,7 +9,7 @@ import pytest
 from edgewise.errors import RecipeError
 from edgewise.lab import data, models, sweep
 from edgewise.lab.recipes import PhaseDiagrams, Trajectories, own
-from edgewise.lab.store import Store
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from lab_cases import tiny
 

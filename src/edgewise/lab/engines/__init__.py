@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from edgewise.arguments import known_name
 from edgewise.lab.engines import cluster, local, vectorized
-from edgewise.lab.store import Store
-from edgewise.lab.work import Work
+from edgewise.lab.ladders import Work
+from edgewise.lab.results.store import Store
 
 __all__ = ["ENGINES", "Engine", "engine"]
 

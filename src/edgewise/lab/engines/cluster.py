@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
-from edgewise.lab import lock, run_folder
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import worker
-from edgewise.lab.files import Folder
-from edgewise.lab.store import Store
+from edgewise.lab.ladders import Work
+from edgewise.lab.results import lock, run_folder
+from edgewise.lab.results.files import Folder
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import RunResult
-from edgewise.lab.work import Work
 
 _RETRIES = 3  # of a run whose worker dies
 _POLL_SECONDS = 0.5

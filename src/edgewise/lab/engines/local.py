@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.errors import RecipeError, StoreError, WorkerError
-from edgewise.lab import run_folder
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import worker
-from edgewise.lab.files import Folder
-from edgewise.lab.store import Store
-from edgewise.lab.work import Work
+from edgewise.lab.ladders import Work
+from edgewise.lab.results import run_folder
+from edgewise.lab.results.files import Folder
+from edgewise.lab.results.store import Store
 
 _POLL_SECONDS = 0.2
 

@@ -18,9 +18,9 @@ import torch
 from edgewise.lab.batched_training import is_batchable, train_together
 from edgewise.lab.configs import RunConfig, WarmupConfig
 from edgewise.lab.engines.worker import as_exception
-from edgewise.lab.store import Store
+from edgewise.lab.ladders import Work
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import RunResult, train
-from edgewise.lab.work import Work
 
 _CELLS_ON_CPU = 16  # of a chunk: more do not stay in the cache
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.phase_diagram import PhaseDiagram, phase_diagram
 from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.fig15 import norm_label
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe
-from edgewise.lab.store import Run
+from edgewise.lab.results.phase_diagram import PhaseDiagram, phase_diagram
+from edgewise.lab.results.store import Run
 
 
 def configs(scale: str) -> tuple[RunConfig, ...]:

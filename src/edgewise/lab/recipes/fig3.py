@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.phase_diagram import TEST_ACCURACY, Cell, PhaseDiagram, cell_of, phase_diagram
 from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe, number, parameterization_label
-from edgewise.lab.store import Run
+from edgewise.lab.results.phase_diagram import TEST_ACCURACY, Cell, PhaseDiagram, cell_of, phase_diagram
+from edgewise.lab.results.store import Run
 
 _LOSS_NAMES = {"mse": "MSE", "xent": "cross-entropy"}
 _DATA_NAMES = {

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.phase_diagram import CellValue, OutcomeEntry, PhaseDiagram, phase_diagram
 from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.recipe import (
     Claim,
@@ -16,7 +15,8 @@ from edgewise.lab.recipes.recipe import (
     optimizer_label,
     parameterization_label,
 )
-from edgewise.lab.store import Run
+from edgewise.lab.results.phase_diagram import CellValue, OutcomeEntry, PhaseDiagram, phase_diagram
+from edgewise.lab.results.store import Run
 
 # Negative where the search cost more than it saved.
 STEPS_SAVED = CellValue(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig
-from edgewise.lab.phase_diagram import TEST_LOSS, CellValue
-from edgewise.lab.store import Run
-from edgewise.lab.work import Ladder, ladders
+from edgewise.lab.ladders import Ladder, ladders
+from edgewise.lab.results.phase_diagram import TEST_LOSS, CellValue
+from edgewise.lab.results.store import Run
 
 SCALES = ("demo", "embedded", "paper")
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from filelock import FileLock, Timeout
 
 from edgewise.errors import StoreError
-from edgewise.lab.files import Folder
+from edgewise.lab.results.files import Folder
 
 _LOCK, _HOLDER = (
     ".sweep.lock",

@@ -8,10 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from edgewise.lab import panels
-from edgewise.lab.phase_diagram import Cell, PhaseDiagram
 from edgewise.lab.recipes import PhaseDiagrams, Quantity, Trajectories, stability_limits
-from edgewise.lab.store import Absent, Run
+from edgewise.lab.report import panels
+from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram
+from edgewise.lab.results.store import Absent, Run
 
 _DASHED = {"dash": "dash", "width": 1.2}
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.phase_diagram import Cell, cell_of
-from edgewise.lab.store import Store
+from edgewise.lab.results.phase_diagram import Cell, cell_of
+from edgewise.lab.results.store import Store
 
 Ladder = tuple[RunConfig, ...]  # to be trained in this order, up to the first that does not train
 

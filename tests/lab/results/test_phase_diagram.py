@@ -9,7 +9,14 @@ import math
 import numpy as np
 import pytest
 
-from edgewise.lab.phase_diagram import TEST_ACCURACY, TEST_LOSS, Cell, CellValue, cell_of, phase_diagram
+from edgewise.lab.results.phase_diagram import (
+    TEST_ACCURACY,
+    TEST_LOSS,
+    Cell,
+    CellValue,
+    cell_of,
+    phase_diagram,
+)
 from lab_cases import diverged, made, tiny
 
 RATES, WARMUPS = (0.1, 0.2, 0.4, 0.8), (1, 4)

@@ -19,13 +19,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from edgewise.lab import presentation, sweep
+from edgewise.lab import sweep
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.documents import one_line
-from edgewise.lab.presentation import Presentation
+from edgewise.lab.ladders import Ladder
 from edgewise.lab.recipes import RECIPES
-from edgewise.lab.store import Store
-from edgewise.lab.work import Ladder
+from edgewise.lab.report import presentation
+from edgewise.lab.report.presentation import Presentation
+from edgewise.lab.results.documents import one_line
+from edgewise.lab.results.store import Store
 
 _TITLE_WIDTH = 18
 _MOST_FAILURES = 20  # shown one by one

@@ -13,8 +13,8 @@ import pytest
 
 from edgewise.errors import DamagedError, StoreError
 from edgewise.lab import sweep
-from edgewise.lab.files import Folder, sealed, unsealed
-from edgewise.lab.store import Store
+from edgewise.lab.results.files import Folder, sealed, unsealed
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from lab_cases import made, stored, tiny
 

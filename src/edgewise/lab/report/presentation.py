@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgewise.errors import RecipeError, StoreError
-from edgewise.lab import documents, layouts, plugins
+from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig, from_dict, to_dict
-from edgewise.lab.documents import one_line
-from edgewise.lab.layouts import Layout
 from edgewise.lab.recipes.recipe import Claim, Recipe, Trajectories, no_claims
-from edgewise.lab.store import Absent, FigureRuns, Run, Store
+from edgewise.lab.report import layouts
+from edgewise.lab.report.layouts import Layout
+from edgewise.lab.results import documents
+from edgewise.lab.results.documents import one_line
+from edgewise.lab.results.store import Absent, FigureRuns, Run, Store
 
 PRESENTATION, FINDINGS, RECIPE = "presentation.json", "findings.json", "recipe.py"
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from edgewise.errors import DamagedError, StoreError
 from edgewise.lab.configs import RunConfig, to_dict
-from edgewise.lab.files import Folder, checksums, json_object
+from edgewise.lab.results.files import Folder, checksums, json_object
 
 RUNS = "runs"
 CHECKSUMS = "SHA256SUMS"

@@ -18,15 +18,15 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from edgewise.lab import interactive, layouts, panels, plots, presentation
-from edgewise.lab.documents import one_line
-from edgewise.lab.plots import name_of
-from edgewise.lab.presentation import Presentation
 from edgewise.lab.recipes import Claim, PhaseDiagrams, Table, Trajectories
-from edgewise.lab.store import Absent, Run, Store
+from edgewise.lab.report import interactive, layouts, panels, plots, presentation
+from edgewise.lab.report.plots import name_of
+from edgewise.lab.report.presentation import Presentation
+from edgewise.lab.results.documents import one_line
+from edgewise.lab.results.store import Absent, Run, Store
 
-_TEMPLATE = Path(__file__).with_name("report.html")
-_SCRIPT = Path(__file__).with_name("report.js")
+_TEMPLATE = Path(__file__).with_name("page.html")
+_SCRIPT = Path(__file__).with_name("page.js")
 _CURVE_POINTS = 80  # of each run behind a cell, of fewer than this:
 _ALL_POINTS = 80_000
 _MOST_MISSING = 20  # named one by one
@@ -36,7 +36,7 @@ def write_report(store: Store, figures: Sequence[Presentation] | None = None) ->
     """Write DIR/report.html, claims.md, boundaries.csv and the figures beside them, and return the page.
 
     What is missing is marked as such. No recipe is needed: what a page says is in the folder, see
-    `edgewise.lab.presentation`.
+    `edgewise.lab.report.presentation`.
 
     Args:
         store: the results folder.
@@ -144,7 +144,7 @@ def _section(store: Store, shown: Presentation) -> str:
 
 
 def _plot(shown: Presentation, figure: go.Figure) -> str:
-    """Return a place for the plot, and its content as data: report.js draws it."""
+    """Return a place for the plot, and its content as data: page.js draws it."""
     name = f"plot-{name_of(shown.id)}"
     return (
         f'<div class="plot" role="img" aria-label="{html.escape(shown.title)}"><div id="{name}"></div></div>'

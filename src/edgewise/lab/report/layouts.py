@@ -6,10 +6,10 @@ from typing import Any
 
 from edgewise.arguments import positive_count
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.documents import one_line
-from edgewise.lab.phase_diagram import CellValue, OutcomeEntry, row_of
 from edgewise.lab.recipes.recipe import PhaseDiagrams, Quantity, Table, Trajectories
-from edgewise.lab.store import Run
+from edgewise.lab.results.documents import one_line
+from edgewise.lab.results.phase_diagram import CellValue, OutcomeEntry, row_of
+from edgewise.lab.results.store import Run
 
 Layout = Trajectories | PhaseDiagrams | Table
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from edgewise.errors import StoreError
-from edgewise.lab import index as index_module
-from edgewise.lab import run_folder
-from edgewise.lab.files import checksums, sealed, unsealed
-from edgewise.lab.store import FigureRuns, Store
+from edgewise.lab.results import index as index_module
+from edgewise.lab.results import run_folder
+from edgewise.lab.results.files import checksums, sealed, unsealed
+from edgewise.lab.results.store import FigureRuns, Store
 from lab_cases import TINY, diverged, made, save, tiny
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def figures(*configs, figure="fig1", scale="demo"):
@@ -87,7 +87,7 @@ def test_an_existing_empty_folder_is_used(tmp_path):
 KILLED_AT_THE_START = """
 import os, signal, sys
 from pathlib import Path
-from edgewise.lab import store
+from edgewise.lab.results import store
 from lab_cases import TINY
 
 def die(*args, **kwargs):
@@ -242,7 +242,7 @@ def test_a_rename_that_fails_for_another_reason_is_an_error(store, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from edgewise.lab import files, store
+from edgewise.lab.results import files, store
 from lab_cases import TINY, made, save
 
 def die(*args, **kwargs):

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from edgewise.errors import DamagedError, StoreError
-from edgewise.lab import index, run_folder
 from edgewise.lab.configs import RunConfig, from_dict
-from edgewise.lab.files import Folder
-from edgewise.lab.index import FigureRuns, Index
-from edgewise.lab.provenance import provenance
-from edgewise.lab.run_folder import RUNS, Columns, is_run_id
+from edgewise.lab.results import index, run_folder
+from edgewise.lab.results.files import Folder
+from edgewise.lab.results.index import FigureRuns, Index
+from edgewise.lab.results.provenance import provenance
+from edgewise.lab.results.run_folder import RUNS, Columns, is_run_id
 
 __all__ = ["Absent", "FigureRuns", "Run", "Store"]
 
@@ -68,7 +68,7 @@ class Store:
     def __init__(self, path: Path, contents: Index) -> None:
         self.path = path
         self.folder = Folder(path)
-        self.holder = ""  # from `edgewise.lab.lock.locked`, while a sweep is at work here
+        self.holder = ""  # from `edgewise.lab.results.lock.locked`, while a sweep is at work here
         self._index = contents
         self._mended: list[str] = []
         self._sound: set[str] = set()

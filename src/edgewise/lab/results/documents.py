@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.errors import DamagedError, StoreError
-from edgewise.lab.store import Store
+from edgewise.lab.results.store import Store
 
 SCHEMA = 1
 

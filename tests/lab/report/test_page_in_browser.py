@@ -9,8 +9,10 @@ import time
 import pytest
 from playwright.sync_api import sync_playwright
 
-from edgewise.lab import documents, plots, report
-from edgewise.lab.store import Store
+from edgewise.lab import report
+from edgewise.lab.report import plots
+from edgewise.lab.results import documents
+from edgewise.lab.results.store import Store
 from hostile import HOSTILE, SCRIPT, hostile_store
 from lab_cases import stored, story
 

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from edgewise.errors import DamagedError, StoreError
-from edgewise.lab.files import Folder, checksums, json_object, sealed, unsealed
+from edgewise.lab.results.files import Folder, checksums, json_object, sealed, unsealed
 
 OPERATIONS = {
     "inside": lambda folder, *names: folder.inside(*names),

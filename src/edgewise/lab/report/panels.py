@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.lab.phase_diagram import Cell, CellValue, PhaseDiagram, phase_diagram
 from edgewise.lab.recipes import PhaseDiagrams, Quantity, Table, Trajectories, stability_limits
-from edgewise.lab.store import Absent, Run
+from edgewise.lab.results.phase_diagram import Cell, CellValue, PhaseDiagram, phase_diagram
+from edgewise.lab.results.store import Absent, Run
 
 Array = np.ndarray[Any, Any]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.errors import DamagedError, StoreError
-from edgewise.lab.files import Folder, is_plain, sealed, unsealed
-from edgewise.lab.run_folder import RUNS, is_run_id
+from edgewise.lab.results.files import Folder, is_plain, sealed, unsealed
+from edgewise.lab.results.run_folder import RUNS, is_run_id
 
 SCHEMA = 1
 NAME = "sweep.json"

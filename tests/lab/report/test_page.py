@@ -17,10 +17,11 @@ from html.parser import HTMLParser
 import pytest
 
 from edgewise.errors import StoreError
-from edgewise.lab import plots, plugins, presentation, recipes, report, training
-from edgewise.lab.documents import one_line
+from edgewise.lab import plugins, recipes, report, training
 from edgewise.lab.recipes import RECIPES, Claim
-from edgewise.lab.store import Store
+from edgewise.lab.report import plots, presentation
+from edgewise.lab.results.documents import one_line
+from edgewise.lab.results.store import Store
 from hostile import HOSTILE, hostile_store
 from lab_cases import diverged, remade, stored, story
 

@@ -14,20 +14,21 @@ from pathlib import Path
 import pytest
 
 from edgewise.errors import StoreError
-from edgewise.lab import lock, progress, sweep
-from edgewise.lab.files import Folder
-from edgewise.lab.lock import holds, locked
-from edgewise.lab.store import Store
+from edgewise.lab import sweep, terminal
+from edgewise.lab.results import lock
+from edgewise.lab.results.files import Folder
+from edgewise.lab.results.lock import holds, locked
+from edgewise.lab.results.store import Store
 from lab_cases import TINY, made, stored, tiny
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from edgewise.lab.files import Folder
-from edgewise.lab.lock import locked
+from edgewise.lab.results.files import Folder
+from edgewise.lab.results.lock import locked
 
 with locked(Folder(Path(sys.argv[1]))):
     print("held", flush=True)
@@ -89,7 +90,7 @@ def test_reading_needs_no_lock(tmp_path, other):
     store = Store.open(tmp_path / "out")
     assert store.load(TINY.run_id).config == TINY
     assert store.notices() == []
-    progress.status(store, 0.0)
+    terminal.status(store, 0.0)
 
 
 @pytest.mark.parametrize("said", [None, "", "{", "[]", '{"pid": "x"}', '{"pid": 1}', "[" * 100_000])

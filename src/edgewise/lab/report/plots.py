@@ -14,9 +14,6 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from edgewise.lab import panels
-from edgewise.lab.phase_diagram import Cell, PhaseDiagram
-from edgewise.lab.presentation import Presentation
 from edgewise.lab.recipes import (
     PhaseDiagrams,
     Quantity,
@@ -25,7 +22,10 @@ from edgewise.lab.recipes import (
     Trajectories,
     stability_limits,
 )
-from edgewise.lab.store import Absent, Run, Store
+from edgewise.lab.report import panels
+from edgewise.lab.report.presentation import Presentation
+from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram
+from edgewise.lab.results.store import Absent, Run, Store
 
 _LEGEND_INCHES = 1.8  # of one entry
 _LARGE_DIAGRAM = 400  # cells: more are drawn small, without their numbers

@@ -9,10 +9,11 @@ import shutil
 from rich.console import Console
 from rich.text import Text
 
-from edgewise.lab import presentation, progress
-from edgewise.lab.presentation import Presentation
+from edgewise.lab import terminal
 from edgewise.lab.recipes import RECIPES, Claim
-from edgewise.lab.store import FigureRuns, Store
+from edgewise.lab.report import presentation
+from edgewise.lab.report.presentation import Presentation
+from edgewise.lab.results.store import FigureRuns, Store
 from edgewise.lab.sweep import State
 from lab_cases import made, save, stored, story, tiny
 
@@ -38,7 +39,7 @@ def text_of(renderable, width=160):
 def test_bars_follow_the_steps_of_each_figure():
     a, b, c = (tiny(seed=seed) for seed in range(3))
     recorder = console()
-    with progress.bars({"fig1": [(a, b)], "fig2": [(b,), (c,)]}, recorder) as move:
+    with terminal.bars({"fig1": [(a, b)], "fig2": [(b,), (c,)]}, recorder) as move:
         move(state({a: 0, b: 0, c: 0}))
         move(state({a: 6, b: 3, c: 0}, finished=[a]))
     last = recorder.export_text().rstrip().splitlines()[-2:]
@@ -53,14 +54,14 @@ def test_bars_follow_the_steps_of_each_figure():
 def test_a_continued_figure_starts_where_it_stood():
     a, b = (tiny(seed=seed) for seed in range(2))
     recorder = console()
-    with progress.bars({"fig1": [(a, b)]}, recorder) as move:
+    with terminal.bars({"fig1": [(a, b)]}, recorder) as move:
         move(state({a: 6, b: 0}, finished=[a]))
     assert " 50%" in recorder.export_text()
 
 
 def test_nothing_is_shown_before_the_first_move():
     recorder = console()
-    with progress.bars({"fig1": [(tiny(),)]}, recorder):
+    with terminal.bars({"fig1": [(tiny(),)]}, recorder):
         pass
     assert "fig1" not in recorder.export_text()
 
@@ -69,7 +70,7 @@ def test_a_bar_fits_into_eighty_columns():
     for figure in RECIPES:
         config = tiny()
         recorder = console(width=80)
-        with progress.bars({figure: [(config,)]}, recorder) as move:
+        with terminal.bars({figure: [(config,)]}, recorder) as move:
             move(state({config: 6}, finished=[config]))
         lines = [line for line in recorder.export_text().splitlines() if figure in line]
         assert lines
@@ -94,7 +95,7 @@ def test_the_table_shows_each_claim_and_whether_it_holds():
     its = RECIPES["fig2"]
     good = its.claims(story("fig2"))
     bad = Claim(text="a bad one", expected="9", measured="8", holds=False)
-    text = " ".join(text_of(progress.findings([judged("fig2", [*good, bad])]), width=400).split())
+    text = " ".join(text_of(terminal.findings([judged("fig2", [*good, bad])]), width=400).split())
     for claim in good:
         assert f"✓ {claim.text}" in text
         assert claim.expected in text
@@ -105,23 +106,23 @@ def test_the_table_shows_each_claim_and_whether_it_holds():
 
 def test_brackets_in_a_claim_are_shown_and_no_markup():
     claim = Claim(text="rates in [bold] [0, 1]", expected="[red]9[/red]", measured="[/] at [1]", holds=True)
-    text = " ".join(text_of(progress.findings([judged("fig2", [claim])]), width=400).split())
+    text = " ".join(text_of(terminal.findings([judged("fig2", [claim])]), width=400).split())
     assert "✓ rates in [bold] [0, 1] [red]9[/red] [/] at [1]" in text
 
 
 def test_the_table_says_why_claims_are_not_judged():
-    text = text_of(progress.findings([judged("fig2", [], "not judged: 1 of 2 runs [/] missing.")]))
+    text = text_of(terminal.findings([judged("fig2", [], "not judged: 1 of 2 runs [/] missing.")]))
     assert "not judged: 1 of 2 runs [/] missing." in text
 
 
 def test_the_table_of_no_results_is_a_table():
-    assert "Findings of the paper" in text_of(progress.findings([]))
+    assert "Findings of the paper" in text_of(terminal.findings([]))
 
 
 def test_runs_that_failed_or_lie_beyond_are_counted_apart():
     a, b, c, d = (tiny(seed=seed) for seed in range(4))
     recorder = console()
-    with progress.bars({"fig1": [(a, b, c, d)]}, recorder) as move:
+    with terminal.bars({"fig1": [(a, b, c, d)]}, recorder) as move:
         move(state({a: 6, b: 2, c: 6, d: 6}, finished=[a, c], failed=[b], beyond=[d]))
     assert " 2/3 1 failed" in recorder.export_text()
 
@@ -143,7 +144,7 @@ def test_status_counts_what_is_done_running_failed_beyond_and_waiting(tmp_path):
     store.leave_out([beyond.run_id])
     now = store.progress()[0]
     store = Store.open(tmp_path / "out")
-    assert row_of(text_of(progress.status(store, now + 1)), "fig4") == [
+    assert row_of(text_of(terminal.status(store, now + 1)), "fig4") == [
         "fig4",
         "demo",
         "7",
@@ -155,7 +156,7 @@ def test_status_counts_what_is_done_running_failed_beyond_and_waiting(tmp_path):
     ]
     # a sweep that was killed does not run on, nor one whose clock is wrong
     for later in (now + 60, now - 60):
-        assert row_of(text_of(progress.status(store, later)), "fig4") == [
+        assert row_of(text_of(terminal.status(store, later)), "fig4") == [
             "fig4",
             "demo",
             "7",
@@ -165,7 +166,7 @@ def test_status_counts_what_is_done_running_failed_beyond_and_waiting(tmp_path):
             "1",
             "4",
         ]
-    assert f"failures/{failed.run_id}.txt" in text_of(progress.failures(store))
+    assert f"failures/{failed.run_id}.txt" in text_of(terminal.failures(store))
 
 
 def test_status_says_which_runs_failed_and_why_and_where(tmp_path):
@@ -175,7 +176,7 @@ def test_status_says_which_runs_failed_and_why_and_where(tmp_path):
         shutil.rmtree(store.path / "runs" / run.config.run_id)
         store.fail(run.config.run_id, f"Traceback (most recent call last):\n  File x\n{error}\n")
     store = Store.open(tmp_path / "out")
-    lines = [line.strip() for line in text_of(progress.failures(store), 60).splitlines()]
+    lines = [line.strip() for line in text_of(terminal.failures(store), 60).splitlines()]
     for run, error in zip(runs[:2], ("RuntimeError: [bold] shapes", "ValueError: a\ufffd[2Jb"), strict=True):
         config = run.config
         at = lines.index(f"fig4: Adam · η {config.optimizer.lr:g} · warmup {config.warmup.steps}, seed 0")
@@ -191,7 +192,7 @@ def test_many_failures_are_counted_and_an_old_folder_shows_its_own(tmp_path):
     (store.path / presentation.PRESENTATION).unlink()
     for run in runs:
         store.fail(run.config.run_id, "Traceback\nValueError: x\n")
-    text = text_of(progress.failures(Store.open(store.path)))
+    text = text_of(terminal.failures(Store.open(store.path)))
     assert text.count("ValueError: x") == 20
     assert f"and {len(runs) - 20} more" in text
     assert runs[0].config.run_id in text
@@ -200,7 +201,7 @@ def test_many_failures_are_counted_and_an_old_folder_shows_its_own(tmp_path):
 def test_names_in_a_folder_are_no_markup(tmp_path):
     figure = FigureRuns(figure="[/]\x1b[2J", scale="[bold]", run_ids=(tiny().run_id,))
     store = Store.create(tmp_path / "[red]", [figure])
-    text = text_of(progress.status(store, 0.0))
+    text = text_of(terminal.status(store, 0.0))
     assert "[/]\ufffd[2J" in text
     assert "[bold]" in text
     assert "[red]" in text

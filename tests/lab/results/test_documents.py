@@ -9,8 +9,8 @@ import math
 import pytest
 
 from edgewise.errors import StoreError
-from edgewise.lab import documents
-from edgewise.lab.store import FigureRuns, Store
+from edgewise.lab.results import documents
+from edgewise.lab.results.store import FigureRuns, Store
 from lab_cases import TINY
 
 CONTENT = {"a": ["x", 1.5, None, True], "μ": {"b": "</script>\ud800"}}

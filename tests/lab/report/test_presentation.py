@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 
 from edgewise.errors import RecipeError, StoreError
-from edgewise.lab import documents, layouts, panels, presentation
-from edgewise.lab.phase_diagram import CellValue
-from edgewise.lab.presentation import FINDINGS, PRESENTATION
 from edgewise.lab.recipes import RECIPES, Claim, PhaseDiagrams, Table, Trajectories, own
 from edgewise.lab.recipes.recipe import no_claims
-from edgewise.lab.store import Absent, FigureRuns, Run, Store
+from edgewise.lab.report import layouts, panels, presentation
+from edgewise.lab.report.presentation import FINDINGS, PRESENTATION
+from edgewise.lab.results import documents
+from edgewise.lab.results.phase_diagram import CellValue
+from edgewise.lab.results.store import Absent, FigureRuns, Run, Store
 from lab_cases import made, save, stored, story, tiny
 
 FIGURES = ("fig1", "fig5", "fig6", "fig4", "fig20", "fig26", "table1")

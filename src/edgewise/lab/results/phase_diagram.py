@@ -1,0 +1,162 @@
+"""Runs as a diagram: target learning rate × warmup, with failure, divergence and absence kept apart."""
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgewise.lab.configs import RunConfig
+from edgewise.lab.results.store import Absent, Run
+
+Row = int | str  # length of the warmup, or the name of one without
+
+
+class Cell(enum.Enum):
+    """What became of a cell."""
+
+    TRAINED = "trained"
+    FAILED = "failed"  # finished, but learned nothing
+    DIVERGED = "diverged"  # the loss is not finite
+    MISSING = "missing"  # no such run
+    WAITING = "waiting"  # of one seed at least: not trained yet
+    ERROR = "error"  # of one seed at least: its training raised
+
+
+@dataclass(frozen=True)
+class OutcomeEntry:
+    """A number that a run's outcome holds, by its name; `a.b` is entry b of entry a. NaN where it is None.
+
+    >>> OutcomeEntry("test_loss")
+    OutcomeEntry(name='test_loss')
+    """
+
+    name: str
+
+    def __call__(self, run: Run) -> float:
+        """Return the number."""
+        entry: Any = run.outcome
+        for name in self.name.split("."):
+            entry = entry[name]
+        return math.nan if entry is None else float(entry)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellValue:
+    """The number that a cell shows."""
+
+    label: str
+    of: Callable[[Run], float]
+    """An `OutcomeEntry` can be read by everybody; what a function returns is known once the sweep has ended."""
+    lower_is_better: bool = False
+    digits: int = 2
+    of_training: bool = True
+    """Whether it is worth something only where training succeeded."""
+
+    def text(self, value: float) -> str:
+        """Return the number as a cell shows it."""
+        return f"{round(value, self.digits) + 0.0:.{self.digits}f}"  # + 0.0: no minus before a zero
+
+
+TEST_LOSS = CellValue(label="test loss", of=OutcomeEntry("test_loss"), lower_is_better=True)
+TEST_ACCURACY = CellValue(label="test accuracy", of=OutcomeEntry("test_accuracy"), digits=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseDiagram:
+    """Rows are warmups, columns target rates, both ascending; rows without a length come last."""
+
+    value: CellValue
+    lr_targets: tuple[float, ...]
+    warmups: tuple[Row, ...]
+    mean: np.ndarray[Any, Any]  # (warmups, rates), over the seeds there are, NaN where there is none
+    deviation: np.ndarray[Any, Any]  # (warmups, rates), the sample deviation over seeds, NaN for a single one
+    cells: np.ndarray[Any, Any]  # (warmups, rates) of Cell; the worst over seeds
+
+    def complete(self, warmup: Row) -> bool:
+        """Whether nothing of a row is waiting or ended with an error: only then its boundary and its best are known."""
+        return not {Cell.WAITING, Cell.ERROR} & set(self.cells[self.warmups.index(warmup)])
+
+    def boundary(self, warmup: Row) -> float:
+        """Return the last rate of a row before training fails; 0 if nothing trained.
+
+        Cells that failed below the first that trained do not count: their rates are too small to learn anything in
+        the steps there are.
+        """
+        row = self.cells[self.warmups.index(warmup)]
+        largest = 0.0
+        for lr, cell in zip(self.lr_targets, row, strict=True):
+            if cell is Cell.TRAINED:
+                largest = lr
+            elif largest or cell is not Cell.FAILED:
+                break
+        return largest
+
+    def best(self, warmup: Row) -> tuple[float, float]:
+        """Return the target rate with the best value among a row's trained cells, and that value."""
+        i = self.warmups.index(warmup)
+        sign = 1.0 if self.value.lower_is_better else -1.0
+        values = np.where([c is Cell.TRAINED for c in self.cells[i]], sign * self.mean[i], np.inf)
+        j = int(np.argmin(values))
+        return self.lr_targets[j], sign * float(values[j])
+
+    def at(self, lr_target: float, warmup: Row) -> float:
+        """Return the value of one cell, NaN where it is missing."""
+        if lr_target not in self.lr_targets:
+            return math.nan
+        return float(self.mean[self.warmups.index(warmup), self.lr_targets.index(lr_target)])
+
+
+def cell_of(outcome: dict[str, Any]) -> Cell:
+    """Return whether the run of this outcome trained.
+
+    It failed when its accuracy is below 1.5 × a random guess (Kalra & Barkeshli 2024), or its test loss is no
+    better than that of the best constant output, the class frequencies.
+    """
+    if outcome["diverged"]:
+        return Cell.DIVERGED
+    guessing = outcome["test_accuracy"] < 1.5 / outcome["num_classes"]
+    return Cell.FAILED if guessing or outcome["test_loss"] >= outcome["guess_loss"] else Cell.TRAINED
+
+
+_WITHOUT_LENGTH = {"catapult": "catapults", "edge": "EdgeWarmup"}
+
+
+def row_of(config: RunConfig) -> Row:
+    """Return the row that a run belongs to."""
+    return _WITHOUT_LENGTH.get(config.warmup.kind, config.warmup.steps)
+
+
+def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) -> PhaseDiagram:
+    """Arrange runs that differ in target rate, warmup and seed."""
+    seeds: dict[tuple[Row, float], list[Run | Absent]] = {}
+    for run in runs:
+        seeds.setdefault((row_of(run.config), run.config.optimizer.lr), []).append(run)
+    rates = sorted({rate for _, rate in seeds})
+    warmups = sorted({row for row, _ in seeds}, key=lambda row: (isinstance(row, str), row))
+    mean, deviation = (np.full((len(warmups), len(rates)), math.nan) for _ in range(2))
+    cells = np.full((len(warmups), len(rates)), Cell.MISSING, dtype=object)
+    severity = list(Cell)
+    for (row, rate), its_runs in seeds.items():
+        at = warmups.index(row), rates.index(rate)
+        values = [value.of(run) for run in its_runs if isinstance(run, Run)]
+        with np.errstate(invalid="ignore"):  # ∞ − ∞, where runs diverged
+            mean[at] = np.mean(values) if values else math.nan
+            deviation[at] = np.std(values, ddof=1) if len(values) > 1 else math.nan
+        cells[at] = max((_kind(run, value) for run in its_runs), key=severity.index)
+    return PhaseDiagram(
+        value=value,
+        lr_targets=tuple(rates),
+        warmups=tuple(warmups),
+        mean=mean,
+        deviation=deviation,
+        cells=cells,
+    )
+
+
+def _kind(run: Run | Absent, value: CellValue) -> Cell:
+    if isinstance(run, Absent):
+        return Cell.ERROR if run.failed else Cell.WAITING
+    return cell_of(run.outcome) if value.of_training else Cell.TRAINED
