@@ -35,8 +35,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import edgewise as ew
+from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.isolation import isolated
-from edgewise.objective import Objective
+from edgewise.loss.objective import Objective
 from edgewise.parameters import flatten, unflatten
 
 Row = tuple[str, str, str, str, str]  # task, method and setting, error, products, gradients
@@ -46,7 +47,7 @@ GOAL = 1e-3  # true relative error
 MAX_PRODUCTS = 100  # of one measurement: beyond, a setting counts as failed
 ROUNDS = 5  # of timing, and
 SECONDS = 10.0  # after which a method is not timed again
-_HVP = Objective.hvp
+_HVP = ReverseRoute.product
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class TooManyProducts(Exception):
 class Products:
     """Hessian-vector products of one task, each taken once, and a count of those asked for."""
 
-    objective: Objective
+    route: ReverseRoute
     count: int = 0
     _known: dict[bytes, Tensor] = field(default_factory=dict)
 
@@ -91,7 +92,7 @@ class Products:
             raise TooManyProducts
         key = hashlib.blake2b(vector.contiguous().numpy().tobytes()).digest()
         if key not in self._known:
-            self._known[key] = _HVP(self.objective, vector)
+            self._known[key] = _HVP(self.route, vector)
         return self._known[key].clone()
 
     def of_lists(self, vectors: list[Tensor]) -> list[Tensor]:
@@ -176,8 +177,13 @@ LIBRARIES: tuple[tuple[str, Callable[..., float], list[Setting]], ...] = (
 @contextmanager
 def counted(products: Products) -> Iterator[None]:
     """Have all libraries ask `products` for their products."""
+
+    def product(route: ReverseRoute, vector: Tensor) -> Tensor:
+        route.num_products += 1
+        return products(vector)
+
     with (
-        mock.patch.object(Objective, "hvp", lambda _, vector: products(vector)),
+        mock.patch.object(ReverseRoute, "product", product),
         mock.patch("pyhessian.hessian.hessian_vector_product", lambda _, __, v: products.of_lists(v)),
         mock.patch.object(hessian_eigenthings.HessianOperator, "matvec", lambda _, vector: products(vector)),
         mock.patch.object(HessianLinearOperator, "_matmat", lambda _, vectors: products.of_lists(vectors)),
@@ -189,7 +195,7 @@ def sweep(task: Task, true: float, seeds: Sequence[int]) -> list[Outcome]:
     """Return what each library reaches at each setting, in median over the seeds."""
     outcomes = []
     with isolated(task.model):
-        products = Products(Objective(task.model, task.loss_fn, [task.batch]))
+        products = Products(ReverseRoute(Objective(task.model, task.loss_fn, [task.batch])))
         with counted(products):
             for library, measure, settings in LIBRARIES:
                 own_seeds = seeds[:1] if measure is py_hessian else seeds  # far more products than the others

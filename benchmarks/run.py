@@ -25,11 +25,12 @@ import warmups
 
 import edgewise as ew
 from edgewise.arguments import known_name
+from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.isolation import isolated
 from edgewise.lab import data, models
 from edgewise.lab.configs import DataConfig, ModelConfig
 from edgewise.lab.training import Batch, LossFunction, loss_function
-from edgewise.objective import Objective
+from edgewise.loss.objective import Objective
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 REPEATS = 15
@@ -71,9 +72,9 @@ def curvature_costs() -> list[Row]:
         with isolated(model):
             objective = Objective(model, loss_fn, [batch])
             vector = torch.randn(objective.size)
-            objective.hvp(vector)
-            fresh = Objective(model, loss_fn, [batch])
-            gradient, product = median_seconds(fresh.gradient, lambda o=objective, v=vector: o.hvp(v))
+            route = ReverseRoute(objective)
+            route.product(vector)
+            gradient, product = median_seconds(objective.gradient, lambda r=route, v=vector: r.product(v))
         rows.append(
             (
                 f"{name}: one Hessian-vector product on the kept graph",

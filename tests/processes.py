@@ -20,7 +20,7 @@ from cases import BY_NAME, MLP, mse, train_step
 from edgewise import ranks
 from edgewise.critical import search_critical_lr
 from edgewise.isolation import isolated
-from edgewise.objective import Objective
+from edgewise.loss.objective import Objective
 from edgewise.ranks import ranks_of
 from oracles import bits
 

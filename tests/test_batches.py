@@ -1,7 +1,7 @@
 """Batches of any structure, and collections of them that are read again and again.
 
 Ladder: closed form (plain lists of tensors beside the structures under test). Cannot see: a collection whose batches
-keep their sizes and change their values; `Objective.check_repeats` looks at the first one's loss.
+keep their sizes and change their values; `check_repeats` looks at the first one's loss.
 """
 
 import collections

@@ -15,9 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from cases import BY_NAME, mse
 from edgewise import hessian, sharpness
+from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.errors import LossError
+from edgewise.loss.measuring import Measuring
+from edgewise.loss.objective import Objective
 from edgewise.memory import GraphSize, SavedBytes
-from edgewise.objective import Objective
 
 
 def wide_mlp():
@@ -164,16 +166,16 @@ def test_a_storage_is_counted_though_its_address_is_used_again():
 
 
 @pytest.mark.parametrize("budget", [None, 10**9])
-def test_kept_graphs_go_with_their_objective(budget):
+def test_kept_graphs_go_with_their_route(budget):
     """At once, not when the garbage collector finds them: they may be most of the memory."""
     model, batches = wide_mlp()
-    objective = Objective(model, mse, batches[:1], max_graph_bytes=budget)
-    objective.gradient(keep_graph=True)
-    (_, graph), *_ = objective._graphs
+    route = ReverseRoute(Objective(model, mse, batches[:1], measuring=Measuring(max_graph_bytes=budget)))
+    route.gradient()
+    (_, graph), *_ = route._kept
     held = weakref.ref(graph[0])
     gc.disable()
     try:
-        del objective, graph
+        del route, graph
         assert held() is None
     finally:
         gc.enable()

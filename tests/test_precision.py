@@ -14,8 +14,10 @@ from torch import nn
 from cases import MLP, cross_entropy, mse, train_step
 from edgewise import critical_lr, preconditioned_sharpness, sharpness
 from edgewise.curvature.hessian import HessianOperator
+from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.isolation import isolated
-from edgewise.objective import Objective
+from edgewise.loss.measuring import Measuring
+from edgewise.loss.objective import Objective
 from edgewise.precision import measuring_dtype
 from oracles import bits, top
 
@@ -72,7 +74,8 @@ def state_of(model):
 
 
 def dense_by_rows(objective):
-    return torch.stack([objective.hvp(row) for row in torch.eye(objective.size, dtype=objective.dtype)])
+    route = ReverseRoute(objective)
+    return torch.stack([route.product(row) for row in torch.eye(objective.size, dtype=objective.dtype)])
 
 
 @pytest.mark.parametrize("params", [None, ["*weight"]], ids=["all", "some"])
@@ -86,7 +89,9 @@ def test_a_half_precision_model_is_measured_as_its_cast_copy(name, dtype, close,
     oracle = copy.deepcopy(model).to(wide)
     with isolated(oracle) as snapshot:
         hessian = dense_by_rows(
-            Objective(oracle, loss_fn, half(batches, wide), snapshot=snapshot, params=params)
+            Objective(
+                oracle, loss_fn, half(batches, wide), snapshot=snapshot, measuring=Measuring(params=params)
+            )
         )
     before = state_of(model)
     found = sharpness(model, loss_fn, batches, dtype=dtype, params=params, rtol=close / 10, max_hvps=300)
@@ -105,7 +110,7 @@ def test_every_route_value_and_gradient_work_on_the_copies(name, route):
     oracle, wide = copy.deepcopy(model).double(), half(batches, torch.float64)
     before = state_of(model)
     with isolated(model) as snapshot, isolated(oracle) as other:
-        ours = Objective(model, loss_fn, batches, snapshot=snapshot, dtype=torch.float64)
+        ours = Objective(model, loss_fn, batches, snapshot=snapshot, measuring=Measuring(dtype=torch.float64))
         theirs = Objective(oracle, loss_fn, wide, snapshot=other)
         vector = torch.randn(ours.size, dtype=torch.float64)
         assert ours.value() == pytest.approx(theirs.value(), rel=1e-12)
@@ -113,7 +118,7 @@ def test_every_route_value_and_gradient_work_on_the_copies(name, route):
         torch.testing.assert_close(ours.gradient_at(vector, 0.1), theirs.gradient_at(vector, 0.1), **CLOSE)
         torch.testing.assert_close(ours.gradient(), theirs.gradient(), **CLOSE)  # the shift is gone
         product = HessianOperator(ours, route).matvec(vector)
-        torch.testing.assert_close(product, theirs.hvp(vector), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(product, ReverseRoute(theirs).product(vector), rtol=1e-6, atol=1e-7)
     assert state_of(model) == before
 
 

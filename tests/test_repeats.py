@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 import edgewise as ew
-from cases import mse
+from cases import MLP, mse
 from edgewise.critical import search_critical_lr
 from edgewise.critical.best_step import search_best_step
 from edgewise.errors import LossError, UnrepeatableError
@@ -185,3 +185,66 @@ def test_the_error_counts_what_it_took():
     with pytest.raises(UnrepeatableError) as caught:
         search_critical_lr(optimizer, lambda: calls.append(1) or mse(model, batch))
     assert caught.value.num_forwards == len(calls) == 6  # four values, and two to find the layer
+
+
+# Losses on batches: the layer is named
+
+
+class OwnGenerator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        return x + torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize("layer", [OwnGenerator, Counter])
+def test_a_layer_that_does_not_repeat_is_named(layer):
+    model, batches = MLP.build()
+    noisy = nn.Sequential(nn.Sequential(model[0], layer()), nn.Tanh(), model[2])
+    with pytest.raises(LossError, match=rf"first to differ is 0\.1 \({layer.__name__}\).*model\.eval\(\)"):
+        ew.sharpness(noisy, mse, batches)
+
+
+def test_a_loss_function_that_does_not_repeat_is_named():
+    model, batches = MLP.build()
+    generator = torch.Generator().manual_seed(0)
+    loss_fn = lambda m, b: mse(m, b) + torch.rand((), generator=generator)
+    with pytest.raises(LossError, match="no module differs, loss_fn or batches do"):
+        ew.sharpness(model, loss_fn, batches)
+
+
+def test_dropout_repeats_and_a_warm_start_is_trusted():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)).double()
+    _, batches = MLP.build()
+    first = ew.sharpness(model, mse, batches)
+    counted = nn.Sequential(model[0], model[1], nn.Sequential(Counter(), model[2]))
+    with pytest.raises(LossError, match=r"2\.0 \(Counter\)"):
+        ew.sharpness(counted, mse, batches)
+    calls = []
+    ew.sharpness(model, lambda m, b: calls.append(1) or mse(m, b), batches[:1], start=first)
+    assert len(calls) == 1
+
+
+def test_batches_of_other_values_in_each_pass_do_not_repeat():
+    class Drifting:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return iter([(torch.full((4, 3), float(self.passes)).double(), torch.ones(4, 2).double())])
+
+    model, _ = MLP.build()
+    with pytest.raises(LossError, match="loss_fn or batches do"):
+        ew.sharpness(model, mse, Drifting())

@@ -35,14 +35,14 @@ class GraphBudget:
         create_graph: bool,
         *,
         loss: Callable[[int, Any], float],
-        gradient: Callable[[int, Any, bool], object],
+        gradient: Callable[[int, Any], object],
     ) -> None:
         """Decide, once, which batches are split and whether graphs are kept; a graph of ∇L is the larger.
 
         Args:
             create_graph: whether graphs are those of ∇L.
             loss: index, batch → its loss.
-            gradient: index, batch, create_graph → builds a graph.
+            gradient: index, batch → builds a graph.
         """
         if self._planned_for or self._planned_for is create_graph:
             return
@@ -50,7 +50,7 @@ class GraphBudget:
         if self.most is not None:
             total = 0
             for i, _, batch in self._batches.weighted():
-                bytes_of = partial(self._bytes_of, i, create_graph, gradient)
+                bytes_of = partial(self._bytes_of, i, gradient)
                 whole, rows = self._rows_that_fit(i, batch, self.most, bytes_of)
                 total += whole
                 if rows is not None:
@@ -94,14 +94,12 @@ class GraphBudget:
             )
         return held.bytes, held.rows_within(budget)
 
-    def _bytes_of(
-        self, index: int, create_graph: bool, gradient: Callable[[int, Any, bool], object], piece: Any
-    ) -> int:
+    def _bytes_of(self, index: int, gradient: Callable[[int, Any], object], piece: Any) -> int:
         """Return the bytes that autograd saves for a gradient."""
         saved = self.saved_bytes()
         try:
             with saved.counting(piece):
-                gradient(index, piece, create_graph)
+                gradient(index, piece)
         except Exception as error:
             error.add_note(
                 f"max_graph_bytes= had {batch_size(piece)} samples evaluated, to see what their graph holds"

@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from edgewise.errors import LossError
 from edgewise.isolation.hooks import CALLS
+from edgewise.loss.evaluation import Evaluation
+from edgewise.losses import forward_only
 from edgewise.torch_internals import tree_leaves
 
 _MORE = 2  # evaluations, where there is more than rounding, to tell how much
@@ -32,6 +35,26 @@ def repeated(first: float, evaluate: Callable[[], float]) -> tuple[float, float]
         values += [evaluate() for _ in range(_MORE)]
     finite = all(map(math.isfinite, values))
     return again, max(values) - min(values) if finite else math.inf
+
+
+def check_repeats(evaluation: Evaluation) -> None:
+    """Raise `LossError` if the loss of the first batch is another when it is evaluated again."""
+    with evaluation.together(), forward_only():
+        first, again = (evaluation.loss(0, evaluation.first_batch()).item() for _ in range(2))
+    repeats = abs(again - first) <= evaluation.noise * abs(first)
+    if not all(evaluation.ranks.gather(repeats)):
+        refuse_to_repeat(evaluation, "batch 0", first, again, is_known=not repeats)
+
+
+def refuse_to_repeat(
+    evaluation: Evaluation, of: str, first: float, again: float, *, is_known: bool = True
+) -> None:
+    """Raise `LossError` that names what makes the loss `again` another; where it is not known here, return."""
+    with evaluation.together(), forward_only():
+        batch = evaluation.first_batch()
+        culprit = first_unrepeatable(evaluation.model, lambda: evaluation.loss(0, batch))
+        if is_known:
+            raise LossError(told(of, first, again, culprit, others="loss_fn or batches do"))
 
 
 def told(of: str, first: float, again: float, culprit: str, *, others: str) -> str:

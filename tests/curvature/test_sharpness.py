@@ -20,8 +20,8 @@ import edgewise as ew
 from cases import BY_NAME, CASES, MLP, OPT, PRECONDITIONED, ids, mlp, mse, train_step, vectors
 from edgewise import PreconditionerError, Status, preconditioned_sharpness, sharpness
 from edgewise.arguments import UnknownNameError
+from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.errors import LossError
-from edgewise.objective import Objective
 from edgewise.preconditioner import known_optimizers, preconditioner_of
 from oracles import dense_gradient, dense_hessian, preconditioned, theta_of, top, trainable
 
@@ -258,8 +258,8 @@ def test_preconditioned_costs_the_gradient_in_addition():
 
 def test_num_hvps_counts_every_product(monkeypatch):
     calls = []
-    original = Objective.hvp
-    monkeypatch.setattr(Objective, "hvp", lambda self, v: calls.append(1) or original(self, v))
+    original = ReverseRoute.product
+    monkeypatch.setattr(ReverseRoute, "product", lambda self, v: calls.append(1) or original(self, v))
     model, batches = MLP.build()
     assert sharpness(model, mse, batches).num_hvps == len(calls)
 

@@ -32,8 +32,8 @@ from edgewise.critical.search import Line, Trace, check_gradient, paper_search, 
 from edgewise.critical.update import HIGHEST, Update, check_steps_alone
 from edgewise.errors import Status
 from edgewise.isolation import isolated
+from edgewise.loss.objective import Objective
 from edgewise.losses import LossFunction
-from edgewise.objective import Objective
 from edgewise.preconditioner import rate_ratios
 from edgewise.ranks import reshard, sharded_like
 

@@ -10,12 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edgewise.errors import UnrepeatableError
 from edgewise.isolation import Snapshot, isolated
+from edgewise.loss.objective import Objective
 from edgewise.losses import GraphOnDemand, calling, checked_loss, forward_only
-from edgewise.objective import Objective
 from edgewise.parameters import unflatten
 from edgewise.precision import without_autocast
 from edgewise.ranks import Ranks, is_sharded, local, ranks_of
-from edgewise.repeats import MARGIN, first_unrepeatable, repeated, told
+from edgewise.repeats import MARGIN, first_unrepeatable, refuse_to_repeat, repeated, told
 
 _HERE = "the current parameters"
 
@@ -145,7 +145,7 @@ class BatchesLoss:
         again, width = repeated(self.base, lambda: self._mean(self._evaluated()))
         self.resolution = max(self.resolution, MARGIN * width)
         if not width <= self._objective.noise * abs(self.base):
-            self._objective.refuse_to_repeat(_HERE, self.base, again)
+            refuse_to_repeat(self._objective.evaluation, _HERE, self.base, again)
 
     def _evaluated(self) -> Tensor:
         self.num_forwards += 1

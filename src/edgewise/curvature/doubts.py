@@ -6,15 +6,16 @@ leaves a term out. What does not show takes another route to see: `hvp="checked"
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from edgewise.curvature.difference import CentralDifference
-from edgewise.derivatives import WrongDerivativeError
+from edgewise.curvature.routes.difference import CentralDifference
+from edgewise.curvature.routes.forward import ForwardRoute
+from edgewise.curvature.routes.route import HvpRoute
+from edgewise.curvature.routes.second_derivative import WrongDerivativeError
 from edgewise.errors import SecondDerivativeError
-from edgewise.objective import Objective
+from edgewise.loss.objective import Objective
 from edgewise.precision import rounding_of_products
 
 _SHORTER = (1.0, 1 / 8, 1 / 64)  # steps aside, of which the shortest tells a jump from a change
@@ -22,7 +23,7 @@ _MEND = 'use hvp="difference", or another implementation of that operation.'
 
 
 class Doubts:
-    """Checks of the products of an exact route; each raises `WrongDerivativeError`.
+    """Checks of the products of exact routes; each raises `WrongDerivativeError`, and has nothing to say of others.
 
     A loss that is close to zero may leave little of float32: what looks wrong in it is looked at again in float64.
 
@@ -47,12 +48,12 @@ class Doubts:
             self._largest = max(self._largest, size / length)
             self._longest = max(self._longest, length)
 
-    def check_finite(self, route: str, vector: Tensor, product: Tensor) -> None:
+    def check_finite(self, route: HvpRoute, vector: Tensor, product: Tensor) -> None:
         """Raise where a product is not finite, though gradients and their differences around θ are."""
-        if not is_finite(product) and self._difference.has_limit(vector):
+        if route.is_exact and not is_finite(product) and self._difference.has_limit(vector):
             raise _wrong(route, "a second derivative is not finite, though gradients are, as of a norm at 0")
 
-    def check_zero(self, route: str, vector: Tensor, product: Tensor) -> None:
+    def check_zero(self, route: HvpRoute, vector: Tensor, product: Tensor) -> None:
         """Raise where the first product is zero, and the loss not linear; `LossError` where it depends on no parameter.
 
         A fused kernel may hand out gradients that it has computed before, without a graph to what they depend on.
@@ -64,17 +65,15 @@ class Doubts:
         ):
             return
         self._objective.values_and_gradients()  # raises the LossError
-        if route != "difference" and self._difference.curves(vector):
+        if route.is_exact and self._difference.curves(vector):
             raise _wrong(route, "a product is zero, though gradients differ around here")
 
-    def check_custom(self, route: str, vector: Tensor, product: Tensor) -> None:
+    def check_custom(self, route: HvpRoute, has_custom: bool, vector: Tensor, product: Tensor) -> None:
         """Raise where there is a custom function, and the product is not that of differences that are precise.
 
         Fused kernels, such as heads of language models, may save a gradient, which then seems to be a constant.
         """
-        if not any(self._objective.ranks.gather(self._objective.has_custom_functions)) or not is_finite(
-            product
-        ):
+        if not any(self._objective.ranks.gather(has_custom)) or not is_finite(product):
             return
         try:
             difference = self._difference.product(vector)
@@ -85,59 +84,63 @@ class Doubts:
         if off > bar and self._difference.follows_loss():
             raise _wrong(route, f"a custom autograd.Function's is off by {off:.2g} from what gradients say")
 
-    def check_steady(self, vector: Tensor, product: Tensor) -> None:
+    def check_steady(self, route: HvpRoute, vector: Tensor, product: Tensor) -> None:
         """Raise where a forward product jumps as θ moves by √ε: at single points, a formula may leave a term out."""
-        if float(vector.norm()) == 0 or not is_finite(product):
+        if not isinstance(route, ForwardRoute) or float(vector.norm()) == 0 or not is_finite(product):
             return
-        jump = self._jump(self._objective, vector, product)
+        jump = self._jump(route, vector, product)
         if jump > 0:
-            jump = self._in_double(self._jump_in_double, vector, otherwise=jump)
+            jump = self._in_double(self._jump_in_double, route, vector, otherwise=jump)
         if jump > 0:
-            raise _wrong(
-                "forward", f"its products change by {jump:.1%} as soon as the parameters move at all"
-            )
+            raise _wrong(route, f"its products change by {jump:.1%} as soon as the parameters move at all")
 
-    def _jump_in_double(self, objective: Objective, vector: Tensor) -> float:
+    def _jump_in_double(self, route: ForwardRoute, vector: Tensor) -> float:
         self.num_products += 1
-        return self._jump(objective, vector, objective.hvp_forward(vector))
+        return self._jump(route, vector, route.product(vector))
 
-    def _jump(self, objective: Objective, vector: Tensor, product: Tensor) -> float:
+    def _jump(self, route: ForwardRoute, vector: Tensor, product: Tensor) -> float:
         """Return by how much the product changes, relative, however short the step; 0 if it is with the step."""
-        root = torch.finfo(objective.dtype).eps ** 0.5
+        root = torch.finfo(product.dtype).eps ** 0.5
         step = root * self._difference.scale_of_parameters() / float(vector.norm())
         jumps: list[float] = []
         for factor in _SHORTER:
-            aside = objective.hvp_forward(vector, step=factor * step)
+            aside = route.product_aside(vector, factor * step)
             self.num_products += 1
             jumps.append(float((aside - product).norm() / product.norm().clamp(min=1e-30)))
             if not jumps[-1] > 10 * root:
                 return 0.0
         return jumps[-1] if jumps[-1] > jumps[0] / 2 else 0.0
 
-    def check_symmetric(self, route: str, asymmetry: float, one: Tensor, other: Tensor) -> None:
-        """Raise where |vᵀ∇²L v′ − v′ᵀ∇²L v| is more than rounding makes of products with the vectors so far."""
+    def check_symmetric(self, route: HvpRoute, asymmetry: float, one: Tensor, other: Tensor) -> None:
+        """Raise where |vᵀ∇²L v′ − v′ᵀ∇²L v| is more than rounding makes of products with the vectors so far.
+
+        Routes that are not exact have an error bar for that.
+        """
+        if not route.is_exact:
+            return
         most = rounding_of_products(self._objective.dtype, self._objective.device)
         most *= self._largest * self._longest**2
         if asymmetry <= max(most, 10 * self._rounding):
             return
-        seen = self._in_double(partial(self._asymmetry, route), one, other, otherwise=asymmetry)
+        seen = self._in_double(self._asymmetry, route, one, other, otherwise=asymmetry)
         if seen > most:
             raise _wrong(
                 route, f"its products are not symmetric, by {seen:.2g} where rounding explains {most:.1g}"
             )
         self._rounding = asymmetry
 
-    def _asymmetry(self, route: str, objective: Objective, one: Tensor, other: Tensor) -> float:
-        product = objective.hvp if route == "reverse" else objective.hvp_forward
+    def _asymmetry(self, route: HvpRoute, one: Tensor, other: Tensor) -> float:
         self.num_products += 2
-        return abs(float(torch.dot(one, product(other)) - torch.dot(other, product(one))))
+        return abs(float(torch.dot(one, route.product(other)) - torch.dot(other, route.product(one))))
 
-    def _in_double(self, look: Callable[..., float], *vectors: Tensor, otherwise: float) -> float:
-        """Return what a look at the objective in float64 sees; otherwise what has been seen, if there is none."""
+    def _in_double(
+        self, look: Callable[..., float], route: HvpRoute, *vectors: Tensor, otherwise: float
+    ) -> float:
+        """Return what a look at the same route in float64 sees; otherwise what has been seen, if there is none."""
         if self._objective.dtype is torch.float64 or self._make_double is None:
             return otherwise
         try:
-            return look(self._make_double(), *(vector.double() for vector in vectors))
+            return look(type(route)(self._make_double()), *(vector.double() for vector in vectors))
         except Exception:  # the loss knows float32 only
             return otherwise
 
@@ -147,5 +150,5 @@ def is_finite(vector: Tensor) -> bool:
     return math.isfinite(vector.norm()) or bool(vector.isfinite().all())
 
 
-def _wrong(route: str, what: str) -> WrongDerivativeError:
-    return WrongDerivativeError(f"{route} is not possible for this loss ({what}): {_MEND}")
+def _wrong(route: HvpRoute, what: str) -> WrongDerivativeError:
+    return WrongDerivativeError(f"{route.name} is not possible for this loss ({what}): {_MEND}")

@@ -7,9 +7,9 @@
 | difference | two gradients | nothing but gradients; comes with an error bar |
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -26,23 +26,25 @@ from edgewise.arguments import (
     known_name,
     name_patterns,
 )
-from edgewise.curvature.difference import CentralDifference
 from edgewise.curvature.doubts import Doubts, is_finite
+from edgewise.curvature.measured_preconditioner import measured_preconditioner
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
-from edgewise.derivatives import WrongDerivativeError
+from edgewise.curvature.routes.difference import CentralDifference
+from edgewise.curvature.routes.forward import ForwardRoute
+from edgewise.curvature.routes.reverse import ReverseRoute
+from edgewise.curvature.routes.route import HvpRoute
+from edgewise.curvature.routes.second_derivative import WrongDerivativeError
 from edgewise.errors import ClosedError, SecondDerivativeError
 from edgewise.isolation import isolated
+from edgewise.loss.measuring import Measuring
+from edgewise.loss.objective import Objective
 from edgewise.losses import LossFunction
-from edgewise.objective import Objective
-from edgewise.parameters import unflatten
-from edgewise.preconditioner import Diagonal, check_covered, preconditioner_of
-from edgewise.ranks import local
+from edgewise.preconditioner import check_covered
+from edgewise.repeats import check_repeats
 
 Route = Literal["auto", "reverse", "forward", "difference", "checked"]
 
 ROUTES = ("auto", "reverse", "forward", "difference", "checked")
-# "auto" and "checked" take the first that the loss allows.
-_BY_PREFERENCE = ("reverse", "forward", "difference")
 
 
 class HessianOperator(SymmetricOperator):
@@ -68,12 +70,13 @@ class HessianOperator(SymmetricOperator):
         self._objective = objective
         self._difference = CentralDifference(objective)
         self._doubts = Doubts(objective, self._difference, in_double)
-        routes = list(_BY_PREFERENCE) if hvp in ("auto", "checked") else [hvp]
-        self.route: str = routes.pop(0)
-        self._later_routes = routes
+        self._routes: list[HvpRoute] = [ReverseRoute(objective), ForwardRoute(objective), self._difference]
+        self._left = [
+            route for route in self._routes if hvp in ("auto", "checked", route.name)
+        ]  # to be taken, in order of preference
+        self._route = self._left.pop(0)
         self.reason = ""  # why "auto" did not take an earlier route
         self.closed = False
-        self._exact_products = 0
         self._returned = 0  # exact products that are in use
         self._unchecked = hvp == "checked"
         self._disagreement = 0.0  # of the checked product, relative
@@ -83,6 +86,11 @@ class HessianOperator(SymmetricOperator):
         """The number of parameters."""
         return self._objective.dimension
 
+    @property
+    def route(self) -> str:
+        """The name of the route that products take now."""
+        return self._route.name
+
     def reduce(self, partial: Tensor) -> Tensor:
         """Return the sum over ranks of what each computed of its shard."""
         return self._objective.reduce(partial)
@@ -90,17 +98,17 @@ class HessianOperator(SymmetricOperator):
     @property
     def num_products(self) -> int:
         """Products so far, those for checks included; a central difference tried for its step counts as one."""
-        return self._exact_products + self._difference.num_products + self._doubts.num_products
+        return sum(route.num_products for route in self._routes) + self._doubts.num_products
 
     @property
     def relative_error(self) -> float:
         """Error bar of a product relative to its norm; 0 for the exact routes, unless they were checked."""
-        return self._difference.relative_error if self.route == "difference" else self._disagreement
+        return self._disagreement if self._route.is_exact else self._route.relative_error
 
     @property
     def graph_bytes(self) -> int:
         """Bytes held by kept graphs, counted where there is a budget."""
-        return self._objective.graph_bytes
+        return self._route.graph_bytes
 
     def check_open(self) -> None:
         """Raise if the `with` block is over: the model may train again, and a product would undo that."""
@@ -112,14 +120,17 @@ class HessianOperator(SymmetricOperator):
 
     def check_symmetric(self, asymmetry: float, one: Tensor, other: Tensor) -> None:
         """Raise where |vᵀAv′ − v′ᵀAv| is more than rounding; differences have an error bar for that."""
-        if self.route != "difference":
-            self._doubts.check_symmetric(self.route, asymmetry, one, other)
+        self._doubts.check_symmetric(self._route, asymmetry, one, other)
 
     def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
         """Return what differences say of vᵀAv, see `CentralDifference`; an exact route has nothing to say."""
-        if self.route != "difference":
+        if self._route.is_exact:
             return self._disagreement, False
         return self._difference.settle_along(vector, value)
+
+    def gradient(self) -> Tensor:
+        """Return ∇L, with what it takes in common with products already done for these."""
+        return self._route.gradient()
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector."""
@@ -134,7 +145,7 @@ class HessianOperator(SymmetricOperator):
 
     def _check(self, vector: Tensor, product: Tensor) -> None:
         """Raise if a product by an exact route is not that of central differences."""
-        if self.route == "difference" or not is_finite(product):
+        if not self._route.is_exact or not is_finite(product):
             return  # there is no other route, or nothing to compare
         difference = self._difference.product(vector)
         off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
@@ -161,33 +172,29 @@ class HessianOperator(SymmetricOperator):
 
     def take_next_route(self, error: SecondDerivativeError) -> None:
         """Go on by the next route, or raise: what the loss itself raises without second derivatives, or the error."""
-        self._objective.drop_graphs()
-        if isinstance(error, WrongDerivativeError):
-            self._later_routes = [route for route in self._later_routes if route == "difference"]
-        if not self._later_routes:
-            failed = not isinstance(error, WrongDerivativeError) and not self._objective.ranks.sharded
-            if failed and self.route != "difference":
+        self._route.release()
+        is_wrong = isinstance(error, WrongDerivativeError)
+        if is_wrong:
+            self._left = [route for route in self._left if not route.is_exact]
+        if not self._left:
+            if self._route.is_exact and not is_wrong and not self._objective.ranks.sharded:
                 self._objective.gradient()
             raise error
         self.reason += f"{error} "
-        self.route = self._later_routes.pop(0)
+        self._route = self._left.pop(0)
 
     def _product(self, vector: Tensor) -> Tensor:
-        if self.route == "difference":
-            product = self._difference.product(vector)
-            self._doubts.check_zero(self.route, vector, product)
+        route, doubts = self._route, self._doubts
+        product = route.product(vector)
+        doubts.check_finite(route, vector, product)
+        doubts.check_zero(route, vector, product)
+        if not route.is_exact:
             return product
-        exact: Callable[[Tensor], Tensor] = (
-            self._objective.hvp if self.route == "reverse" else self._objective.hvp_forward
-        )
-        product = exact(vector)
-        self._exact_products += 1
-        self._doubts.check_finite(self.route, vector, product)
-        self._doubts.check_zero(self.route, vector, product)
-        if self.route == "forward" and self._returned == 0:
-            self._doubts.check_steady(vector, product)
-        if self._later_routes and self._returned == 0 and not self._unchecked:
-            self._doubts.check_custom(self.route, vector, product)
+        if self._returned == 0:
+            doubts.check_steady(route, vector, product)
+            if self._left and not self._unchecked:
+                has_custom = any(each.has_custom_functions for each in self._routes)
+                doubts.check_custom(route, has_custom, vector, product)
         self._returned += 1
         return product
 
@@ -214,24 +221,38 @@ def hessian(
     flattened in order. Products that are not symmetric, which `sharpness` refuses, are for its user to see.
 
     Args:
-        model: as for `sharpness`.
-        loss_fn: as for `sharpness`.
-        batches: as for `sharpness`.
-        optimizer: as for `preconditioned_sharpness`; `None` for the plain Hessian.
-        hvp: as for `sharpness`.
-        params: as for `sharpness`.
-        dtype: as for `preconditioned_sharpness`.
-        max_graph_bytes: as for `sharpness`.
+        model: any module; multiplied in the train or eval mode it is in.
+        loss_fn: `loss_fn(model, batch)` returns the mean loss over the batch as a scalar tensor.
+        batches: a list of batches (`[batch]` for one) or another re-iterable, such as a data loader that does not
+            shuffle, of which one batch is held at a time; weighted by their sizes nᵢ. A batch holds tensors, one row
+            per sample, in any nest of tuples, mappings and dataclasses.
+        optimizer: whose next update has the preconditioner P, with the gradient of `loss_fn` on `batches` already
+            in it; over all of the parameters. `None` for the plain Hessian.
+        hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse), "difference" (of
+            gradients, with an error bar), "auto": the first of these that the loss allows, or "checked": as "auto",
+            with the first product compared with that of differences.
+        params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
+            inside `DistributedDataParallel`.
+        dtype: precision to measure in, float32 or float64; `None` for that of the parameters, float32 if they are of
+            half precision. A model of another precision is measured as a cast copy, and the batch and the state of
+            the optimizer with it; autocast is off inside `loss_fn` and the model.
+        max_graph_bytes: what autograd's kept graphs may hold, > 0; a batch whose graph does not fit is split into
+            micro-batches along the first dimension. `None` keeps the graph of a single batch, whatever its size.
 
     Yields:
         The symmetric operator.
 
     Raises:
-        PreconditionerError: as for `preconditioned_sharpness`.
-        TypeError: as for `sharpness`.
-        ValueError: as for `sharpness`.
-        LossError: as for `sharpness`.
-        SecondDerivativeError: as for `sharpness`, by a product.
+        PreconditionerError: the optimizer has no known diagonal preconditioner.
+        TypeError: `batches` is not a collection, a parameter is complex, or an argument has the wrong type.
+        ValueError: an argument is out of range, no parameter requires a gradient or one is not in the optimizer, a
+            loader shuffles, the budget cannot be met, or the model is distributed in a way that is not known.
+        LossError: the loss is not a finite scalar with a graph to the selected parameters, does not repeat, differs
+            between passes, calls backward() itself, or is not the mean over the micro-batches of a batch that is split.
+        SecondDerivativeError: raised by a product, where no route gives one, none is precise enough, or routes
+            disagree.
+        ClosedError: raised by a product after the block.
+        EdgewiseError: another rank raised one of these.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -245,8 +266,8 @@ def hessian(
     if optimizer is not None:
         optimizer = an_optimizer("optimizer", optimizer, CURVATURE_ORDER)
     params = name_patterns("params", params)
-    options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
-    with measured_operator(model, loss_fn, batches, optimizer, hvp, repeats=False, **options) as operator:
+    measuring = Measuring(params=params, dtype=dtype, max_graph_bytes=max_graph_bytes)
+    with measured_operator(model, loss_fn, batches, optimizer, hvp, measuring, repeats=False) as operator:
         yield operator
 
 
@@ -257,59 +278,30 @@ def measured_operator(
     batches: Iterable[Any],
     optimizer: Optimizer | None,
     hvp: Route,
+    measuring: Measuring,
     *,
     repeats: bool,
-    **options: Any,
 ) -> Iterator[SymmetricOperator]:
     """Yield what `hessian` documents; unless the loss is known to repeat, see whether it does."""
     known_name("hvp", hvp, ROUTES)
     optimizer = None if optimizer is None else an_optimizer("optimizer", optimizer)
     with isolated(model, optimizer) as snapshot:
-        objective = Objective(model, loss_fn, batches, snapshot=snapshot, **options)
+        make = partial(Objective, model, loss_fn, batches, snapshot=snapshot)
+        objective = make(measuring=measuring)
         if optimizer is not None:
             with objective.ranks.together():
                 check_covered(optimizer, list(objective.originals.values()))
         if not repeats:
-            objective.check_repeats()
-        in_double = partial(
-            Objective, model, loss_fn, batches, snapshot=snapshot, **options | {"dtype": torch.float64}
-        )
+            check_repeats(objective.evaluation)
+        in_double = partial(make, measuring=replace(measuring, dtype=torch.float64))
         operator = HessianOperator(objective, hvp, in_double)
         try:
             if optimizer is None:
                 yield operator
                 return
-            gradient = objective.gradient(keep_graph=hvp not in ("forward", "difference"))
+            gradient = operator.gradient()
             with objective.ranks.together():  # entries of a shard may be refused on one rank only
-                preconditioner = _preconditioner(optimizer, objective, gradient)
+                preconditioner = measured_preconditioner(optimizer, objective, gradient)
             yield PreconditionedOperator(operator, preconditioner)
         finally:
             operator.closed = True
-
-
-def _preconditioner(optimizer: Optimizer, objective: Objective, gradient: Tensor) -> Diagonal:
-    """Return P in the precision of the objective, of this rank's shards.
-
-    It is that of the optimizer whose parameters and state are so cast, or so sharded.
-    """
-    tensors = objective.tensors  # once: of shards, these are new objects
-    gradients = unflatten(gradient, tensors)
-    cast: dict[Tensor, Tensor] = dict(zip(objective.originals.values(), tensors, strict=True))
-    if all(copied is original for original, copied in cast.items()):
-        return preconditioner_of(optimizer, tensors, gradients)
-    state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
-    for parameter, entries in optimizer.state.items():
-        state[cast.get(parameter, parameter)] = {
-            name: local(value).to(objective.dtype) if _is_moment(value) else value
-            for name, value in entries.items()
-        }
-    groups = [
-        {**group, "params": [cast.get(p, p) for p in group["params"]]} for group in optimizer.param_groups
-    ]
-    twin = object.__new__(type(optimizer))  # shallow, without running a constructor: P is only read from it
-    vars(twin).update({**vars(optimizer), "param_groups": groups, "state": state})
-    return preconditioner_of(twin, tensors, gradients)
-
-
-def _is_moment(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0

@@ -25,8 +25,9 @@ from edgewise.curvature.hessian import HessianOperator, Route, measured_operator
 from edgewise.curvature.lanczos import FLOOR, random_directions, top_eigenpairs
 from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.results import SharpnessResult, Signature
-from edgewise.derivatives import WrongDerivativeError
+from edgewise.curvature.routes.second_derivative import WrongDerivativeError
 from edgewise.errors import Status
+from edgewise.loss.measuring import Measuring
 from edgewise.losses import LossFunction
 from edgewise.parameters import select_parameters
 from edgewise.precision import measuring_dtype, without_autocast
@@ -113,8 +114,8 @@ def sharpness(
     """
     params = name_patterns("params", params)
     parameters = _check(model, loss_fn, params, dtype, rtol, num, start, max_hvps, seed)
-    options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
-    measured = measured_operator(model, loss_fn, batches, None, hvp, repeats=start is not None, **options)
+    measuring = Measuring(params=params, dtype=dtype, max_graph_bytes=max_graph_bytes)
+    measured = measured_operator(model, loss_fn, batches, None, hvp, measuring, repeats=start is not None)
     with without_autocast(), measured as operator:  # it would round the solver's own products as well
         return _top(operator, parameters, rtol, num, start, max_hvps, seed)
 
@@ -183,9 +184,9 @@ def preconditioned_sharpness(
     params = name_patterns("params", params)
     parameters = _check(model, loss_fn, params, dtype, rtol, num, start, max_hvps, seed)
     optimizer = an_optimizer("optimizer", optimizer, CURVATURE_ORDER)
-    options = {"params": params, "dtype": dtype, "max_graph_bytes": max_graph_bytes}
+    measuring = Measuring(params=params, dtype=dtype, max_graph_bytes=max_graph_bytes)
     measured = measured_operator(
-        model, loss_fn, batches, optimizer, hvp, repeats=start is not None, **options
+        model, loss_fn, batches, optimizer, hvp, measuring, repeats=start is not None
     )
     with without_autocast(), measured as operator:  # it would round the solver's own products as well
         return _top(operator, parameters, rtol, num, start, max_hvps, seed)

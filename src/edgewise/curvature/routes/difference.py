@@ -5,14 +5,15 @@ import math
 import torch
 from torch import Tensor
 
+from edgewise.curvature.routes.route import HvpRoute
 from edgewise.errors import EdgewiseError, LossError, SecondDerivativeError
-from edgewise.objective import Objective
+from edgewise.loss.objective import Objective
 
 _GOOD_ERROR = 1e-2  # relative: no better step is looked for
 _WORST_ERROR = 5e-2  # beyond, there is no product
 
 
-class CentralDifference:
+class CentralDifference(HvpRoute):
     r"""[∇L(θ + hv) − ∇L(θ − hv)] / 2h for unit v, exact up to h²‖∇⁴L‖/6 and rounding ε‖∇L‖/h.
 
     The step starts at ε^{1/3}·max(1, ‖θ‖), which balances the two for losses of unit scale. On the first product it is
@@ -20,12 +21,13 @@ class CentralDifference:
     tell little of another one: `settle_along` checks it along what has been found.
     """
 
+    name = "difference"
+    is_exact = False
+
     def __init__(self, objective: Objective) -> None:
-        self._objective = objective
+        super().__init__(objective)
         self._step = 0.0
         self._scale = 0.0  # ‖∇²L v‖ of the first product, for unit v
-        self.relative_error = 0.0
-        self.num_products = 0
 
     def product(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector; the first call finds the step."""

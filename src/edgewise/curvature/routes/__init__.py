@@ -1,0 +1,1 @@
+"""The routes to Hessian-vector products, which all keep the contract of `HvpRoute`."""

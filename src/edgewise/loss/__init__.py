@@ -1,0 +1,1 @@
+"""The loss as a function of the parameters: what it is, and its first derivatives, over batches and ranks."""
