@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 import edgewise as ew
 from edgewise.curvature.lanczos import random_directions, top_eigenpairs
 from edgewise.curvature.operators import SymmetricOperator
+from edgewise.curvature.results import EigenResult
 from edgewise.lab import data, models
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import recipe
@@ -169,12 +170,12 @@ def _training(config: RunConfig) -> Iterator[tuple[nn.Module, LossFunction, Opti
         schedule.step()
 
 
-def _reference(operator: SymmetricOperator, previous: ew.SharpnessResult | None) -> ew.SharpnessResult:
+def _reference(operator: SymmetricOperator, previous: EigenResult | None) -> EigenResult:
     generator = torch.Generator().manual_seed(1)
     start = random_directions(operator, 1, generator)
     if previous is not None:
         start = torch.cat([previous.subspace.T, start])
-    return top_eigenpairs(operator, num=2, rtol=1e-3, max_hvps=200, start=start, generator=generator)
+    return top_eigenpairs(operator, num=2, rtol=1e-3, max_products=200, start=start, generator=generator)
 
 
 def _power_iterations(operator: SymmetricOperator, vector: Tensor | None) -> tuple[float, Tensor]:

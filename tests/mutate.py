@@ -352,8 +352,8 @@ FAULTS = [
     Fault(
         name="P⁻¹H fed to a symmetric solver",
         file="curvature/operators.py",
-        old="return self._scale * self.operator.matvec(self._scale * vector)",
-        new="return self._scale**2 * self.operator.matvec(vector)",
+        old="return self._scale * self._operator.matvec(self._scale * vector)",
+        new="return self._scale**2 * self._operator.matvec(vector)",
         test="curvature/test_sharpness.py",
     ),
     Fault(
@@ -1179,7 +1179,7 @@ FAULTS = [
     ),
     Fault(
         name="a row of any kind is loaded",
-        file="monitor.py",
+        file="regime.py",
         old='            raise ValueError(f"{name} of a row',
         new='            str(f"{name} of a row',
         test="test_monitor.py",

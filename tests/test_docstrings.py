@@ -4,6 +4,8 @@ Ladder: the source itself, parsed. Cannot see: whether a sentence is true.
 """
 
 import ast
+import inspect
+import itertools
 import re
 from pathlib import Path
 
@@ -14,6 +16,14 @@ import edgewise
 SOURCE = Path(edgewise.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 MOST_WORDS = 40
+
+MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "hessian", "critical_lr", "Monitor")
+CALLS = {name: getattr(edgewise, name) for name in MEASUREMENTS}
+# Options that share a name with those of another call, but not the meaning.
+OF_THEIR_OWN = {
+    "critical_lr": {"model", "optimizer", "batches", "rtol"},
+    "Monitor": {"optimizer", "batches"},
+}
 
 # Where a sentence ends: before a blank line, an item of a list, a table's row or an argument, and after a full stop.
 _BREAKS = re.compile(r"\n\s*\n|\n\s*(?=- |\||\w+: )|(?<=[.!?])\s+(?=[^a-z\d])")
@@ -38,6 +48,13 @@ def sentences(text):
 def words(sentence):
     """Its words: what stands between backquotes, and a formula without spaces, is one."""
     return [word for word in re.sub(r"`[^`]*`", "code", sentence).split() if re.search(r"\w", word)]
+
+
+def options(call):
+    """The text of each option, in one line."""
+    section = re.search(r"^Args:\n(.*?)\n\n", inspect.getdoc(call), re.M | re.S)[1]
+    _, *parts = re.split(r"^ {4}(\w+): ", section, flags=re.M)
+    return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def test_sentences_end_where_they_end():
@@ -78,3 +95,29 @@ def test_variables_have_names_of_their_own(path):
         if isinstance(node, ast.Name | ast.arg):
             name = node.id if isinstance(node, ast.Name) else node.arg
             assert not name.startswith("its_"), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_option_is_described(name):
+    call = CALLS[name]
+    assert list(options(call)) == list(inspect.signature(call).parameters)
+
+
+@pytest.mark.parametrize(("one", "other"), [*itertools.combinations(CALLS, 2)])
+def test_an_option_has_the_same_text_in_all_calls(one, other):
+    first, second = options(CALLS[one]), options(CALLS[other])
+    of_their_own = OF_THEIR_OWN.get(one, set()) | OF_THEIR_OWN.get(other, set())
+    shared = [name for name in first if name in second and name not in of_their_own]
+    assert "loss_fn" in shared
+    assert {name: first[name] for name in shared} == {name: second[name] for name in shared}
+
+
+@pytest.mark.parametrize("name", OF_THEIR_OWN)
+def test_an_option_of_its_own_has_a_text_of_its_own(name):
+    elsewhere = [
+        options(call)[option]
+        for other, call in CALLS.items()
+        if other != name
+        for option in OF_THEIR_OWN[name] & set(options(call))
+    ]
+    assert not {options(CALLS[name])[option] for option in OF_THEIR_OWN[name]} & set(elsewhere)

@@ -19,8 +19,8 @@ from torch import nn
 import edgewise as ew
 from cases import MLP, OPT, cross_entropy, mse
 from edgewise.arguments import UnknownNameError
+from edgewise.curvature.follow import MEASURES
 from edgewise.errors import LossError, PreconditionerError
-from edgewise.monitor import MEASURES
 
 
 class Clock:
@@ -126,7 +126,7 @@ def test_a_provisional_number_says_so_first(monkeypatch):
     provisional = lambda *args, **kwargs: dataclasses.replace(
         ew.sharpness(*args, **kwargs), status=ew.Status.BUDGET_EXHAUSTED
     )
-    monkeypatch.setattr("edgewise.monitor.sharpness", provisional)
+    monkeypatch.setattr("edgewise.curvature.follow.sharpness", provisional)
     (row,) = follow(model, Lion(model.parameters()), mse, batches[:1])
     assert row.status is ew.Status.BUDGET_EXHAUSTED
 
@@ -201,7 +201,7 @@ def timed(costs, *, step_seconds, steps, monkeypatch, **options):
         clock.now += next(costs)
         return ew.sharpness(*args, **kwargs)
 
-    monkeypatch.setattr("edgewise.monitor.sharpness", slow)
+    monkeypatch.setattr("edgewise.curvature.follow.sharpness", slow)
     rows = []
     monitor = ew.Monitor(model, optimizer, mse, log=rows.append, **options)
     monitor._clock = clock
@@ -263,7 +263,7 @@ def test_a_hard_measurement_stops_at_twice_what_is_left(monkeypatch):
         budgets.append(max_hvps)
         return dataclasses.replace(ew.sharpness(*args, **kwargs), num_hvps=50)  # 0.1 s each
 
-    monkeypatch.setattr("edgewise.monitor.sharpness", slow)
+    monkeypatch.setattr("edgewise.curvature.follow.sharpness", slow)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     monitor = ew.Monitor(model, optimizer, mse, max_overhead=0.1, measure=("sharpness",))
     monitor._clock = clock
@@ -287,7 +287,7 @@ def test_a_measurement_that_fails_is_paid_for(monkeypatch):
 
     monitor = ew.Monitor(model, torch.optim.SGD(model.parameters(), lr=1e-3), mse, max_overhead=0.1)
     monitor._clock = clock
-    monkeypatch.setattr("edgewise.monitor.sharpness", failing)
+    monkeypatch.setattr("edgewise.curvature.follow.sharpness", failing)
     with pytest.raises(KeyError):
         monitor.observe(batches[0])
     clock.now += 94.0

@@ -41,6 +41,41 @@ def rows_of(values, fraction=0.1, every=5):
     ]
 
 
+@pytest.mark.parametrize("status", ew.Status)
+def test_a_row_is_a_line_and_says_whether_it_may_be_used(status):
+    row = dataclasses.replace(
+        rows_of([12345.0], fraction=0.9876)[0],
+        step=1_234_567,
+        regime="progressive sharpening",
+        status=status,
+        num_hvps=400,
+    )
+    beginning = "step 1234567: progressive sharpening, λ 1.23e+04, fraction 0.99"
+    assert str(row) == f"{beginning} ({status.name}, 400 products)"
+    assert row.ok is (status is ew.Status.CONVERGED)
+
+
+@pytest.mark.parametrize(
+    "status", ["CONVERGED", "BUDGET_EXHAUSTED", "NOT_FINITE", "NO_LINEAR_LIMIT", "NO_PRECONDITIONER"]
+)
+def test_the_longest_line_of_a_row(status):
+    fraction = math.nan if status.startswith("NO_") else 1234.0  # without a limit there is none
+    row = dataclasses.replace(
+        rows_of([-1.234e-30], fraction=fraction)[0],
+        step=1_000_000,
+        regime="progressive sharpening",
+        status=ew.Status[status],
+        num_hvps=400,
+    )
+    assert len(str(row)) <= 100
+    assert "\n" not in str(row)
+
+
+def test_the_line_of_a_row_without_a_limit():
+    (row,) = rows_of([3.0], fraction=math.nan)
+    assert str(row) == "step 0: unknown, λ 3 (CONVERGED, 1 product)"
+
+
 UP = [1.01**i for i in range(8)]
 NOISE = np.random.default_rng(0).lognormal(0, 0.2, 8)
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +26,18 @@ from edgewise.arguments import (
     positive_share,
 )
 from edgewise.batches import Batches
-from edgewise.curvature import SharpnessResult, preconditioned_sharpness, sharpness
+from edgewise.curvature.follow import MEASURES, Follower, Measure
 from edgewise.curvature.hessian import ROUTES, Route
+from edgewise.curvature.results import SharpnessResult
 from edgewise.errors import Status
 from edgewise.losses import LossFunction, calling
 from edgewise.overhead import Overhead
 from edgewise.parameters import select_parameters
 from edgewise.preconditioner import check_covered, diagonal, rate_ratios
 from edgewise.ranks import ranks_of
-from edgewise.regime import WINDOW, MonitorRow, Regime, regime
+from edgewise.regime import WINDOW, MonitorRow, regime, row_of
 from edgewise.stability import StabilityLimitResult, stability_limit
 
-Measure: TypeAlias = Literal["sharpness", "preconditioned_sharpness"]
-
-MEASURES: tuple[Measure, ...] = ("sharpness", "preconditioned_sharpness")
 _DEFAULT_OVERHEAD = 0.02
 _FORMAT = 2  # of states; those before had none
 
@@ -59,7 +57,7 @@ class Monitor:
     allow it; each has the same row but for its seconds.
 
     Args:
-        model: any module, as for `sharpness`.
+        model: any module; measured in the train or eval mode it is in. Unchanged afterwards, bit for bit.
         optimizer: of this model. Where its P is not known, sharpness alone is measured, and every row's status says so.
         loss_fn: `loss_fn(model, batch)` returns the mean loss over the batch as a scalar tensor.
         every: measure at steps 0, every, 2·every, … ≥ 1; with `max_overhead`, at those of them that it allows.
@@ -67,10 +65,14 @@ class Monitor:
         batches: fixed batches to measure on, a list or another re-iterable; otherwise the batch given to `observe`.
         measure: which of "sharpness" and "preconditioned_sharpness". Where P = 1 they are the same, measured once.
         log: called with each row, such as `rows.append`.
-        rtol: as for `sharpness`.
-        hvp: as for `sharpness`.
-        params: as for `sharpness`.
-        seed: as for `sharpness`.
+        rtol: stop when ‖Av − λv‖ ≤ rtol·|λ| for each pair, A the matrix whose eigenvalues are measured; from 16 ε of
+            the dtype to 1.
+        hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse) or "difference" (of
+            gradients, with an error bar). "auto" takes the first of these that the loss allows; "checked" does as
+            well, and compares the first product with that of differences.
+        params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
+            inside `DistributedDataParallel`.
+        seed: of the start vector, ≥ 0; under FSDP2 rank r draws its part with seed + r.
 
     Raises:
         TypeError: an argument has the wrong type, or `batches` can be read only once.
@@ -126,17 +128,19 @@ class Monitor:
             Batches(batches, self._ranks)  # raises what it has to say now
         self._every = 1 if every is None else positive_count("every", every)
         self._max_overhead = None if max_overhead is None else _share("max_overhead", max_overhead)
-        self._model, self._optimizer, self._loss_fn, self._log = model, optimizer, loss_fn, log
+        self._model, self._optimizer, self._log = model, optimizer, log
         self._batches = batches
-        self._options: dict[str, Any] = {
-            "rtol": positive_share("rtol", rtol, "it is the residual over the value, such as 1e-2"),
-            "hvp": hvp,
-            "params": self._params,
-            "seed": nonnegative_count("seed", seed),
-        }
+        self._follower = Follower(
+            model,
+            optimizer,
+            loss_fn,
+            rtol=positive_share("rtol", rtol, "it is the residual over the value, such as 1e-2"),
+            hvp=hvp,
+            params=self._params,
+            seed=nonnegative_count("seed", seed),
+        )
         self._limit = stability_limit(optimizer)
         self._measure = _measures(model, optimizer, measure, self._limit, self._params)
-        self._previous: dict[str, tuple[list[str], SharpnessResult]] = {}
         self._rows: deque[MonitorRow] = deque(maxlen=WINDOW)
         self._step = 0
         self._ask_at = 0  # step before which ranks need not ask each other
@@ -154,8 +158,9 @@ class Monitor:
 
         Raises:
             ValueError: neither a batch nor batches to measure on.
-            LossError: as for `sharpness`. After this or any other error, training is as if nothing had happened.
-            SecondDerivativeError: as for `sharpness`.
+            LossError: the loss is not a finite scalar with a graph to the selected parameters, does not repeat, differs
+                between passes or calls backward() itself. After any error, training is as if nothing had happened.
+            SecondDerivativeError: no route gives products, or not precisely enough.
         """
         if batch is None and self._batches is None:
             raise ValueError(
@@ -179,7 +184,7 @@ class Monitor:
         """Whether the share of time allows a measurement, on all ranks."""
         if self._max_overhead is None or step < self._ask_at:
             return self._max_overhead is None
-        seconds = self._overhead.seconds_to_wait(self._max_overhead, now, cold=not self._previous)
+        seconds = self._overhead.seconds_to_wait(self._max_overhead, now, cold=self._follower.is_cold)
         if self._ranks.num == 1:
             return seconds <= 0
         # To ask the others takes time as well: they agree on when to ask again, at half of the longest wait.
@@ -188,15 +193,14 @@ class Monitor:
         return wait == 0
 
     def _row(self, step: int, batches: Iterable[Any]) -> MonitorRow:
-        cold = not self._previous
+        cold = self._follower.is_cold
         began = self._synchronized()
         max_hvps = self._overhead.products(self._max_overhead, began, len(self._measure))
         if self._max_overhead is not None:
             max_hvps = min(self._ranks.gather(max_hvps))  # clocks differ
-        self._options["max_hvps"] = max_hvps
         try:
             self._limit = stability_limit(self._optimizer)  # the rates may have changed
-            results = self._results(batches)
+            results = self._results(batches, max_hvps)
         finally:
             ended = self._synchronized()
             self._overhead.spend(ended - began, cold=cold)
@@ -221,23 +225,11 @@ class Monitor:
         )
         return dataclasses.replace(row, regime=regime([*self._rows, row]))
 
-    def _results(self, batches: Iterable[Any]) -> dict[str, SharpnessResult]:
+    def _results(self, batches: Iterable[Any], max_hvps: int) -> dict[str, SharpnessResult]:
         """Return a result for each name that is measured; the same one for both where P = 1."""
         if _is_identity(self._optimizer, select_parameters(self._model, self._params).values()):
-            return dict.fromkeys(MEASURES, self._result("sharpness", batches))
-        return {name: self._result(name, batches) for name in self._measure}
-
-    def _result(self, name: str, batches: Iterable[Any]) -> SharpnessResult:
-        names = list(select_parameters(self._model, self._params))
-        earlier, start = self._previous.get(name, (names, None))
-        options = self._options | {"start": start if earlier == names else None}  # not after unfreezing
-        if name == "sharpness":
-            result = sharpness(self._model, self._loss_fn, batches, **options)
-        else:
-            result = preconditioned_sharpness(self._model, self._loss_fn, batches, self._optimizer, **options)
-        if math.isfinite(result.value):
-            self._previous[name] = (names, result)
-        return result
+            return dict.fromkeys(MEASURES, self._follower.measure("sharpness", batches, max_hvps=max_hvps))
+        return {name: self._follower.measure(name, batches, max_hvps=max_hvps) for name in self._measure}
 
     def _synchronized(self) -> float:
         """Return the time when all that was asked of the device is done."""
@@ -275,27 +267,12 @@ class Monitor:
             raise ValueError(
                 f"the saved state must have a step, 0 or greater, and a list of rows; got {step!r} and {rows!r:.200}."
             )
-        rows = [_row_of(row) for row in rows]
+        rows = [row_of(row) for row in rows]
         self._overhead.load_state_dict(state_dict["budget"])
         self._step, self._ask_at = step, 0
         self._rows.clear()
         self._rows.extend(rows)
-        self._previous.clear()
-
-
-def _row_of(saved: dict[str, Any]) -> MonitorRow:
-    """Return what `as_dict` was called on."""
-    known = {field.name for field in dataclasses.fields(MonitorRow)}
-    words = {"regime": get_args(Regime), "status": Status.__members__}
-    if not isinstance(saved, Mapping) or set(saved) != known:
-        raise ValueError(
-            f"a row in the saved state has the entries {', '.join(sorted(known))}; got {saved!r:.200}."
-        )
-    for name, value in saved.items():
-        fits = value in words[name] if name in words else isinstance(value, int | float)
-        if not fits:
-            raise ValueError(f"{name} of a row in the saved state cannot be {value!r}.")
-    return MonitorRow(**{**saved, "status": Status[saved["status"]]})
+        self._follower.forget()
 
 
 def _status(results: Iterable[SharpnessResult], limit: StabilityLimitResult) -> Status:

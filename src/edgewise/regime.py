@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -42,6 +42,32 @@ class MonitorRow:
     def as_dict(self) -> dict[str, int | float | str]:
         """Return the columns by name, the status by its name."""
         return dataclasses.asdict(self) | {"status": self.status.name}
+
+    @property
+    def ok(self) -> bool:
+        """Whether the numbers may be used as they stand: what was measured has converged, and there is a limit."""
+        return self.status is Status.CONVERGED
+
+    def __str__(self) -> str:
+        """Return the step, the regime, λ as the regime sees it, its fraction, the status and the cost, in one line."""
+        fraction = "" if math.isnan(self.fraction) else f", fraction {self.fraction:.2g}"
+        products = f"{self.num_hvps} product{'' if self.num_hvps == 1 else 's'}"
+        return f"step {self.step}: {self.regime}, λ {_followed(self):.3g}{fraction} ({self.status.name}, {products})"
+
+
+def row_of(saved: dict[str, Any]) -> MonitorRow:
+    """Return what `as_dict` was called on."""
+    known = {field.name for field in dataclasses.fields(MonitorRow)}
+    words = {"regime": get_args(Regime), "status": Status.__members__}
+    if not isinstance(saved, Mapping) or set(saved) != known:
+        raise ValueError(
+            f"a row in the saved state has the entries {', '.join(sorted(known))}; got {saved!r:.200}."
+        )
+    for name, value in saved.items():
+        fits = value in words[name] if name in words else isinstance(value, int | float)
+        if not fits:
+            raise ValueError(f"{name} of a row in the saved state cannot be {value!r}.")
+    return MonitorRow(**{**saved, "status": Status[saved["status"]]})
 
 
 def regime(history: Sequence[MonitorRow]) -> Regime:

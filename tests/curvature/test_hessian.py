@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import edgewise as ew
 from cases import BY_NAME, CASES, MLP, OnceOnly
+from edgewise.curvature.operators import Evidence, SymmetricOperator
 from edgewise.errors import ClosedError, SecondDerivativeError
 from oracles import bits, dense_hessian, top
 
@@ -41,6 +42,48 @@ def counted(factor_of_call=lambda call: 1.0):
         return MLP.loss_fn(model, batch) * factor_of_call(len(calls))
 
     return loss_fn, calls
+
+
+@pytest.mark.parametrize("optimizer", [False, True], ids=["plain", "preconditioned"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_evidence_of_an_operator(route, optimizer):
+    model, batches = MLP.build()
+    adam = torch.optim.Adam(model.parameters()) if optimizer else None
+    with ew.hessian(
+        model, MLP.loss_fn, batches, optimizer=adam, hvp=route, max_graph_bytes=10**9
+    ) as operator:
+        before = operator.evidence
+        assert (before.num_products, before.route, before.reason) == (0, route, "")
+        for num in (1, 2):
+            operator.matvec(torch.randn(operator.size, dtype=operator.dtype))
+            assert operator.evidence.num_products >= num
+        assert before.num_products == 0
+        with pytest.raises(AttributeError):
+            operator.evidence = before
+        after = operator.evidence
+    assert (after.relative_error > 0) is (route == "difference")
+    assert (after.graph_bytes > 0) is (route == "reverse")
+
+
+def test_the_evidence_says_why_an_earlier_route_was_not_taken():
+    model, _, batches = fused_mlp()
+    result = ew.sharpness(model, MLP.loss_fn, batches)
+    with ew.hessian(model, MLP.loss_fn, batches) as operator:
+        operator.matvec(torch.randn(operator.size, dtype=operator.dtype))
+        assert operator.evidence.reason == result.hvp_reason != ""
+        assert operator.evidence.route == result.hvp == "difference"
+
+
+def test_a_plain_matrix_has_no_evidence_and_no_other_route():
+    class Identity(SymmetricOperator):
+        size, dtype, device = 2, torch.float32, torch.device("cpu")
+
+        def matvec(self, vector):
+            return vector
+
+    assert Identity().evidence == Evidence()
+    with pytest.raises(SecondDerivativeError, match="mine"):
+        Identity().take_next_route(SecondDerivativeError("mine"))
 
 
 @pytest.mark.parametrize("route", ROUTES)

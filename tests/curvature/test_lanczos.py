@@ -28,11 +28,13 @@ class MatrixOperator(SymmetricOperator):
         return self.matrix @ vector
 
 
-def solve(matrix, *, num=1, rtol=1e-6, max_hvps=2000, start=None, seed=0):
+def solve(matrix, *, num=1, rtol=1e-6, max_products=2000, start=None, seed=0):
     operator = MatrixOperator(matrix)
     generator = torch.Generator().manual_seed(seed)
     start = random_directions(operator, 1, generator) if start is None else start
-    return top_eigenpairs(operator, num=num, rtol=rtol, max_hvps=max_hvps, start=start, generator=generator)
+    return top_eigenpairs(
+        operator, num=num, rtol=rtol, max_products=max_products, start=start, generator=generator
+    )
 
 
 def with_spectrum(values, seed=0):
@@ -103,7 +105,7 @@ def test_a_start_costs_fewer_products_and_gives_the_same_value():
     drift = torch.randn(200, 200, dtype=torch.float64)
     moved = matrix + 1e-4 * (drift + drift.T) / 20
     warm, again = solve(moved, start=cold.subspace.T), solve(moved)
-    assert warm.num_hvps < again.num_hvps / 2
+    assert warm.num_products < again.num_products / 2
     # both within their residuals 1e-6·λ; quadratic convergence of Ritz values makes it far less
     assert warm.value == pytest.approx(again.value, rel=2e-6)
     check_evidence(moved, warm, rtol=1e-6)
@@ -132,17 +134,17 @@ def test_a_start_need_not_be_orthonormal_nor_finite_in_rank():
 
 def test_an_exhausted_budget_says_so_and_keeps_its_evidence():
     matrix, _ = with_spectrum(torch.linspace(0.9, 1, 500))
-    result = solve(matrix, rtol=1e-9, max_hvps=5)
+    result = solve(matrix, rtol=1e-9, max_products=5)
     assert result.status is Status.BUDGET_EXHAUSTED
     assert not result.converged
-    assert result.num_hvps == 5
+    assert result.num_products == 5
     assert result.residual > 1e-9
     check_evidence(matrix, result)
 
 
 def test_the_budget_holds_for_a_long_start():
     matrix, rotation = with_spectrum(torch.linspace(0.5, 1, 50))
-    assert solve(matrix, start=rotation.T[:10], max_hvps=3, rtol=1e-12).num_hvps == 3
+    assert solve(matrix, start=rotation.T[:10], max_products=3, rtol=1e-12).num_products == 3
 
 
 @pytest.mark.parametrize("size", [1, 2, 20])
@@ -174,7 +176,7 @@ def test_a_degenerate_top_is_found_twice(values):
 def test_a_matrix_of_size_one(value):
     result = solve(torch.tensor([[value]], dtype=torch.float64))
     assert result.value == value
-    assert result.num_hvps == 1
+    assert result.num_products == 1
     assert result.status is Status.CONVERGED
 
 
@@ -184,7 +186,7 @@ def test_restarts_go_on_beyond_the_basis(num):
     values = torch.cat([torch.linspace(-1, 0.996, 297), torch.tensor([0.998, 0.999, 1.0])])
     matrix, _ = with_spectrum(values)
     result = solve(matrix, num=num, rtol=1e-6)
-    assert result.num_hvps > 3 * 32
+    assert result.num_products > 3 * 32
     torch.testing.assert_close(result.values, top(matrix, num), rtol=2e-6, atol=0)
     check_evidence(matrix, result, rtol=1e-6)
 

@@ -405,6 +405,39 @@ def test_a_loss_that_is_not_finite_is_no_measurement(measure):
         measure(model, lambda m, b: mse(m, b) * math.nan, [batch], *extra)
 
 
+@pytest.mark.parametrize("hvp", ["reverse", "difference"])
+@pytest.mark.parametrize("status", Status)
+def test_a_result_is_a_line_and_says_whether_it_may_be_used(status, hvp):
+    result = replace(
+        result_of(-1.2345678e-5), residual=2.345e-9, hvp_error=1e-4, num_hvps=200, hvp=hvp, status=status
+    )
+    assert str(result) == f"-1.23457e-05 ± 3.6e-09 ({status.name}, 200 products by {hvp})"
+    assert len(str(result)) <= 100
+    assert result.ok is result.converged is (status is Status.CONVERGED)
+
+
+def test_the_line_of_a_result_that_is_exact_or_not_finite():
+    assert str(result_of(9.0)) == "9 ± 0 (CONVERGED, 1 product by reverse)"
+    infinite = replace(result_of(math.inf), residual=math.inf, status=Status.NOT_FINITE)
+    assert str(infinite) == "inf ± inf (NOT_FINITE, 1 product by reverse)"
+    assert not infinite.ok
+
+
+def result_of(value):
+    """A result made by hand."""
+    vectors = torch.ones(1, 1)
+    values = torch.tensor([value], dtype=torch.float64)
+    return ew.SharpnessResult(
+        value=value,
+        values=values,
+        vectors=vectors,
+        subspace=vectors,
+        residual=0.0,
+        status=Status.CONVERGED,
+        num_hvps=1,
+    )
+
+
 def test_vectors_have_the_order_of_the_models_parameters():
     model, batches = MLP.build()
     result = sharpness(model, mse, batches, **TIGHT)

@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, RAdam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 import edgewise as ew
+from edgewise.curvature import follow
 from edgewise.lab import data, models, training
 from edgewise.lab.configs import DECAYED, OPTIMIZERS, DataConfig, OptimizerConfig, WarmupConfig
 from edgewise.lab.ri_adam import RIAdam
@@ -237,7 +238,8 @@ def never_converged(monkeypatch):
         return lambda *args, **options: replace(real(*args, **options), status=ew.Status.BUDGET_EXHAUSTED)
 
     for name in ("sharpness", "preconditioned_sharpness"):
-        monkeypatch.setattr(training.ew, name, unconverged(getattr(ew, name)))
+        for module in (training.ew, follow):
+            monkeypatch.setattr(module, name, unconverged(getattr(module, name)))
 
 
 @pytest.mark.usefixtures("never_converged")

@@ -190,7 +190,7 @@ def test_a_loss_that_rises_too_far_halves_the_rate_and_again_where_it_rises_by_a
     for rise, times in halved:
         assert run.step(loss=first + rise * expected) == start / 2**times, rise
     assert run.warmup.report().num_step_backs == 3
-    assert "of which 3 were taken back" in str(run.warmup.report())
+    assert "of which 3 were taken back" in run.warmup.report().summary()
 
 
 def test_how_far_the_loss_may_rise_is_told_by_the_update_and_by_noise():

@@ -407,7 +407,7 @@ def test_the_report_says_what_happened_in_numbers_and_words(make):
     assert report.warmup == type(warmup).__name__
     assert (report.updates, report.finished, report.fallback) == (STEPS, True, None)
     assert (report.lr_start, report.lr, report.lr_target) == (rates[0][0], rates[-1][0], 0.01)
-    text = str(report)
+    text = report.summary()
     assert f"finished after {STEPS} updates" in text
     assert f"target 0.01 from update {report.steps_to_target} on" in text
 
@@ -420,7 +420,7 @@ def test_the_steps_saved_are_those_of_the_formula():
     expected = 100 * warmup.start.lr / 2.0 - warmup.start.num_forwards / 2
     assert 0 < report.steps_saved == pytest.approx(expected)
     assert report.steps_to_target == math.ceil(100 * (1 - warmup.start.lr / 2.0))
-    assert f"saved: {expected:.1f} updates" in str(report)
+    assert f"saved: {expected:.1f} updates" in report.summary()
 
 
 # Bad input
@@ -460,7 +460,7 @@ def test_gradients_that_are_still_scaled_are_a_reason_to_fall_back(make, scale):
         warmup.observe(lambda: run.loss(0))
     assert caught[0].filename == __file__  # the training loop's line
     assert "unscale them first" in warmup.report().fallback
-    assert "fell back to linear warmup" in str(warmup.report())
+    assert "fell back to linear warmup" in warmup.report().summary()
 
 
 @every_observing

@@ -285,7 +285,7 @@ def test_a_target_too_high_is_held_below_and_what_follows_is_scaled():
     assert rates[end] == pytest.approx(warmup.lr_held)
     decayed = [0.5 * warmup.lr_held * (1 + math.cos(math.pi * k / 100)) for k in range(100)]
     assert rates[end : end + 100] == pytest.approx(decayed, rel=1e-9)
-    assert f"held below the target, at {warmup.lr_held:.4g}" in str(warmup.report())
+    assert f"held below the target, at {warmup.lr_held:.4g}" in warmup.report().summary()
     assert warmup.report().lr_held == warmup.lr_held
 
 
@@ -554,7 +554,7 @@ def test_where_the_loss_has_risen_after_the_warmup_what_follows_goes_on_at_half_
     assert rates[180:] == pytest.approx([rate * 0.5**halved for rate in calm[180:]], rel=1e-9)
     assert warmup.status is Status.HELD_BELOW_TARGET
     assert warmup.lr_held == pytest.approx(0.02 * 0.5**halved)
-    assert f"halved {halved} times, as the loss rose" in str(warmup.report())
+    assert f"halved {halved} times, as the loss rose" in warmup.report().summary()
 
 
 @pytest.mark.parametrize("cosine", [recursive, closed_form])

@@ -28,7 +28,7 @@ from edgewise.arguments import (
 )
 from edgewise.curvature.doubts import Doubts, is_finite
 from edgewise.curvature.measured_preconditioner import measured_preconditioner
-from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
+from edgewise.curvature.operators import Evidence, PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.routes.difference import CentralDifference
 from edgewise.curvature.routes.forward import ForwardRoute
 from edgewise.curvature.routes.reverse import ReverseRoute
@@ -109,6 +109,17 @@ class HessianOperator(SymmetricOperator):
     def graph_bytes(self) -> int:
         """Bytes held by kept graphs, counted where there is a budget."""
         return self._route.graph_bytes
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the products so far have cost, and how they came about."""
+        return Evidence(
+            num_products=self.num_products,
+            route=self.route,
+            reason=self.reason.strip(),
+            relative_error=self.relative_error,
+            graph_bytes=self.graph_bytes,
+        )
 
     def check_open(self) -> None:
         """Raise if the `with` block is over: the model may train again, and a product would undo that."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgewise.curvature.operators import SymmetricOperator
-from edgewise.curvature.results import SharpnessResult
+from edgewise.curvature.results import EigenResult
 from edgewise.errors import Status
 
 FLOOR = 16  # times ε: a residual below this share of ‖A‖ is rounding
@@ -35,11 +35,11 @@ def top_eigenpairs(
     *,
     num: int,
     rtol: float,
-    max_hvps: int,
+    max_products: int,
     start: Tensor,
     generator: torch.Generator,
     extra: int = _EXTRA_RITZ,
-) -> SharpnessResult:
+) -> EigenResult:
     """Return the `num` most positive eigenpairs, stopped by ‖Av − θv‖ ≤ rtol·|θ| for each.
 
     The residual includes 16 ε‖A‖ for rounding; an eigenvalue that is zero to this precision counts as converged.
@@ -48,7 +48,7 @@ def top_eigenpairs(
         operator: A.
         num: number of pairs, 1 … operator.dimension.
         rtol: tolerance on the residual relative to the eigenvalue.
-        max_hvps: largest number of products with A, ≥ num.
+        max_products: with A, ≥ num.
         start: (k, n), k ≥ 1: where to look first; need not be orthonormal.
         generator: for the directions drawn when the start has fewer than `num`, or is an invariant subspace.
         extra: Ritz vectors beyond the `num` in the result's subspace; each is combined from the whole basis.
@@ -60,7 +60,7 @@ def top_eigenpairs(
     basis = _Basis(operator, generator)
     # One vector's Krylov space holds one direction of each eigenspace; `num` vectors hold a repeated one.
     missing = random_directions(operator, max(0, num - len(start)), generator)
-    for vector in [*start, *missing][:max_hvps]:
+    for vector in [*start, *missing][:max_products]:
         basis.extend(vector)
     doubted = False
     while True:
@@ -70,7 +70,7 @@ def top_eigenpairs(
         tolerance = (rtol * ritz.values.abs()).clamp(min=2 * ritz.floor)
         unconverged = (ritz.residual_norms > tolerance).nonzero()
         converged = len(unconverged) == 0 and len(ritz.values) == num
-        exhausted = basis.num_products >= max_hvps or basis.width == operator.dimension
+        exhausted = basis.num_products >= max_products or basis.width == operator.dimension
         if converged and not doubted and not exhausted and ritz.values[0] <= 0:
             # A loss hardly ever curves down everywhere: more likely the start was blind to what curves up.
             basis.extend(random_directions(operator, 1, generator)[0])
@@ -229,28 +229,26 @@ def random_directions(operator: SymmetricOperator, num: int, generator: torch.Ge
     )
 
 
-def _result(basis: _Basis, ritz: _RitzPairs, num: int, extra: int, status: Status) -> SharpnessResult:
+def _result(basis: _Basis, ritz: _RitzPairs, num: int, extra: int, status: Status) -> EigenResult:
     subspace = basis.vectors(ritz.coordinates[: num + extra]) if extra else ritz.vectors
-    return SharpnessResult(
-        value=float(ritz.values[0]),
+    return EigenResult(
         values=ritz.values,
         vectors=ritz.vectors.T,
         residual=float(ritz.residual_norms[0]),
         status=status,
-        num_hvps=basis.num_products,
+        num_products=basis.num_products,
         subspace=subspace.T,
     )
 
 
-def _not_finite(basis: _Basis, num: int, extra: int) -> SharpnessResult:
+def _not_finite(basis: _Basis, num: int, extra: int) -> EigenResult:
     """Non-finite is "too large", never a lower bound; the vectors are the ones tried."""
     subspace = basis.vectors(torch.eye(basis.width, dtype=torch.float64, device="cpu")[: num + extra])
-    return SharpnessResult(
-        value=math.inf,
+    return EigenResult(
         values=torch.full((num,), math.inf, dtype=torch.float64, device="cpu"),
         vectors=subspace[:num].T,
         residual=math.inf,
         status=Status.NOT_FINITE,
-        num_hvps=basis.num_products,
+        num_products=basis.num_products,
         subspace=subspace.T,
     )

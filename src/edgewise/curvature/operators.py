@@ -1,6 +1,7 @@
 """Symmetric matrices known only by their products with vectors."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,10 +9,22 @@ import torch
 from torch import Tensor
 
 from edgewise.arguments import a_vector
+from edgewise.errors import SecondDerivativeError
 from edgewise.preconditioner import Diagonal
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What an operator's products so far have cost, and how they came about."""
+
+    num_products: int = 0  # those for checks included
+    route: str = ""  # that the products take
+    reason: str = ""  # why not an earlier one
+    relative_error: float = 0.0  # of a product, relative to its norm, as far as it is known
+    graph_bytes: int = 0  # held by kept graphs, counted where there is a budget
 
 
 class SymmetricOperator(ABC):
@@ -35,6 +48,15 @@ class SymmetricOperator(ABC):
     def dimension(self) -> int:
         """Rows of A: the size, over all ranks where vectors are sharded."""
         return self.size
+
+    @property
+    def evidence(self) -> Evidence:
+        """What is known of the products so far; of a plain matrix, nothing."""
+        return Evidence()
+
+    def take_next_route(self, error: SecondDerivativeError) -> None:
+        """Go on by another route than the one that has failed, or raise its error: a plain matrix has one."""
+        raise error
 
     def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
         """Return by how much vᵀAv, found to be `value`, may be off, relative, and whether products are others now."""
@@ -85,7 +107,7 @@ class PreconditionedOperator(SymmetricOperator):
     """P^{-1/2} A P^{-1/2}: symmetric, with the eigenvalues of P⁻¹A."""
 
     def __init__(self, operator: SymmetricOperator, preconditioner: Diagonal) -> None:
-        self.operator = operator
+        self._operator = operator
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
         self.shard = operator.shard
         self._scale = preconditioner.power(-0.5)  # (n,)
@@ -93,25 +115,34 @@ class PreconditionedOperator(SymmetricOperator):
     @property
     def dimension(self) -> int:
         """That of A."""
-        return self.operator.dimension
+        return self._operator.dimension
 
     def reduce(self, partial: Tensor) -> Tensor:
         """Return the sum over ranks, as A does."""
-        return self.operator.reduce(partial)
+        return self._operator.reduce(partial)
 
     def check_open(self) -> None:
         """Raise what A raises."""
-        self.operator.check_open()
+        self._operator.check_open()
 
     def check_symmetric(self, asymmetry: float, one: Tensor, other: Tensor) -> None:
         """Raise what A raises of P^{-1/2}v and P^{-1/2}v′, whose asymmetry is the same."""
-        self.operator.check_symmetric(asymmetry, self._scale * one, self._scale * other)
+        self._operator.check_symmetric(asymmetry, self._scale * one, self._scale * other)
+
+    @property
+    def evidence(self) -> Evidence:
+        """That of A."""
+        return self._operator.evidence
+
+    def take_next_route(self, error: SecondDerivativeError) -> None:
+        """Go on by A's next route, or raise what A raises."""
+        self._operator.take_next_route(error)
 
     def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
         """Return what A says of the same value, along P^{-1/2}v."""
-        return self.operator.settle_along(self._scale * vector, value)
+        return self._operator.settle_along(self._scale * vector, value)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return P^{-1/2} A P^{-1/2} · vector."""
         a_vector("vector", vector, self.size, self.dtype, self.device)
-        return self._scale * self.operator.matvec(self._scale * vector)
+        return self._scale * self._operator.matvec(self._scale * vector)

@@ -1,5 +1,7 @@
 """What a curvature measurement returns."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,11 +11,42 @@ from edgewise.errors import Status
 Signature = tuple[tuple[str, tuple[int, ...]], ...]  # (name, shape) of each parameter, in order
 
 
+def signature(parameters: Mapping[str, Tensor]) -> Signature:
+    """Return what tells results of these parameters from those of others."""
+    return tuple((name, tuple(parameter.shape)) for name, parameter in parameters.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EigenResult:
+    """The top eigenpairs of a symmetric matrix, as a solver left them.
+
+    Some eigenvalue of the matrix lies within `residual` of `value`: |λ − value| ≤ ‖Av − value·v‖.
+    """
+
+    values: Tensor  # (num,), float64, descending
+    vectors: Tensor = field(repr=False)  # (n, num), orthonormal columns
+    subspace: Tensor = field(repr=False)  # (n, k), `vectors` first: the span of the best k Ritz vectors
+    residual: float  # ‖Av − value·v‖, of the top pair
+    status: Status
+    num_products: int  # with the matrix
+
+    @property
+    def value(self) -> float:
+        """The most positive eigenvalue."""
+        return float(self.values[0])
+
+    @property
+    def converged(self) -> bool:
+        """Whether every pair's residual is within rtol."""
+        return self.status is Status.CONVERGED
+
+
 @dataclass(frozen=True, kw_only=True)
 class SharpnessResult:
-    """The top eigenpairs of a symmetric operator, with the evidence for them.
+    """The top eigenpairs of a Hessian, plain or preconditioned, with the evidence for them.
 
-    Some eigenvalue of the operator lies within `residual` of `value`: |λ − value| ≤ ‖Av − value·v‖.
+    Some eigenvalue of the operator lies within `residual` of `value`: |λ − value| ≤ ‖Av − value·v‖. Printed, a result
+    reads "9 ± 1.7e-05 (CONVERGED, 2 products by reverse)".
     """
 
     value: float  # the most positive eigenvalue
@@ -34,3 +67,15 @@ class SharpnessResult:
     def converged(self) -> bool:
         """Whether every pair's residual is within rtol."""
         return self.status is Status.CONVERGED
+
+    @property
+    def ok(self) -> bool:
+        """Whether the values may be used as they stand: they have converged."""
+        return self.converged
+
+    def __str__(self) -> str:
+        """Return the value ± its residual and the error of the products, the status and the cost, in one line."""
+        finite = math.isfinite(self.value)
+        error = self.residual + self.hvp_error * abs(self.value) if finite else math.inf
+        products = f"{self.num_hvps} product{'' if self.num_hvps == 1 else 's'} by {self.hvp}"
+        return f"{self.value:.6g} ± {error:.2g} ({self.status.name}, {products})"

@@ -1,13 +1,11 @@
 """The two entry points: sharpness and preconditioned sharpness, one code path."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from edgewise.arguments import (
@@ -21,22 +19,15 @@ from edgewise.arguments import (
     positive_count,
     positive_share,
 )
-from edgewise.curvature.hessian import HessianOperator, Route, measured_operator
-from edgewise.curvature.lanczos import FLOOR, random_directions, top_eigenpairs
-from edgewise.curvature.operators import PreconditionedOperator, SymmetricOperator
-from edgewise.curvature.results import SharpnessResult, Signature
-from edgewise.curvature.routes.second_derivative import WrongDerivativeError
-from edgewise.errors import Status
+from edgewise.curvature.hessian import Route, measured_operator
+from edgewise.curvature.lanczos import FLOOR
+from edgewise.curvature.results import SharpnessResult, Signature, signature
+from edgewise.curvature.solve import top_of_spectrum
 from edgewise.loss.measuring import Measuring
 from edgewise.losses import LossFunction
 from edgewise.parameters import select_parameters
 from edgewise.precision import measuring_dtype, without_autocast
 from edgewise.ranks import local
-
-# Warm starts before one is checked by a cold one: after a crossing, they may follow the lower eigenvalue.
-_COLD_EVERY = 50
-# Times that the step of differences is chosen anew, along the eigenvectors that the one before has led to.
-_MOST_STEPS = 3
 
 
 def sharpness(
@@ -70,14 +61,15 @@ def sharpness(
         batches: a list of batches (`[batch]` for one) or another re-iterable, such as a data loader that does not
             shuffle, of which one batch is held at a time; weighted by their sizes nᵢ. A batch holds tensors, one row
             per sample, in any nest of tuples, mappings and dataclasses.
-        rtol: stop when the residual ‖Hv − λv‖ ≤ rtol·|λ| for each of the `num` pairs; from 16 ε of the dtype to 1.
+        rtol: stop when ‖Av − λv‖ ≤ rtol·|λ| for each pair, A the matrix whose eigenvalues are measured; from 16 ε of
+            the dtype to 1.
         num: how many of the most positive eigenvalues.
         start: an earlier result of the same parameters to start from; costs less when the model has changed little.
             Without it, the loss is first seen to repeat: evaluated twice, on the first batch. Every 50th result
             in a row that started from another is checked by a cold start within `max_hvps`.
-        hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse), "difference" (of
-            gradients, with an error bar), "auto": the first of these that the loss allows, or "checked": as "auto",
-            with the first product compared with that of differences.
+        hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse) or "difference" (of
+            gradients, with an error bar). "auto" takes the first of these that the loss allows; "checked" does as
+            well, and compares the first product with that of differences.
         max_hvps: budget of Hessian-vector products.
         params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
             inside `DistributedDataParallel`.
@@ -117,7 +109,7 @@ def sharpness(
     measuring = Measuring(params=params, dtype=dtype, max_graph_bytes=max_graph_bytes)
     measured = measured_operator(model, loss_fn, batches, None, hvp, measuring, repeats=start is not None)
     with without_autocast(), measured as operator:  # it would round the solver's own products as well
-        return _top(operator, parameters, rtol, num, start, max_hvps, seed)
+        return top_of_spectrum(operator, parameters, rtol, num, start, max_hvps, seed)
 
 
 def preconditioned_sharpness(
@@ -144,32 +136,50 @@ def preconditioned_sharpness(
     η·λ < (2 + 2β₁)/(1 − β₁), 38 at β₁ = 0.9; plain SGD has P = 1. Units: 1 / learning rate of the first group.
 
     Args:
-        model: as for `sharpness`.
-        loss_fn: as for `sharpness`.
-        batches: as for `sharpness`.
+        model: any module; measured in the train or eval mode it is in. Unchanged afterwards, bit for bit.
+        loss_fn: `loss_fn(model, batch)` returns the mean loss over the batch as a scalar tensor.
+        batches: a list of batches (`[batch]` for one) or another re-iterable, such as a data loader that does not
+            shuffle, of which one batch is held at a time; weighted by their sizes nᵢ. A batch holds tensors, one row
+            per sample, in any nest of tuples, mappings and dataclasses.
         optimizer: Adadelta, Adagrad, Adam, Adamax, AdamW, GIAdam, GIAdamW, NAdam, RAdam, RMSprop, SGD or one
             given to `register_preconditioner`, over the model's parameters; unchanged afterwards. Without a
             step behind it, P is that of the very first update: (1 − β₁)(|g| + ε) for Adam, whose v̂₁ = g², and
-            (1 − β₁)(|g|/√(1 − β₂) + ε) for GI-Adam, whose v₁ = g².
-        rtol: as for `sharpness`.
-        num: as for `sharpness`.
-        start: as for `sharpness`.
-        hvp: as for `sharpness`.
-        max_hvps: as for `sharpness`.
-        params: as for `sharpness`.
-        dtype: as for `sharpness`; P is that of the optimizer with its state cast likewise.
-        max_graph_bytes: as for `sharpness`.
-        seed: as for `sharpness`.
+            (1 − β₁)(|g|/√(1 − β₂) + ε) for GI-Adam, whose v₁ = g². With `dtype`, its state is cast as the
+            parameters are.
+        rtol: stop when ‖Av − λv‖ ≤ rtol·|λ| for each pair, A the matrix whose eigenvalues are measured; from 16 ε of
+            the dtype to 1.
+        num: how many of the most positive eigenvalues.
+        start: an earlier result of the same parameters to start from; costs less when the model has changed little.
+            Without it, the loss is first seen to repeat: evaluated twice, on the first batch. Every 50th result
+            in a row that started from another is checked by a cold start within `max_hvps`.
+        hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse) or "difference" (of
+            gradients, with an error bar). "auto" takes the first of these that the loss allows; "checked" does as
+            well, and compares the first product with that of differences.
+        max_hvps: budget of Hessian-vector products.
+        params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
+            inside `DistributedDataParallel`.
+        dtype: precision to measure in, float32 or float64; `None` for that of the parameters, float32 if they are of
+            half precision. A model of another precision is measured as a cast copy, and the batch with it; autocast is
+            off, also where the model or `loss_fn` enters it.
+        max_graph_bytes: what autograd's kept graphs may hold; a batch whose graph does not fit is split into
+            micro-batches along the first dimension. `None` keeps the graph of a single batch, whatever its size.
+            A product needs further memory for its backward pass.
+        seed: of the start vector, ≥ 0; under FSDP2 rank r draws its part with seed + r.
 
     Returns:
-        `SharpnessResult`; vectors are eigenvectors of the symmetric form.
+        `SharpnessResult` with value, residual, status, num_hvps and the eigenvectors, which are those of the symmetric
+        form; under FSDP2 these hold the entries of this rank's shards.
 
     Raises:
+        EdgewiseError: the measurement failed on another rank; names it and its error.
         PreconditionerError: the optimizer has no known diagonal preconditioner.
-        TypeError: as for `sharpness`, or `optimizer` is none.
-        ValueError: as for `sharpness`, or a parameter is not in the optimizer.
-        LossError: as for `sharpness`.
-        SecondDerivativeError: as for `sharpness`.
+        TypeError: `batches` is not a collection, a parameter is complex, or an argument has the wrong type.
+        ValueError: an argument is out of range, a parameter is not in the optimizer, none requires a gradient, a
+            loader shuffles, the budget cannot be met, or the model is distributed in another way.
+        LossError: the loss is not a finite scalar with a graph to the selected parameters, does not repeat, differs
+            between passes, calls backward() itself, or is not the mean over the micro-batches of a batch that is split.
+        SecondDerivativeError: no route gives products, not precisely enough, products show that torch's second
+            derivative is wrong (by "auto", differences then take their place), or routes disagree.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -189,7 +199,7 @@ def preconditioned_sharpness(
         model, loss_fn, batches, optimizer, hvp, measuring, repeats=start is not None
     )
     with without_autocast(), measured as operator:  # it would round the solver's own products as well
-        return _top(operator, parameters, rtol, num, start, max_hvps, seed)
+        return top_of_spectrum(operator, parameters, rtol, num, start, max_hvps, seed)
 
 
 def _check(
@@ -215,7 +225,7 @@ def _check(
             f"rtol must be at least 16 ε = {reachable:.1e}, what {precision} resolves, got {rtol!r}: raise it, {mend}."
         )
     selected = select_parameters(model, params)
-    parameters = tuple((name, tuple(parameter.shape)) for name, parameter in selected.items())
+    parameters = signature(selected)
     size = sum(parameter.numel() for parameter in selected.values())  # of shards, over all ranks
     if positive_count("num", num) > size:
         raise ValueError(f"num must be at most the number of parameters, {size}, got {num}.")
@@ -239,84 +249,3 @@ def _check_start(start: SharpnessResult, parameters: Signature, size: int) -> No
             f"start is of other parameters: it has {theirs} where the selected ones have {ours}: "
             "pass a result of the same model and params."
         )
-
-
-def _top(
-    operator: SymmetricOperator,
-    parameters: Signature,
-    rtol: float,
-    num: int,
-    start: SharpnessResult | None,
-    max_hvps: int,
-    seed: int,
-) -> SharpnessResult:
-    hessian_operator = operator.operator if isinstance(operator, PreconditionedOperator) else operator
-    assert isinstance(hessian_operator, HessianOperator)
-    generator = torch.Generator().manual_seed(seed + operator.shard)
-    pairs = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
-    solve = partial(_settled, operator, hessian_operator, pairs)
-    if start is None:
-        result = solve(start=random_directions(operator, 1, generator), max_hvps=max_hvps, extra=1)
-        subspace, num_warm = result.subspace, 0
-    else:
-        result = solve(start=_vectors_of(start, operator), max_hvps=max_hvps, extra=0)
-        # Each vector in one piece, as the solver reads them.
-        subspace = torch.cat([result.vectors.T, start.vectors[:, :1].T.to(result.vectors)]).T
-        num_warm = start.num_warm + 1
-    left = max_hvps - hessian_operator.num_products
-    if num_warm >= _COLD_EVERY and left >= num:
-        cold = solve(start=random_directions(operator, 1, generator), max_hvps=left, extra=1)
-        num_warm = 0
-        if cold.value > result.value:
-            result, subspace = cold, cold.subspace
-    return replace(
-        result,
-        subspace=subspace,
-        num_warm=num_warm,
-        num_hvps=hessian_operator.num_products,
-        hvp=hessian_operator.route,
-        hvp_reason=hessian_operator.reason.strip(),
-        hvp_error=max(result.hvp_error, hessian_operator.relative_error),
-        graph_bytes=hessian_operator.graph_bytes,
-        parameters=parameters,
-    )
-
-
-def _settled(
-    operator: SymmetricOperator,
-    hessian_operator: HessianOperator,
-    solve: Callable[..., SharpnessResult],
-    *,
-    start: Tensor,
-    max_hvps: int,
-    extra: int,
-) -> SharpnessResult:
-    """Return eigenpairs by a route that holds, and where it is that of differences, with the error along them."""
-    most, before, num_steps = max_hvps, hessian_operator.num_products, 0
-    while True:
-        try:
-            result = solve(start=start, max_hvps=most, extra=extra)
-        except WrongDerivativeError as error:
-            hessian_operator.take_next_route(error)
-            most = max_hvps - (hessian_operator.num_products - before)
-            if most < len(start):
-                raise
-            continue
-        if not result.converged:
-            return result
-        found = [
-            operator.settle_along(v, float(value))
-            for v, value in zip(result.vectors.T, result.values, strict=True)
-        ]
-        result = replace(result, hvp_error=found[0][0])
-        most = max_hvps - (hessian_operator.num_products - before)
-        if not any(changed for _, changed in found):
-            return result
-        num_steps += 1
-        if most < len(result.values) or num_steps > _MOST_STEPS:
-            return replace(result, status=Status.BUDGET_EXHAUSTED)
-        start = result.vectors.T
-
-
-def _vectors_of(start: SharpnessResult, operator: SymmetricOperator) -> Tensor:
-    return start.subspace.T.to(dtype=operator.dtype, device=operator.device)

@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import edgewise as ew
+from edgewise.curvature.follow import Follower
 from edgewise.lab import data, models
 from edgewise.lab.configs import DECAYED, DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.data import Dataset
@@ -158,8 +159,8 @@ class _Probe:
     def __init__(
         self, config: RunConfig, model: nn.Module, loss_fn: LossFunction, optimizer: Optimizer
     ) -> None:
-        self._config, self._model, self._loss_fn, self._optimizer = config, model, loss_fn, optimizer
-        self._previous: dict[str, ew.SharpnessResult] = {}
+        self._config, self._optimizer = config, optimizer
+        self._follower = Follower(model, optimizer, loss_fn, rtol=config.measure_rtol)
         self._initial_loss = math.nan
 
     def measure(self, step: int, batch: Batch, loss: float) -> dict[str, float]:
@@ -173,8 +174,7 @@ class _Probe:
             if name in _NORMS:
                 columns[name] = _NORMS[name](self._optimizer)
                 continue
-            result = self._call(name, batch)
-            self._previous[name] = result
+            result = self._follower.measure(name, [batch])
             columns |= {
                 name: result.value,
                 f"{name}_residual": result.residual,
@@ -182,15 +182,6 @@ class _Probe:
                 f"{name}_hvps": result.num_hvps,
             }
         return columns
-
-    def _call(self, name: str, batch: Batch) -> ew.SharpnessResult:
-        start = self._previous.get(name)
-        rtol = self._config.measure_rtol
-        if name == "sharpness":
-            return ew.sharpness(self._model, self._loss_fn, [batch], start=start, rtol=rtol)
-        return ew.preconditioned_sharpness(
-            self._model, self._loss_fn, [batch], self._optimizer, start=start, rtol=rtol
-        )
 
 
 def _gradient_norm(optimizer: Optimizer) -> float:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from edgewise.errors import Status
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupReport:
@@ -24,8 +26,27 @@ class WarmupReport:
     overhead: float  # num_forwards over the cost of the updates so far, three forwards each
     fallback: str | None  # why it went on as plain linear warmup
 
+    @property
+    def status(self) -> Status:
+        """UNDER_WAY, AT_TARGET, HELD_BELOW_TARGET or FELL_BACK."""
+        if self.fallback is not None:
+            return Status.FELL_BACK
+        if self.lr_held is not None:
+            return Status.HELD_BELOW_TARGET
+        return Status.AT_TARGET if self.finished else Status.UNDER_WAY
+
+    @property
+    def ok(self) -> bool:
+        """Whether the rates are those that the warmup looked for: it has not fallen back to linear warmup."""
+        return self.fallback is None
+
     def __str__(self) -> str:
-        """Return it in words, a line for each thing."""
+        """Return the rate, its target, the status and the cost, in one line."""
+        cost = f"{self.updates} updates, {self.num_forwards} forwards"
+        return f"{self.warmup} at {self.lr:.4g} of {self.lr_target:.4g} ({self.status.name}, {cost})"
+
+    def summary(self) -> str:
+        """Return all of it in words, a line for each thing."""
         reach = "not yet" if self.steps_to_target is None else f"from update {self.steps_to_target} on"
         lines = [
             f"{self.warmup}: {'finished' if self.finished else 'under way'} after {self.updates} updates",

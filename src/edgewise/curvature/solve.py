@@ -1,0 +1,100 @@
+"""The top of an operator's spectrum: from a start, checked by a cold one, and by a route that holds."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from edgewise.curvature.lanczos import random_directions, top_eigenpairs
+from edgewise.curvature.operators import SymmetricOperator
+from edgewise.curvature.results import EigenResult, SharpnessResult, Signature
+from edgewise.curvature.routes.second_derivative import WrongDerivativeError
+from edgewise.errors import Status
+
+# Warm starts before one is checked by a cold one: after a crossing, they may follow the lower eigenvalue.
+_COLD_EVERY = 50
+# Times that the step of differences is chosen anew, along the eigenvectors that the one before has led to.
+_MOST_STEPS = 3
+
+
+def top_of_spectrum(
+    operator: SymmetricOperator,
+    parameters: Signature,
+    rtol: float,
+    num: int,
+    start: SharpnessResult | None,
+    max_hvps: int,
+    seed: int,
+) -> SharpnessResult:
+    """Return what `sharpness` documents, of any operator with evidence; `parameters` are what its vectors hold."""
+    generator = torch.Generator().manual_seed(seed + operator.shard)
+    solver = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
+    solve = partial(_settled, operator, solver)
+    if start is None:
+        found, error = solve(start=random_directions(operator, 1, generator), most=max_hvps, extra=1)
+        subspace, num_warm = found.subspace, 0
+    else:
+        earlier = start.subspace.T.to(dtype=operator.dtype, device=operator.device)
+        found, error = solve(start=earlier, most=max_hvps, extra=0)
+        # Each vector in one piece, as the solver reads them.
+        subspace = torch.cat([found.vectors.T, start.vectors[:, :1].T.to(found.vectors)]).T
+        num_warm = start.num_warm + 1
+    left = max_hvps - operator.evidence.num_products
+    if num_warm >= _COLD_EVERY and left >= num:
+        cold, cold_error = solve(start=random_directions(operator, 1, generator), most=left, extra=1)
+        num_warm = 0
+        if cold.value > found.value:
+            found, error, subspace = cold, cold_error, cold.subspace
+    evidence = operator.evidence
+    return SharpnessResult(
+        value=found.value,
+        values=found.values,
+        vectors=found.vectors,
+        subspace=subspace,
+        residual=found.residual,
+        status=found.status,
+        num_hvps=evidence.num_products,
+        num_warm=num_warm,
+        hvp=evidence.route,
+        hvp_reason=evidence.reason,
+        hvp_error=max(error, evidence.relative_error),
+        graph_bytes=evidence.graph_bytes,
+        parameters=parameters,
+    )
+
+
+def _settled(
+    operator: SymmetricOperator,
+    solver: Callable[..., EigenResult],
+    *,
+    start: Tensor,
+    most: int,
+    extra: int,
+) -> tuple[EigenResult, float]:
+    """Return eigenpairs by a route that holds, and by how much the top value may be off by that route, relative."""
+    before, left, num_steps = operator.evidence.num_products, most, 0
+    while True:
+        try:
+            found = solver(start=start, max_products=left, extra=extra)
+        except WrongDerivativeError as error:
+            operator.take_next_route(error)
+            left = most - (operator.evidence.num_products - before)
+            if left < len(start):
+                raise
+            continue
+        if not found.converged:
+            return found, 0.0
+        settled = [
+            operator.settle_along(v, float(value))
+            for v, value in zip(found.vectors.T, found.values, strict=True)
+        ]
+        error_along, _ = settled[0]
+        left = most - (operator.evidence.num_products - before)
+        if not any(changed for _, changed in settled):
+            return found, error_along
+        num_steps += 1
+        if left < len(found.values) or num_steps > _MOST_STEPS:
+            return replace(found, status=Status.BUDGET_EXHAUSTED), error_along
+        start = found.vectors.T
