@@ -41,6 +41,7 @@ FLOORS = {
     "derivatives": 2,
     "memory": 2,
     "objective": 2,
+    "optimizers": 2,
     "preconditioner": 2,
     "curvature": 3,
     "critical": 3,

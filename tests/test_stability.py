@@ -81,7 +81,7 @@ def limit_of(cls, **options):
 )
 def test_the_closed_forms(cls, options, value, initial):
     found = limit_of(cls, **options)
-    assert found.status is ew.Status.LINEAR
+    assert found.status is ew.Status.EXACT
     assert found.value == pytest.approx(value, rel=1e-8)
     assert found.initial == pytest.approx(initial, rel=1e-8)
 
@@ -89,7 +89,7 @@ def test_the_closed_forms(cls, options, value, initial):
 @pytest.mark.parametrize("opt", MINIMIZING, ids=ids(MINIMIZING))
 def test_every_optimizer_with_a_p_has_a_limit(opt):
     found = limit_of(opt.cls, **opt.options)
-    assert found.status is ew.Status.LINEAR
+    assert found.status is ew.Status.EXACT
     assert 0 < found.initial <= found.value < math.inf
 
 
@@ -262,7 +262,7 @@ def delayed(steps):
 )
 def test_a_registered_optimizer_is_interrogated(recursive, weights, value, initial):
     found = limit_of(Recursive, weights=weights)
-    assert found.status is ew.Status.LINEAR
+    assert found.status is ew.Status.EXACT
     assert found.value == pytest.approx(value, rel=1e-8)
     assert found.initial == pytest.approx(initial, rel=1e-8)
 
@@ -315,7 +315,7 @@ def test_of_several_groups_the_smallest_limit_is_reported():
     ]
     found = ew.stability_limit(torch.optim.Adam(groups, lr=LR))
     assert (found.value, found.initial) == pytest.approx((6, 4))
-    assert found.status is ew.Status.LINEAR
+    assert found.status is ew.Status.EXACT
 
 
 def test_each_group_decays_at_its_own_rate():

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_map
 from edgewise.arguments import an_optimizer
 from edgewise.errors import PreconditionerError, Status
 from edgewise.isolation import isolated
-from edgewise.preconditioner import check_covered, preconditioner_of, rate_ratios
+from edgewise.optimizers.groups import measured_rates
+from edgewise.preconditioner import check_covered, preconditioner_of
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -42,7 +43,15 @@ class StabilityLimitResult:
 
     value: float  # in the long run; NaN where there is no such limit
     initial: float  # at the very first step
-    status: Status  # LINEAR, or why there is no limit
+    status: Status  # EXACT, or why there is no limit
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a limit; it is exact then."""
+        return self.status is Status.EXACT
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} in the long run, {self.initial:.4g} at the first step ({self.status.name})"
 
 
 def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
@@ -100,24 +109,17 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
         return _no_limit(Status.NO_PRECONDITIONER)
     # Random numbers come back, hooks on all optimizers are silent.
     with torch.device("cpu"), isolated(None, _without_parameters(optimizer)):
-        rates = enumerate(_rates(optimizer))
+        rates = enumerate(measured_rates(optimizer))
         found = [_limits(optimizer, i, rate) for i, rate in rates if rate > 0]  # at rate 0 all is stable
     limits = [limit for limit in found if limit is not None]
     if len(limits) < len(found):
         return _no_limit(Status.NO_LINEAR_LIMIT)
     values, initials = zip(*limits, strict=True)
-    return StabilityLimitResult(value=min(values), initial=min(initials), status=Status.LINEAR)
+    return StabilityLimitResult(value=min(values), initial=min(initials), status=Status.EXACT)
 
 
 def _no_limit(status: Status) -> StabilityLimitResult:
     return StabilityLimitResult(value=math.nan, initial=math.nan, status=status)
-
-
-def _rates(optimizer: Optimizer) -> list[float]:
-    """Return the groups' rates, where all are zero those a schedule started from."""
-    first = optimizer.param_groups[0]
-    rate = float(first["lr"]) or float(first.get("initial_lr", 1.0))
-    return [rate * ratio for ratio in rate_ratios(optimizer)]
 
 
 def _limits(optimizer: Optimizer, index: int, rate: float) -> tuple[float, float] | None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.isolation import Snapshot, isolated
+from edgewise.optimizers.groups import rate_ratios, set_rates
 from edgewise.parameters import unflatten
-from edgewise.preconditioner import rate_ratios
 from edgewise.ranks import Ranks, local
 
 _SHORT = 2.0**-4  # of ‖θ‖: a step so long that rounding of the parameters hardly counts
@@ -134,7 +134,7 @@ class Update:
         """Write u(lr) to the vector; return the norms of its change, of itself, and of θ."""
         self._rate = lr
         self._snapshot.rewind()
-        self._set_rates(lr)
+        set_rates(self._optimizer, [lr * ratio for ratio in self._ratios])
         for parameter, gradient in self._gradients.items():
             parameter.grad = gradient.clone()  # some optimizers overwrite the gradient
         type(self._optimizer).step(self._optimizer)  # the class's: schedulers patch the instance's
@@ -150,10 +150,3 @@ class Update:
             squares = self._ranks.sum(squares)
         change, length, size = squares.sqrt().tolist()
         return change, length, size
-
-    def _set_rates(self, lr: float) -> None:
-        for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr * ratio)
-            else:
-                group["lr"] = lr * ratio

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
-from edgewise.critical import CriticalLRResult, check_steps_alone
+from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching, check_steps_alone
 from edgewise.errors import Status
+from edgewise.optimizers.groups import initial_rates, targets
 from edgewise.parameters import check_real_groups
 from edgewise.warmup.all_or_nothing import all_or_nothing
-from edgewise.warmup.groups import initial_rates, targets
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
@@ -130,15 +130,19 @@ class LinearWarmup(Warmup):
     @all_or_nothing
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
         affordable = self._affordable(self.warmup_steps)
-        if affordable == 0:
-            self._fall_back(f"max_overhead = {self.max_overhead:g} leaves no forward to search with")
+        if affordable < FEWEST_FORWARDS:
+            left = {0: "no forward", 1: "1 forward"}.get(affordable, f"{affordable} forwards")
+            self._fall_back(
+                f"max_overhead = {self.max_overhead:g} leaves {left} to search with, which takes {FEWEST_FORWARDS}"
+            )
             return
         if not self._has_gradient(closure):
             self._wait()
             return
         self._begin_at(self._updates)
         known = math.nan if loss is None else self._given_loss(closure, loss)
-        found = self._search(closure, max_forwards=affordable, known=known if math.isfinite(known) else None)
+        asked = Searching(max_lr=float(self.base_lrs[0]), max_forwards=affordable)
+        found = self._search(closure, asked, known=known if math.isfinite(known) else None)
         if found is not None and not math.isfinite(found.slope):
             self._wait()
             return

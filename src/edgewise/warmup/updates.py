@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 
-from edgewise.warmup.groups import (
-    WrittenRates,
+from edgewise.optimizers.groups import (
     floats,
     initial_rates,
     like_rates,
@@ -20,6 +19,7 @@ from edgewise.warmup.groups import (
     targets,
 )
 from edgewise.warmup.position import StepHooks, UsedGradients, let_hooks_run, listeners
+from edgewise.warmup.written_rates import WrittenRates
 from edgewise.warn import warn
 
 _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
