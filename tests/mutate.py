@@ -1234,6 +1234,20 @@ FAULTS = [
         test="warmup/test_transients.py",
     ),
     Fault(
+        name="a search begins with too few forwards to end",
+        file="warmup/linear.py",
+        old="if affordable < FEWEST_FORWARDS:",
+        new="if affordable == 0:",
+        test="warmup/test_linear.py",
+    ),
+    Fault(
+        name="a rate that lies above is taken for the critical one",
+        file="critical/results.py",
+        old="return self.status in BRACKETED",
+        new="return self.lr > 0",
+        test="critical/test_results.py",
+    ),
+    Fault(
         name="rates beyond what kernels hold",
         file="critical/update.py",
         old="highest = HIGHEST / max(self._ratios)",

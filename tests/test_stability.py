@@ -353,6 +353,19 @@ def test_the_default_dtype_and_device_do_not_matter():
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("cls", "options", "ok", "text"),
+    [
+        (torch.optim.Adam, {}, True, "38 in the long run, 20 at the first step (EXACT)"),
+        (torch.optim.Adafactor, {}, False, "nan in the long run, nan at the first step (NO_PRECONDITIONER)"),
+        (Sign, {"weights": [1.0]}, False, "nan in the long run, nan at the first step (NO_LINEAR_LIMIT)"),
+    ],
+)
+def test_a_limit_is_one_line(recursive, cls, options, ok, text):
+    found = limit_of(cls, **options)
+    assert (found.ok, str(found)) == (ok, text)
+
+
 # Nothing is touched
 
 

@@ -5,8 +5,8 @@ second moment already contains the current gradient, its bias corrections are th
 (Kalra & Barkeshli 2024, eq. for λ^{P⁻¹H}; the square root their text omits is in their code).
 
 What is n and what is P? Weights that change with t belong to P, so that the current gradient enters n with the
-same weight at every step: 1 − β₁ for Adam, RAdam and Adamax, 1 − β₁² for NAdam, 1 for the others (P = 1 for
-SGD: with dampening, its first step weighs more).
+same weight at every step. That is 1 − β₁ for Adam, RAdam and Adamax, 1 − β₁² for NAdam, 1 for the others (P = 1
+for SGD: with dampening, its first step weighs more).
 """
 
 import math
@@ -135,8 +135,8 @@ def register_preconditioner(
         θₜ₊₁ = θₜ − η·Pₜ⁻¹nₜ,  nₜ = Σ_{k≥0} c_k·gₜ₋ₖ  (c_k the same at every t)
 
     The function is called as `f(optimizer, group, state, parameter, gradient)` and returns the entries of the
-    Pₜ that the coming `step()` divides by, in the parameter's shape: `group` is the parameter's group of
-    options; `state` is `optimizer.state` of the parameter, empty before its first step, and not to be changed;
+    Pₜ that the coming `step()` divides by, in the parameter's shape. `group` is the parameter's group of
+    options. `state` is `optimizer.state` of the parameter, empty before its first step, and not to be changed.
     `gradient` is the current gradient of the loss, before `maximize` and weight decay. Subclasses inherit the
     function; a later registration for the same class replaces it.
 

@@ -60,7 +60,7 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
         θₜ₊₁ = (1 − ηγ)θₜ − ηP⁻¹nₜ,  nₜ = Σ_{k≥0} c_k·gₜ₋ₖ,  g = Hθ
 
     Along an eigenvector of P⁻¹H this is stable as long as all roots of z − 1 + ηγ + ηλ·Σ c_k z⁻ᵏ lie in the unit
-    circle; `value` is the first ηλ > 0 at which one does not, `initial` that beyond which the first step overshoots,
+    circle. `value` is the first ηλ > 0 at which one does not; `initial` that beyond which the first step overshoots,
     (2 − ηγ)/c₀ with the weight c₀ of a first gradient. In closed form, γ decoupled weight decay, β = β₁ for Adam:
 
         SGD (2 + 2β)/(1 − dampening) − ηγ,  Nesterov (2 + 2β)/(1 + 2β) − ηγ,  RMSprop 2 + 2·momentum,
@@ -76,8 +76,8 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
             untouched. Rates that a schedule has taken to zero count as those it started from.
 
     Returns:
-        `StabilityLimitResult`, for ηλ in units of the first group's rate as `preconditioned_sharpness` is; of
-        several groups the smallest limit, below which each of them is stable. NaN, and a status that says why,
+        `StabilityLimitResult`, for ηλ in units of the first group's rate as `preconditioned_sharpness` is. Of
+        several groups it is the smallest limit, below which each is stable. NaN, and a status that says why,
         where no P is known (Muon, Adafactor) or the update is not linear at fixed P.
 
     Raises:

@@ -21,7 +21,7 @@ import edgewise as ew
 from cases import BY_NAME, MLP, OPT, Opt, bias_free_mlp, every_optimizer, made, mse, train_step
 from edgewise import Status, critical_lr
 from edgewise.arguments import UnknownNameError
-from edgewise.critical import Searching, search_critical_lr
+from edgewise.critical import FEWEST_FORWARDS, Searching, search_critical_lr
 from edgewise.errors import LossError
 from oracles import loss_after_step, scan_critical_scale
 
@@ -353,6 +353,19 @@ def test_two_to_four_forwards_on_a_quadratic(off, most):
     assert found.num_forwards == most + 1
     assert found.exponent == pytest.approx(1)
     assert critical_lr(model, sgd, quadratic, matrix, guess=found).num_forwards == 2
+
+
+def test_no_search_finds_with_fewer_forwards_than_the_fewest():
+    model, loss_fn = single()
+    loss_fn(model, torch.ones(1, 1)).backward()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    closure = lambda: loss_fn(model, torch.ones(1, 1))
+
+    def status(max_forwards):
+        return search_critical_lr(sgd, closure, Searching(guess=0.5, max_forwards=max_forwards)).status
+
+    assert [status(n) for n in range(1, FEWEST_FORWARDS)] == [Status.BUDGET_EXHAUSTED] * (FEWEST_FORWARDS - 1)
+    assert status(FEWEST_FORWARDS) is Status.FOUND
 
 
 def test_an_earlier_result_as_guess_carries_its_exponent():

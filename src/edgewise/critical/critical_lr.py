@@ -57,15 +57,14 @@ def critical_lr(
     quadratic η_c = −2 g·u / uᵀHu. This is the largest stable learning rate for this update on this batch, not a best
     learning rate.
 
-    The search follows φ(η) = (L(θ + ηu) − L(θ))/η, which is affine on a quadratic and whose value at 0 is g·u, known
-    from the gradient, by secants on log scales: two or three evaluations from a good guess. One more is made at θ,
-    which must give the same loss again; where that differs by a little, the noise floor says so. `method="paper"`
-    is the exponential search by doubling, then bisection, of Kalra & Barkeshli (2024, section 5). In both, a loss
-    that is not finite counts as raised. The bracket holds one crossing; one before it, between two rates that were
-    tried, may be missed, see `Status.MULTIPLE_CROSSINGS`.
+    The search follows φ(η) = (L(θ + ηu) − L(θ))/η, whose value at 0 is g·u, known from the gradient, and which is
+    affine on a quadratic. It goes by secants on log scales: two or three evaluations from a good guess. One more is
+    made at θ, which must give the same loss again; where that differs by a little, the noise floor says so. A loss that
+    is not finite counts as raised. The bracket holds one crossing; an earlier one, between two rates that were tried,
+    may be missed, see `Status.MULTIPLE_CROSSINGS`.
 
-    The loss is measured as sharpness is: without autocast, in float32 or in the parameters' own precision if that is
-    wider, over all ranks that train the model. All evaluations see the same dropout masks and buffers.
+    The loss is measured without autocast, in float32 or in the parameters' own precision if that is wider, over all
+    ranks that train the model. All evaluations see the same dropout masks and buffers.
 
     Args:
         model: any module; unchanged afterwards, bit for bit.
@@ -75,19 +74,20 @@ def critical_lr(
         batch: anything `loss_fn` takes but `None`; a loss that takes no data is given `()`, e.g.
         batches: in place of `batch`, several: L is their mean weighted by size, and `interval` says how well it
             is known.
-        gradient: "compute" takes the gradient of `loss_fn` on the batch or batches; "current" uses `.grad` as it
-            stands, after unscaling and clipping, and after accumulation over micro-batches: then pass all of these.
-        guess: where a rise is expected, > 0, or an earlier result for this loss, whose `lr` and `exponent` are then
-            expected, and which has seen that the loss repeats; the current rate if not given.
+        gradient: "compute" takes the gradient of `loss_fn` on the batch or batches. "current" uses `.grad` as it
+            stands, after unscaling and clipping; after accumulation over micro-batches, pass all of these.
+        guess: where a rise is expected, > 0; the current rate if not given. Of an earlier result for this loss, `lr`
+            and `exponent` are expected, and the loss is taken to repeat.
         max_lr: where the search stops looking, > 0; no limit if not given.
-        rtol: width of the bracket, relative: upper/lower − 1 ≤ rtol, at most 1.
+        rtol: width of the bracket, relative, in (0, 1]: upper/lower − 1 ≤ rtol.
         tolerance: δ > 0: narrow the bracket also until the loss rises by at most δ|L(θ)| at its upper end, unless it
-            jumps (width 2⁻¹⁰).
-        max_forwards: budget of loss evaluations; two are made at least.
-        method: "secant" or "paper".
+            jumps (width 2⁻¹⁰); any rise if not given.
+        max_forwards: budget of loss evaluations, ≥ 1; two are made at least.
+        method: "secant" is the search above. "paper" is that of Kalra & Barkeshli (2024, section 5): the rate is
+            doubled until the loss rises, then bisected.
 
     Returns:
-        `CriticalLRResult`; its status says when there is no critical rate to report.
+        `CriticalLRResult`; where it is not `ok`, its status says why there is no critical rate to report.
 
     Raises:
         TypeError: the optimizer needs a closure, a parameter is complex, or an argument has the wrong type.

@@ -68,9 +68,9 @@ def _closure_of(optimizer: Optimizer) -> inspect.BoundArguments | None:
 class Update:
     """u(η) = (θ′ − θ)/η, θ′ the parameters after the optimizer's own step at rate η, from the same state each time.
 
-    For most optimizers u does not depend on η: then two or three steps are taken in all, and the optimizer's state is
-    given up afterwards, so that one vector of the parameters' size is held besides the snapshot's copy of them. For the
-    others (Adafactor, whose step depends on its length; Rprop; ASGD) a step is taken at each rate.
+    For most optimizers u does not depend on η: then two or three steps are taken in all. The optimizer's state is given
+    up afterwards: one vector of the parameters' size is held besides the snapshot's copy of them. For the others
+    (Adafactor, whose step depends on its length; Rprop; ASGD) a step is taken at each rate.
 
     Args:
         optimizer: whose step needs no closure.

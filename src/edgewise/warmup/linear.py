@@ -25,8 +25,8 @@ class LinearWarmup(Warmup):
         η_t = η_init + (η_trgt − η_init)·min(1, t/T_wrm),  t = 1, 2, …
 
     No update ever runs at rate 0. With `lr_init="critical"` the first update runs at the critical learning
-    rate η_c of its own batch, measured by `observe`, and the rate grows from there by η_trgt/T_wrm an update:
-    the target is reached after T_wrm(1 − η_c/η_trgt) updates (`steps_to_target`) and held until T_wrm, so that
+    rate η_c of its own batch, measured by `observe`, and the rate grows from there by η_trgt/T_wrm an update.
+    The target is reached after T_wrm(1 − η_c/η_trgt) updates (`steps_to_target`) and held until T_wrm, so that
     a schedule that follows ends where it was planned to. Where η_c is above the target, as for Adam and GI-Adam at
     initialization with usual rates, training starts at the target: `start` says so. If `observe` is not
     called in time, or finds no critical rate, this is plain linear warmup from 0; a warning and `fallback` say why.
@@ -36,7 +36,8 @@ class LinearWarmup(Warmup):
         warmup_steps: T_wrm ≥ 1, in optimizer steps; 1 is a constant rate.
         lr_init: η_init of the first group, between 0 and its target, or "critical".
         max_overhead: share of the cost of `warmup_steps` updates, of three forwards each, that measuring η_c may
-            add, above 0 and at most 1; no limit if not given.
+            add, above 0 and at most 1; no limit if not given. A search takes 4 forwards or more: where fewer are left,
+            nothing is measured.
 
     Attributes:
         start: the `CriticalLRResult` of the first batch, if it was measured.
