@@ -149,8 +149,8 @@ FAULTS = [
     Fault(
         name="groups' ratios ignored in trial steps",
         file="critical/update.py",
-        old='                group["lr"] = lr * ratio',
-        new='                group["lr"] = lr',
+        old="[lr * ratio for ratio in self._ratios]",
+        new="[lr for ratio in self._ratios]",
         test="critical/test_critical_lr.py",
     ),
     Fault(
@@ -759,9 +759,9 @@ FAULTS = [
     ),
     Fault(
         name="a scaled gradient is believed",
-        file="critical/critical_lr.py",
-        old="            status = check_gradient(trace) or status\n",
-        new="            status = status\n",
+        file="critical/searching.py",
+        old="        status = check_gradient(trace) or status\n",
+        new="        status = status\n",
         test="critical/test_critical_lr.py",
     ),
     Fault(
@@ -1095,7 +1095,7 @@ FAULTS = [
     ),
     Fault(
         name="initial_lr beats lr",
-        file="warmup/groups.py",
+        file="optimizers/groups.py",
         old='lr = group["lr"] if group["lr"] != 0 else group.get("initial_lr", group["lr"])',
         new='lr = group.get("initial_lr", group["lr"])',
         test="warmup/test_updates.py",
@@ -1232,6 +1232,20 @@ FAULTS = [
         old="return 0 < gradient_size(",
         new="return 0 <= gradient_size(",
         test="warmup/test_transients.py",
+    ),
+    Fault(
+        name="a search begins with too few forwards to end",
+        file="warmup/linear.py",
+        old="if affordable < FEWEST_FORWARDS:",
+        new="if affordable == 0:",
+        test="warmup/test_linear.py",
+    ),
+    Fault(
+        name="a rate that lies above is taken for the critical one",
+        file="critical/results.py",
+        old="return self.status in BRACKETED",
+        new="return self.lr > 0",
+        test="critical/test_results.py",
     ),
     Fault(
         name="rates beyond what kernels hold",

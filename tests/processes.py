@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import edgewise as ew
 from cases import BY_NAME, MLP, mse, train_step
 from edgewise import ranks
-from edgewise.critical import search_critical_lr
+from edgewise.critical import Searching, search_critical_lr
 from edgewise.isolation import isolated
 from edgewise.loss.objective import Objective
 from edgewise.ranks import ranks_of
@@ -160,7 +160,7 @@ def critical(model, mine) -> dict:
     mse(model, mine[0]).backward()
     return {
         "computed": computed,
-        "closure": search_critical_lr(optimizer, lambda: mse(model, mine[0]), rtol=1e-3),
+        "closure": search_critical_lr(optimizer, lambda: mse(model, mine[0]), Searching(rtol=1e-3)),
         "current": ew.critical_lr(model, optimizer, mse, mine[0], gradient="current", rtol=1e-3),
     }
 
@@ -218,7 +218,7 @@ def measure_all(batch):
         ew.preconditioned_sharpness(model, mse, [batch], optimizer, max_hvps=4)
         ew.critical_lr(model, optimizer, mse, batch)
         ew.critical_lr(model, optimizer, mse, batch, gradient="current")
-        search_critical_lr(optimizer, lambda: mse(model, batch))
+        search_critical_lr(optimizer, lambda: mse(model, batch), Searching())
         error_of(ew.sharpness, model, lambda m, b: mse(m, b) * torch.nan, [batch])
 
     return measure

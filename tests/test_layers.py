@@ -36,6 +36,7 @@ FLOORS = {
     "memory": 2,
     "repeats": 2,
     "loss": 2,
+    "optimizers": 2,
     "preconditioner": 2,
     "curvature": 3,
     "critical": 3,

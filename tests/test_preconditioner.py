@@ -14,14 +14,9 @@ from torch import nn
 import edgewise as ew
 from cases import BY_NAME, MLP, OPT, PRECONDITIONED, Opt, ids, mse, train_step
 from edgewise.errors import PreconditionerError
+from edgewise.optimizers.groups import rate_ratios
 from edgewise.parameters import flatten
-from edgewise.preconditioner import (
-    Diagonal,
-    check_covered,
-    known_optimizers,
-    preconditioner_of,
-    rate_ratios,
-)
+from edgewise.preconditioner import Diagonal, check_covered, known_optimizers, preconditioner_of
 
 # P and the optimizer's kernel evaluate the same expression in float64, in another order: a few 10 ε; the
 # difference θ − θ' amplifies that by |θ|/lr·|u|, at most 1e5 with RAdam's small first rectification.

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam
 
 import edgewise as ew
 from cases import MLP, mse
-from edgewise.critical import search_critical_lr
+from edgewise.critical import Searching, search_critical_lr
 from edgewise.critical.best_step import search_best_step
 from edgewise.errors import LossError, UnrepeatableError
 from edgewise.repeats import repeated
@@ -128,7 +128,7 @@ ENTRIES = {
     "Monitor": lambda m, o, b: ew.Monitor(m, o, mse, every=1).observe(b),
     "critical_lr": lambda m, o, b: ew.critical_lr(m, o, mse, b),
     "current": lambda m, o, b: ew.critical_lr(m, o, mse, batches=[b, b], gradient="current"),
-    "search_critical_lr": lambda m, o, b: search_critical_lr(o, lambda: mse(m, b)),
+    "search_critical_lr": lambda m, o, b: search_critical_lr(o, lambda: mse(m, b), Searching()),
     "search_best_step": lambda m, o, b: search_best_step(
         o, lambda: mse(m, b), max_lr=1.0, max_change=1.0, max_forwards=20
     ),
@@ -183,7 +183,7 @@ def test_the_error_counts_what_it_took():
     model, optimizer, batch = noisy(Noisy)
     calls = []
     with pytest.raises(UnrepeatableError) as caught:
-        search_critical_lr(optimizer, lambda: calls.append(1) or mse(model, batch))
+        search_critical_lr(optimizer, lambda: calls.append(1) or mse(model, batch), Searching())
     assert caught.value.num_forwards == len(calls) == 6  # four values, and two to find the layer
 
 

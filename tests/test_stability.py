@@ -81,7 +81,7 @@ def limit_of(cls, **options):
 )
 def test_the_closed_forms(cls, options, value, initial):
     found = limit_of(cls, **options)
-    assert found.status is ew.Status.LINEAR
+    assert found.status is ew.Status.EXACT
     assert found.value == pytest.approx(value, rel=1e-8)
     assert found.initial == pytest.approx(initial, rel=1e-8)
 
@@ -89,7 +89,7 @@ def test_the_closed_forms(cls, options, value, initial):
 @pytest.mark.parametrize("opt", MINIMIZING, ids=ids(MINIMIZING))
 def test_every_optimizer_with_a_p_has_a_limit(opt):
     found = limit_of(opt.cls, **opt.options)
-    assert found.status is ew.Status.LINEAR
+    assert found.status is ew.Status.EXACT
     assert 0 < found.initial <= found.value < math.inf
 
 
@@ -262,7 +262,7 @@ def delayed(steps):
 )
 def test_a_registered_optimizer_is_interrogated(recursive, weights, value, initial):
     found = limit_of(Recursive, weights=weights)
-    assert found.status is ew.Status.LINEAR
+    assert found.status is ew.Status.EXACT
     assert found.value == pytest.approx(value, rel=1e-8)
     assert found.initial == pytest.approx(initial, rel=1e-8)
 
@@ -315,7 +315,7 @@ def test_of_several_groups_the_smallest_limit_is_reported():
     ]
     found = ew.stability_limit(torch.optim.Adam(groups, lr=LR))
     assert (found.value, found.initial) == pytest.approx((6, 4))
-    assert found.status is ew.Status.LINEAR
+    assert found.status is ew.Status.EXACT
 
 
 def test_each_group_decays_at_its_own_rate():
@@ -351,6 +351,19 @@ def test_the_default_dtype_and_device_do_not_matter():
         assert limit_of(torch.optim.NAdam).value == pytest.approx(3.8 / 0.28)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "ok", "text"),
+    [
+        (torch.optim.Adam, {}, True, "38 in the long run, 20 at the first step (EXACT)"),
+        (torch.optim.Adafactor, {}, False, "nan in the long run, nan at the first step (NO_PRECONDITIONER)"),
+        (Sign, {"weights": [1.0]}, False, "nan in the long run, nan at the first step (NO_LINEAR_LIMIT)"),
+    ],
+)
+def test_a_limit_is_one_line(recursive, cls, options, ok, text):
+    found = limit_of(cls, **options)
+    assert (found.ok, str(found)) == (ok, text)
 
 
 # Nothing is touched

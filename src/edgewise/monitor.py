@@ -31,9 +31,10 @@ from edgewise.curvature.hessian import ROUTES, Route
 from edgewise.curvature.results import SharpnessResult
 from edgewise.errors import Status
 from edgewise.losses import LossFunction, calling
+from edgewise.optimizers.groups import rate_ratios
 from edgewise.overhead import Overhead
 from edgewise.parameters import select_parameters
-from edgewise.preconditioner import check_covered, diagonal, rate_ratios
+from edgewise.preconditioner import check_covered, diagonal
 from edgewise.ranks import ranks_of
 from edgewise.regime import WINDOW, MonitorRow, regime, row_of
 from edgewise.stability import StabilityLimitResult, stability_limit
@@ -279,7 +280,7 @@ def _status(results: Iterable[SharpnessResult], limit: StabilityLimitResult) -> 
     for result in results:
         if not result.converged:
             return result.status
-    return Status.CONVERGED if limit.status is Status.LINEAR else limit.status
+    return Status.CONVERGED if limit.status is Status.EXACT else limit.status
 
 
 def _is_identity(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:

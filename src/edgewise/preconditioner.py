@@ -5,8 +5,8 @@ second moment already contains the current gradient, its bias corrections are th
 (Kalra & Barkeshli 2024, eq. for λ^{P⁻¹H}; the square root their text omits is in their code).
 
 What is n and what is P? Weights that change with t belong to P, so that the current gradient enters n with the
-same weight at every step: 1 − β₁ for Adam, RAdam and Adamax, 1 − β₁² for NAdam, 1 for the others (P = 1 for
-SGD: with dampening, its first step weighs more).
+same weight at every step. That is 1 − β₁ for Adam, RAdam and Adamax, 1 − β₁² for NAdam, 1 for the others (P = 1
+for SGD: with dampening, its first step weighs more).
 """
 
 import math
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
-from edgewise.arguments import a_function, described, learning_rate
+from edgewise.arguments import a_function, described
 from edgewise.errors import PreconditionerError
+from edgewise.optimizers.groups import rate_ratios
 from edgewise.parameters import flatten
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
@@ -51,14 +52,17 @@ def preconditioner_of(
     Units: groups with other learning rates are scaled by lr₀/lr, so that one number, the first group's
     rate times the preconditioned sharpness, is compared with the stability limit.
 
+    `check_covered` is what says early, and by name, which parameter has no P.
+
     Args:
         optimizer: one of `known_optimizers()`, with or without a step behind it.
         parameters: those to describe, all of them in the optimizer.
         gradients: their current gradients, same shapes.
 
     Raises:
-        PreconditionerError: no diagonal preconditioner is known for this optimizer.
-        ValueError: a parameter is not in the optimizer.
+        PreconditionerError: no diagonal preconditioner is known for this optimizer, or the one that was registered
+            returns other entries than it should.
+        KeyError: a parameter is not in the optimizer.
 
     Example:
         >>> p = torch.nn.Parameter(torch.zeros(2))
@@ -66,7 +70,6 @@ def preconditioner_of(
         >>> preconditioner_of(adam, [p], [torch.tensor([1.0, 2.0])]).entries  # (1 - 0.9)(|g| + eps)
         tensor([0.1000, 0.2000])
     """
-    check_covered(optimizer, parameters)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     ratios = {
         id(group): ratio for group, ratio in zip(optimizer.param_groups, rate_ratios(optimizer), strict=True)
@@ -80,13 +83,14 @@ def preconditioner_of(
 
 
 def check_covered(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Raise what `preconditioner_of` documents, before any gradient is computed."""
+    """Raise where `preconditioner_of` has no answer, once, before any gradient is computed.
+
+    Raises:
+        PreconditionerError: no diagonal preconditioner is known for this optimizer.
+        ValueError: a parameter is not in the optimizer, or no ratio of its groups' rates exists.
+    """
     if diagonal.dispatch(type(optimizer)) is diagonal.dispatch(object):
-        raise PreconditionerError(
-            f"{type(optimizer).__name__} has no diagonal preconditioner that edgewise knows; it knows "
-            f"{', '.join(known_optimizers())}. critical_lr works with any optimizer; if the update is "
-            "lr·P⁻¹ times a mean of gradients with a diagonal P, teach it with register_preconditioner."
-        )
+        raise _unknown(optimizer)
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for i, parameter in enumerate(parameters):
         if id(parameter) not in known:
@@ -97,31 +101,20 @@ def check_covered(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
     rate_ratios(optimizer)
 
 
-def rate_ratios(optimizer: Optimizer) -> list[float]:
-    """Return each group's learning rate over the first group's.
-
-    Where a schedule has taken all of them to zero, those of the rates it started from; 1 where there was none.
-
-    Raises:
-        ValueError: a rate is negative or not finite, or the first group's is zero, so that no ratio exists.
-    """
-    rates = [learning_rate(group, i) for i, group in enumerate(optimizer.param_groups)]
-    if not any(rates):
-        rates = [float(group.get("initial_lr", 1.0)) for group in optimizer.param_groups]
-    if rates[0] == 0:
-        raise ValueError(
-            "the first parameter group has learning rate 0: set the rate to measure in units of, "
-            "for example the target of the warmup."
-        )
-    return [rate / rates[0] for rate in rates]
-
-
 @singledispatch
 def diagonal(
     optimizer: Optimizer, group: Options, state: Options, parameter: Tensor, gradient: Tensor
 ) -> Tensor:
     """Return P's entries for one parameter; register an optimizer class with `diagonal.register`."""
-    raise NotImplementedError(f"no diagonal is registered for {type(optimizer).__name__}")
+    raise _unknown(optimizer)
+
+
+def _unknown(optimizer: Optimizer) -> PreconditionerError:
+    return PreconditionerError(
+        f"{type(optimizer).__name__} has no diagonal preconditioner that edgewise knows; it knows "
+        f"{', '.join(known_optimizers())}. critical_lr works with any optimizer; if the update is "
+        "lr·P⁻¹ times a mean of gradients with a diagonal P, teach it with register_preconditioner."
+    )
 
 
 def known_optimizers() -> list[str]:
@@ -142,8 +135,8 @@ def register_preconditioner(
         θₜ₊₁ = θₜ − η·Pₜ⁻¹nₜ,  nₜ = Σ_{k≥0} c_k·gₜ₋ₖ  (c_k the same at every t)
 
     The function is called as `f(optimizer, group, state, parameter, gradient)` and returns the entries of the
-    Pₜ that the coming `step()` divides by, in the parameter's shape: `group` is the parameter's group of
-    options; `state` is `optimizer.state` of the parameter, empty before its first step, and not to be changed;
+    Pₜ that the coming `step()` divides by, in the parameter's shape. `group` is the parameter's group of
+    options. `state` is `optimizer.state` of the parameter, empty before its first step, and not to be changed.
     `gradient` is the current gradient of the loss, before `maximize` and weight decay. Subclasses inherit the
     function; a later registration for the same class replaces it.
 

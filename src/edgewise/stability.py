@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from edgewise.arguments import an_optimizer
 from edgewise.errors import PreconditionerError, Status
 from edgewise.isolation import isolated
-from edgewise.preconditioner import check_covered, preconditioner_of, rate_ratios
+from edgewise.optimizers.groups import measured_rates
+from edgewise.preconditioner import check_covered, preconditioner_of
 from edgewise.torch_internals import tree_map
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -42,7 +43,15 @@ class StabilityLimitResult:
 
     value: float  # in the long run; NaN where there is no such limit
     initial: float  # at the very first step
-    status: Status  # LINEAR, or why there is no limit
+    status: Status  # EXACT, or why there is no limit
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a limit; it is exact then."""
+        return self.status is Status.EXACT
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} in the long run, {self.initial:.4g} at the first step ({self.status.name})"
 
 
 def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
@@ -51,7 +60,7 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
         θₜ₊₁ = (1 − ηγ)θₜ − ηP⁻¹nₜ,  nₜ = Σ_{k≥0} c_k·gₜ₋ₖ,  g = Hθ
 
     Along an eigenvector of P⁻¹H this is stable as long as all roots of z − 1 + ηγ + ηλ·Σ c_k z⁻ᵏ lie in the unit
-    circle; `value` is the first ηλ > 0 at which one does not, `initial` that beyond which the first step overshoots,
+    circle. `value` is the first ηλ > 0 at which one does not; `initial` that beyond which the first step overshoots,
     (2 − ηγ)/c₀ with the weight c₀ of a first gradient. In closed form, γ decoupled weight decay, β = β₁ for Adam:
 
         SGD (2 + 2β)/(1 − dampening) − ηγ,  Nesterov (2 + 2β)/(1 + 2β) − ηγ,  RMSprop 2 + 2·momentum,
@@ -67,8 +76,8 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
             untouched. Rates that a schedule has taken to zero count as those it started from.
 
     Returns:
-        `StabilityLimitResult`, for ηλ in units of the first group's rate as `preconditioned_sharpness` is; of
-        several groups the smallest limit, below which each of them is stable. NaN, and a status that says why,
+        `StabilityLimitResult`, for ηλ in units of the first group's rate as `preconditioned_sharpness` is. Of
+        several groups it is the smallest limit, below which each is stable. NaN, and a status that says why,
         where no P is known (Muon, Adafactor) or the update is not linear at fixed P.
 
     Raises:
@@ -100,24 +109,17 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
         return _no_limit(Status.NO_PRECONDITIONER)
     # Random numbers come back, hooks on all optimizers are silent.
     with torch.device("cpu"), isolated(None, _without_parameters(optimizer)):
-        rates = enumerate(_rates(optimizer))
+        rates = enumerate(measured_rates(optimizer))
         found = [_limits(optimizer, i, rate) for i, rate in rates if rate > 0]  # at rate 0 all is stable
     limits = [limit for limit in found if limit is not None]
     if len(limits) < len(found):
         return _no_limit(Status.NO_LINEAR_LIMIT)
     values, initials = zip(*limits, strict=True)
-    return StabilityLimitResult(value=min(values), initial=min(initials), status=Status.LINEAR)
+    return StabilityLimitResult(value=min(values), initial=min(initials), status=Status.EXACT)
 
 
 def _no_limit(status: Status) -> StabilityLimitResult:
     return StabilityLimitResult(value=math.nan, initial=math.nan, status=status)
-
-
-def _rates(optimizer: Optimizer) -> list[float]:
-    """Return the groups' rates, where all are zero those a schedule started from."""
-    first = optimizer.param_groups[0]
-    rate = float(first["lr"]) or float(first.get("initial_lr", 1.0))
-    return [rate * ratio for ratio in rate_ratios(optimizer)]
 
 
 def _limits(optimizer: Optimizer, index: int, rate: float) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 import edgewise as ew
-from edgewise.critical import search_critical_lr
+from edgewise.critical import Searching, search_critical_lr
 
 WARMUPS = {
     "EdgeWarmup": ew.EdgeWarmup,
@@ -86,7 +86,7 @@ ENTRIES = {
     "hessian": (lambda run, **given: entered(ew.hessian(**given)), ew.hessian, CURVATURE),
     "critical_lr": (lambda run, **given: ew.critical_lr(**given), ew.critical_lr, (*TRAINING, "batch")),
     "search_critical_lr": (
-        lambda run, **given: search_critical_lr(**given),
+        lambda run, **given: search_critical_lr(asked=Searching(), **given),
         search_critical_lr,
         ("optimizer", "closure"),
     ),

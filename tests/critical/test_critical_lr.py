@@ -21,7 +21,7 @@ import edgewise as ew
 from cases import BY_NAME, MLP, OPT, Opt, bias_free_mlp, every_optimizer, made, mse, train_step
 from edgewise import Status, critical_lr
 from edgewise.arguments import UnknownNameError
-from edgewise.critical import search_critical_lr
+from edgewise.critical import FEWEST_FORWARDS, Searching, search_critical_lr
 from edgewise.errors import LossError
 from oracles import loss_after_step, scan_critical_scale
 
@@ -294,7 +294,7 @@ def test_the_loss_is_compared_without_autocast(form):
         if form == "model":
             result = critical_lr(model, sgd, cast_loss, batch, rtol=1e-4)
         else:
-            result = search_critical_lr(sgd, lambda: cast_loss(model, batch), rtol=1e-4)
+            result = search_critical_lr(sgd, lambda: cast_loss(model, batch), Searching(rtol=1e-4))
         assert loss_fn(model, batch).item() == 2.0
     low, high = result.bracket
     assert result.status is Status.FOUND
@@ -328,7 +328,7 @@ def test_num_forwards_counts_every_loss(method, rtol):
     result = critical_lr(model, optimizer, loss_fn, batch, gradient="current", **kwargs)
     assert result.num_forwards == len(calls)
     calls.clear()
-    again = search_critical_lr(optimizer, lambda: loss_fn(model, batch), **kwargs)
+    again = search_critical_lr(optimizer, lambda: loss_fn(model, batch), Searching(**kwargs))
     assert again.num_forwards == len(calls)
     assert again == result
 
@@ -353,6 +353,19 @@ def test_two_to_four_forwards_on_a_quadratic(off, most):
     assert found.num_forwards == most + 1
     assert found.exponent == pytest.approx(1)
     assert critical_lr(model, sgd, quadratic, matrix, guess=found).num_forwards == 2
+
+
+def test_no_search_finds_with_fewer_forwards_than_the_fewest():
+    model, loss_fn = single()
+    loss_fn(model, torch.ones(1, 1)).backward()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    closure = lambda: loss_fn(model, torch.ones(1, 1))
+
+    def status(max_forwards):
+        return search_critical_lr(sgd, closure, Searching(guess=0.5, max_forwards=max_forwards)).status
+
+    assert [status(n) for n in range(1, FEWEST_FORWARDS)] == [Status.BUDGET_EXHAUSTED] * (FEWEST_FORWARDS - 1)
+    assert status(FEWEST_FORWARDS) is Status.FOUND
 
 
 def test_an_earlier_result_as_guess_carries_its_exponent():
@@ -591,7 +604,7 @@ def test_a_loss_that_cannot_be_measured_is_refused(loss_fn, message, gradient):
 def finds(form, model, optimizer, batch, **kwargs):
     if form == "model":
         return critical_lr(model, optimizer, mse, batch, gradient="current", **kwargs)
-    return search_critical_lr(optimizer, lambda: mse(model, batch), **kwargs)
+    return search_critical_lr(optimizer, lambda: mse(model, batch), Searching(**kwargs))
 
 
 @pytest.mark.parametrize("form", ["model", "closure"])
@@ -628,7 +641,7 @@ def test_a_closure_for_another_batch_is_told_where_it_matters(form):
     if form == "model":
         found = critical_lr(model, sgd, quadratic, matrix, gradient="current")
     else:
-        found = search_critical_lr(sgd, lambda: quadratic(model, matrix))
+        found = search_critical_lr(sgd, lambda: quadratic(model, matrix), Searching())
     assert found.status is Status.OTHER_GRADIENT
 
 
@@ -710,7 +723,7 @@ def test_a_closure_in_half_precision_knows_its_noise():
     batch = tuple(part.to(torch.bfloat16) for part in batches[1])
     sgd = torch.optim.SGD(model.parameters(), lr=1e-6)
     mse(model, batch).backward()
-    found = search_critical_lr(sgd, lambda: mse(model, batch).float(), max_lr=1e-5)
+    found = search_critical_lr(sgd, lambda: mse(model, batch).float(), Searching(max_lr=1e-5))
     assert found.status is Status.BELOW_RESOLUTION
     assert found.noise_floor > 1 / 16
 
@@ -744,7 +757,7 @@ def test_probes_hold_two_copies_of_the_parameters(form):
     if form == "model":
         critical_lr(model, optimizer, loss_fn, batch)
     else:
-        search_critical_lr(optimizer, lambda: loss_fn(model, batch))
+        search_critical_lr(optimizer, lambda: loss_fn(model, batch), Searching())
     assert len(held) > 3
     copies = [(floats - before) / size for floats in held[2:]]
     assert min(copies) >= 2
@@ -769,6 +782,6 @@ def test_all_evaluations_of_a_closure_draw_the_same_random_numbers():
         return mse(model, batch)
 
     torch.manual_seed(3)
-    found = search_critical_lr(optimizer, closure)
+    found = search_critical_lr(optimizer, closure, Searching())
     assert len(drawn) == found.num_forwards > 2
     assert len(set(drawn)) == 1

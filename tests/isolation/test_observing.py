@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import edgewise as ew
 from cases import cross_entropy
-from edgewise.critical import search_critical_lr
+from edgewise.critical import Searching, search_critical_lr
 from edgewise.lab.models.fcn import FCN
 from edgewise.lab.models.lm import LM
 from oracles import bits
@@ -203,7 +203,7 @@ def in_turn(failing=None):
         elif step % 6 == 3:
             ew.critical_lr(model, optimizer, loss_fn, batch, gradient="current", max_forwards=6)
         elif step % 6 == 4:
-            search_critical_lr(optimizer, closure, max_forwards=6)
+            search_critical_lr(optimizer, closure, Searching(max_forwards=6))
         else:
             monitor(step, model, optimizer, loss_fn, batch)
 

@@ -98,9 +98,9 @@ def test_catapults_flatten_the_loss_where_the_target_alone_diverges():
 def test_a_catapult_is_below_the_tolerance_that_shrinks_as_the_critical_rate_grows(monkeypatch):
     asked = []
 
-    def search(*args, most_excess, **kwargs):
-        asked.append(8 * most_excess)
-        return search_critical_lr(*args, most_excess=most_excess, **kwargs)
+    def search(optimizer, closure, searching, **kwargs):
+        asked.append(8 * searching.most_excess)
+        return search_critical_lr(optimizer, closure, searching, **kwargs)
 
     monkeypatch.setattr("edgewise.warmup.scheduler.search_critical_lr", search)
     run = Product(smoothing=0.0, max_growth=1e9, tolerance=0.02)

@@ -5,6 +5,7 @@ training; the lab's figures do.
 """
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from cases import MLP, OPT, mse
 from edgewise import LinearWarmup, Status
+from edgewise.critical import FEWEST_FORWARDS
 from edgewise.errors import LossError
 
 CURVATURE = 4.0  # of the quadratic: η_c = 2/4
@@ -218,6 +220,29 @@ def test_a_loss_below_resolution_is_a_warning():
     with pytest.warns(UserWarning, match="not precise enough"):
         warmup.observe(loss)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("give_loss", [False, True])
+@pytest.mark.parametrize("left", range(9))
+def test_a_search_that_max_overhead_would_cut_off_is_not_begun(left, give_loss):
+    model, optimizer, warmup = on_quadratic(lr=10.0, max_overhead=(left + 0.5) / (3 * 8))
+    loss = half_square(model)
+    loss.backward()
+    closure = lambda: half_square(model)
+    if left < FEWEST_FORWARDS:
+        words = ["no forward", "1 forward", "2 forwards", "3 forwards"][left]
+        with pytest.warns(
+            UserWarning, match=f"max_overhead = .* leaves {words} to search with, which takes 4"
+        ):
+            warmup.observe(closure, loss=loss if give_loss else None)
+        assert (warmup.start, warmup.num_forwards) == (None, 0)
+        optimizer.zero_grad()
+        assert rates_of(optimizer, warmup, 10) == rates_of(*plain(10.0, warmup_steps=8), 10)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # four may not be enough
+            warmup.observe(closure, loss=loss if give_loss else None)
+        assert 2 <= warmup.num_forwards <= left
 
 
 def test_observe_without_a_gradient_is_an_error():

@@ -2,28 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.critical.along import along_update
+from edgewise.critical.results import BestStepResult
 from edgewise.critical.search import Line, Trace, check_gradient
 from edgewise.errors import Status
 
 _FACTOR = 4.0  # between the rates that are tried
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestStepResult:
-    """The rate of the first parameter group at which one update lowers the loss most."""
-
-    lr: float  # FOUND: the minimum; ABOVE_MAX_LR: the highest rate that was to be tried; else 0
-    status: Status
-    num_forwards: int
-    loss: float  # at the current parameters
-    slope: float  # dL/dη at η = 0
-    resolution: float = 0.0  # of the loss: smaller differences are rounding
 
 
 def search_best_step(

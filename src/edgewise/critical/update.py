@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.isolation import Snapshot, isolated
+from edgewise.optimizers.groups import rate_ratios, set_rates
 from edgewise.parameters import unflatten
-from edgewise.preconditioner import rate_ratios
 from edgewise.ranks import Ranks, local
 
 _SHORT = 2.0**-4  # of ‖θ‖: a step so long that rounding of the parameters hardly counts
@@ -68,9 +68,9 @@ def _closure_of(optimizer: Optimizer) -> inspect.BoundArguments | None:
 class Update:
     """u(η) = (θ′ − θ)/η, θ′ the parameters after the optimizer's own step at rate η, from the same state each time.
 
-    For most optimizers u does not depend on η: then two or three steps are taken in all, and the optimizer's state is
-    given up afterwards, so that one vector of the parameters' size is held besides the snapshot's copy of them. For the
-    others (Adafactor, whose step depends on its length; Rprop; ASGD) a step is taken at each rate.
+    For most optimizers u does not depend on η: then two or three steps are taken in all. The optimizer's state is given
+    up afterwards: one vector of the parameters' size is held besides the snapshot's copy of them. For the others
+    (Adafactor, whose step depends on its length; Rprop; ASGD) a step is taken at each rate.
 
     Args:
         optimizer: whose step needs no closure.
@@ -134,7 +134,7 @@ class Update:
         """Write u(lr) to the vector; return the norms of its change, of itself, and of θ."""
         self._rate = lr
         self._snapshot.rewind()
-        self._set_rates(lr)
+        set_rates(self._optimizer, [lr * ratio for ratio in self._ratios])
         for parameter, gradient in self._gradients.items():
             parameter.grad = gradient.clone()  # some optimizers overwrite the gradient
         type(self._optimizer).step(self._optimizer)  # the class's: schedulers patch the instance's
@@ -150,10 +150,3 @@ class Update:
             squares = self._ranks.sum(squares)
         change, length, size = squares.sqrt().tolist()
         return change, length, size
-
-    def _set_rates(self, lr: float) -> None:
-        for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr * ratio)
-            else:
-                group["lr"] = lr * ratio

@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW
 from torch.optim.optimizer import ParamsT
 
 from edgewise.arguments import a_flag, described, nonnegative_number, number_below_one
-from edgewise.preconditioner import decayed_gradient, diagonal
+from edgewise.preconditioner import Options, decayed_gradient, diagonal
 from edgewise.torch_internals import (
     foreach_add,
     foreach_addcmul_,
@@ -31,6 +31,10 @@ class _GradientInitialized(Adam):
 
     # What the constructor was given, for the `defaults` that torch then makes; no constructor has run: these.
     _own_options: Mapping[str, Any] = {"scale": 1.0, "per_entry": False}
+
+    def __init__(self, params: ParamsT, *, scale: float, per_entry: bool, **torchs: Any) -> None:
+        self._own_options = _checked(scale, per_entry)
+        super().__init__(params, **torchs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         for name, value in self._own_options.items():
@@ -103,7 +107,7 @@ class GIAdam(_GradientInitialized):
         v₀ = a·g₀²,  vₜ = β₂vₜ₋₁ + (1 − β₂)gₜ²,  θₜ = θₜ₋₁ − η·m̂ₜ / (√(vₜ/(1 − β₂ᵗ)) + ε)
 
     With a = 1, v_t estimates E[g²] without bias from the start, so the bias correction that is kept acts as
-    a learning rate η√(1 − β₂ᵗ): the first step is √(1 − β₂) of Adam's (0.032 at β₂ = 0.999), and so is the
+    a learning rate η√(1 − β₂ᵗ). The first step is √(1 − β₂) of Adam's (0.032 at β₂ = 0.999), and so is the
     preconditioned sharpness at initialization. With any a it is √((1 − β₂)/(1 + (a − 1)β₂)) of Adam's; what a
     adds is forgotten as β₂ᵗ. g₀ is the first gradient a parameter receives, coupled weight decay included;
     a step that a GradScaler rejects is none.
@@ -121,7 +125,7 @@ class GIAdam(_GradientInitialized):
         scale: a, a finite number ≥ 1.
         per_entry: start single entries too, such as the rows of an embedding or an expert, from their own first
             gradient that is not zero: an entry with v = 0 and g ≠ 0 gets v = a·g². Nothing more needs to be
-            saved, as v = 0 exactly as long as every g² was zero: a positive v never decays to zero for
+            saved, as v = 0 exactly as long as every g² was zero. A positive v never decays to zero for
             β₂ > 1/2, since rounding keeps the smallest positive number, unless denormal ones are flushed. Where
             g² underflows (|g| < 2.6e-23 in float32, 1.7e-4 in float16) v stays zero, and the entry waits for a
             larger gradient. The steps are counted per parameter: an entry whose first gradient comes at step t
@@ -129,7 +133,7 @@ class GIAdam(_GradientInitialized):
 
                 η·(1 − β₁)/(1 − β₁ᵗ)·√((1 − β₂ᵗ)/(1 + (a − 1)β₂))   (ε aside)
 
-            in that step, which is √((1 − β₂)/(1 + (a − 1)β₂)) of Adam's, late as early; late, this is
+            in that step, which is √((1 − β₂)/(1 + (a − 1)β₂)) of Adam's, late as early. Late, this is
             (1 − β₁)η, with no warmup after it, instead of Adam's (1 − β₁)η/√(1 − β₂) (3.2η at the defaults).
             Coupled weight decay is a gradient from the first step on: with it, no entry is late.
             Costs another pass over v and g at every step, with foreach kernels a temporary copy of all
@@ -170,21 +174,7 @@ class GIAdam(_GradientInitialized):
         scale: float = 1.0,
         per_entry: bool = False,
     ) -> None:
-        self._own_options = _checked(scale, per_entry)
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            decoupled_weight_decay=decoupled_weight_decay,
-        )
+        super().__init__(**_given(locals()))
 
 
 class GIAdamW(_GradientInitialized, AdamW):
@@ -227,29 +217,12 @@ class GIAdamW(_GradientInitialized, AdamW):
         scale: float = 1.0,
         per_entry: bool = False,
     ) -> None:
-        self._own_options = _checked(scale, per_entry)
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-        )
+        super().__init__(**_given(locals()))
 
 
 @diagonal.register(_GradientInitialized)
 def _(
-    optimizer: _GradientInitialized,
-    group: Mapping[str, Any],
-    state: Mapping[str, Any],
-    parameter: Tensor,
-    gradient: Tensor,
+    optimizer: _GradientInitialized, group: Options, state: Options, parameter: Tensor, gradient: Tensor
 ) -> Tensor:
     """Adam's P, with v = scale·g² where there is none yet."""
     start = group["scale"] * decayed_gradient(group, parameter, gradient).square()
@@ -259,7 +232,12 @@ def _(
     return diagonal.dispatch(Adam)(optimizer, group, {**state, "exp_avg_sq": moment}, parameter, gradient)
 
 
-def _warn_if_v_stands(group: Mapping[str, Any], name: str) -> None:
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what a constructor was given, out of its `locals()`: signatures as torch's say each argument once."""
+    return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+
+
+def _warn_if_v_stands(group: Options, name: str) -> None:
     """Say where v is so coarse that β₂v rounds to v, so that it never decays: torch's fused kernels take no other."""
     beta2 = float(group["betas"][1])
     for dtype in {p.dtype for p in group["params"] if p.dtype in _COARSE}:
@@ -288,7 +266,7 @@ def _checked(scale: object, per_entry: object) -> dict[str, Any]:
     return {"scale": float(scale), "per_entry": per_entry}  # type: ignore[arg-type]
 
 
-def _check_inherited(options: Mapping[str, Any]) -> None:
+def _check_inherited(options: Options) -> None:
     """Raise where torch takes a value in silence that a run is lost by: True for a rate, "False" for a flag."""
     for name in ("lr", "eps", "weight_decay"):
         if not isinstance(options[name], Tensor):
@@ -306,12 +284,12 @@ def _check_inherited(options: Mapping[str, Any]) -> None:
             a_flag(name, options[name])
 
 
-def _own_of(group: Mapping[str, Any], otherwise: Mapping[str, Any]) -> dict[str, Any]:
+def _own_of(group: Options, otherwise: Options) -> dict[str, Any]:
     """Return a group's own two options, checked."""
     return _checked(**{name: group.get(name, otherwise[name]) for name in ("scale", "per_entry")})
 
 
-def _has_foreach(group: Mapping[str, Any], tensors: list[Tensor]) -> bool:
+def _has_foreach(group: Options, tensors: list[Tensor]) -> bool:
     """Tell whether torch's kernels take these tensors all at once; of DTensors, `_foreach_sign` does not."""
     if any(type(t) is not Tensor for t in tensors):
         return False
@@ -322,7 +300,7 @@ def _has_foreach(group: Mapping[str, Any], tensors: list[Tensor]) -> bool:
 
 
 def _start_one(
-    group: Mapping[str, Any], parameter: Tensor, gradient: Tensor, moment: Tensor, rejected: Tensor | None
+    group: Options, parameter: Tensor, gradient: Tensor, moment: Tensor, rejected: Tensor | None
 ) -> None:
     """Add scale·g² to v, with `per_entry` where it is zero."""
     if (decay := _coupled_decay(group)) is not None:
@@ -335,7 +313,7 @@ def _start_one(
 
 
 def _start_together(
-    group: Mapping[str, Any],
+    group: Options,
     parameters: list[Tensor],
     gradients: list[Tensor],
     moments: list[Tensor],
@@ -357,7 +335,7 @@ def _kept(gradient: Tensor, rejected: Tensor | None) -> Tensor:
     return gradient if rejected is None else torch.where(rejected.to(gradient.device) != 0, 0.0, gradient)
 
 
-def _coupled_decay(group: Mapping[str, Any]) -> float | None:
+def _coupled_decay(group: Options) -> float | None:
     """Return the factor of the parameter in the gradient that v sees, up to the sign of both; `None` for zero."""
     if group["weight_decay"] == 0 or group["decoupled_weight_decay"]:
         return None

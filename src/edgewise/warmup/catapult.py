@@ -15,16 +15,16 @@ from edgewise.arguments import (
     positive_count,
     positive_number,
 )
-from edgewise.critical import CriticalLRResult
+from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching
 from edgewise.errors import Status
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
+from edgewise.warmup.averages import momentum
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import MOST_FORWARDS
 from edgewise.warmup.state import Saved, as_plain
 
 _USABLE = (Status.FOUND, Status.MULTIPLE_CROSSINGS, Status.ABOVE_MAX_LR, Status.BUDGET_EXHAUSTED)
-_FEWEST_FORWARDS = 4  # to search with, after the first search
 _EXPECTED = (
     1 / 8
 )  # of |g·u|η_c: what the best step along the update takes from a quartic; from a quadratic, 1/4
@@ -244,18 +244,18 @@ class CatapultWarmup(AdaptiveWarmup):
         """Make this place the reference, and raise the rate to η_c where that is higher."""
         first = self.found is None
         affordable = MOST_FORWARDS if first else self._affordable(self._updates + 1)
-        if affordable < _FEWEST_FORWARDS or not self._has_gradient(closure):
+        if affordable < FEWEST_FORWARDS or not self._has_gradient(closure):
             return
         shrink = 1.0 if self.found is None else min(1.0, self._first_critical / self.found.lr)
         tolerance = shrink * self.tolerance
-        found = self._search(
-            closure,
+        asked = Searching(
+            max_lr=float(self.base_lrs[0]),
             max_forwards=affordable,
             guess=self.found,
             most_rise=tolerance * self._noise,
             most_excess=tolerance * _EXPECTED,
-            known=value,
         )
+        found = self._search(closure, asked, known=value)
         if found is None:
             return
         self._refer_to(mean, found)
@@ -311,8 +311,7 @@ class CatapultWarmup(AdaptiveWarmup):
     @property
     def _memory(self) -> int:
         """The updates over which the optimizer averages gradients, m = 1/(1 − β); 1 without momentum."""
-        decays = [_momentum(group) for group in self.optimizer.param_groups]
-        return max(1, round(1 / (1 - min(max(decays), _MOST_MOMENTUM))))
+        return max(1, round(1 / (1 - min(momentum(self.optimizer), _MOST_MOMENTUM))))
 
     def _settings(self) -> dict[str, Any]:
         names = ("tolerance", "smoothing", "max_growth", "max_rise", "patience")
@@ -328,11 +327,6 @@ class CatapultWarmup(AdaptiveWarmup):
             name: saved.number(name, finite=False) for name in _PROGRESS if name not in counts
         }
         return super()._read(saved) | own | {"found": saved.result("found", CriticalLRResult)}
-
-
-def _momentum(group: dict[str, Any]) -> float:
-    """Return β of a parameter group, under the names that torch's optimizers use; 0 without."""
-    return float(group.get("momentum") or (group.get("betas") or (0.0,))[0])
 
 
 def _above_one(name: str, value: object) -> float:

@@ -12,10 +12,10 @@ from edgewise.arguments import a_closure, a_loss_value, an_optimizer, positive_c
 from edgewise.critical import BestStepResult, closure_loss, search_best_step
 from edgewise.errors import Status
 from edgewise.isolation.bits import exchanged
+from edgewise.optimizers.groups import rates
 from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.averages import heavy_ball, momentum, num_averages
-from edgewise.warmup.groups import rates
 from edgewise.warmup.position import steps_running
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.signals import LossTrend, RateShare, RiseAlarm, SpikeGuard

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
-from edgewise.critical import CriticalLRResult, check_steps_alone
+from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching, check_steps_alone
 from edgewise.errors import Status
+from edgewise.optimizers.groups import initial_rates, targets
 from edgewise.parameters import check_real_groups
 from edgewise.warmup.all_or_nothing import all_or_nothing
-from edgewise.warmup.groups import initial_rates, targets
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
@@ -25,8 +25,8 @@ class LinearWarmup(Warmup):
         η_t = η_init + (η_trgt − η_init)·min(1, t/T_wrm),  t = 1, 2, …
 
     No update ever runs at rate 0. With `lr_init="critical"` the first update runs at the critical learning
-    rate η_c of its own batch, measured by `observe`, and the rate grows from there by η_trgt/T_wrm an update:
-    the target is reached after T_wrm(1 − η_c/η_trgt) updates (`steps_to_target`) and held until T_wrm, so that
+    rate η_c of its own batch, measured by `observe`, and the rate grows from there by η_trgt/T_wrm an update.
+    The target is reached after T_wrm(1 − η_c/η_trgt) updates (`steps_to_target`) and held until T_wrm, so that
     a schedule that follows ends where it was planned to. Where η_c is above the target, as for Adam and GI-Adam at
     initialization with usual rates, training starts at the target: `start` says so. If `observe` is not
     called in time, or finds no critical rate, this is plain linear warmup from 0; a warning and `fallback` say why.
@@ -36,7 +36,8 @@ class LinearWarmup(Warmup):
         warmup_steps: T_wrm ≥ 1, in optimizer steps; 1 is a constant rate.
         lr_init: η_init of the first group, between 0 and its target, or "critical".
         max_overhead: share of the cost of `warmup_steps` updates, of three forwards each, that measuring η_c may
-            add, above 0 and at most 1; no limit if not given.
+            add, above 0 and at most 1; no limit if not given. A search takes 4 forwards or more: where fewer are left,
+            nothing is measured.
 
     Attributes:
         start: the `CriticalLRResult` of the first batch, if it was measured.
@@ -130,15 +131,19 @@ class LinearWarmup(Warmup):
     @all_or_nothing
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
         affordable = self._affordable(self.warmup_steps)
-        if affordable == 0:
-            self._fall_back(f"max_overhead = {self.max_overhead:g} leaves no forward to search with")
+        if affordable < FEWEST_FORWARDS:
+            left = {0: "no forward", 1: "1 forward"}.get(affordable, f"{affordable} forwards")
+            self._fall_back(
+                f"max_overhead = {self.max_overhead:g} leaves {left} to search with, which takes {FEWEST_FORWARDS}"
+            )
             return
         if not self._has_gradient(closure):
             self._wait()
             return
         self._begin_at(self._updates)
         known = math.nan if loss is None else self._given_loss(closure, loss)
-        found = self._search(closure, max_forwards=affordable, known=known if math.isfinite(known) else None)
+        asked = Searching(max_lr=float(self.base_lrs[0]), max_forwards=affordable)
+        found = self._search(closure, asked, known=known if math.isfinite(known) else None)
         if found is not None and not math.isfinite(found.slope):
             self._wait()
             return

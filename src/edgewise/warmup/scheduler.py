@@ -14,16 +14,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from edgewise.arguments import an_optimizer, positive_share
 from edgewise.critical import (
     CriticalLRResult,
+    Searching,
     closure_loss,
     gradient_size,
     search_critical_lr,
 )
 from edgewise.errors import UnrepeatableError
 from edgewise.losses import checked_loss
+from edgewise.optimizers.groups import floats, like_rates
 from edgewise.ranks import Ranks
 from edgewise.warmup.apart import check_not_apart
 from edgewise.warmup.gradients import GradientWatch
-from edgewise.warmup.groups import floats, like_rates
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.state import FORMAT, Result, Saved
 from edgewise.warmup.then import WarmupThen, agree_on_targets, check_follower
@@ -229,11 +230,11 @@ class Warmup(UpdateSchedule):
         self._adopt_groups()
         return True
 
-    def _search(self, closure: Callable[[], Tensor], **options: Any) -> CriticalLRResult | None:
-        """Search η_c up to the target, as `_counted` does."""
-        return self._counted(
-            lambda: search_critical_lr(self.optimizer, closure, max_lr=float(self.base_lrs[0]), **options)
-        )
+    def _search(
+        self, closure: Callable[[], Tensor], asked: Searching, known: float | None
+    ) -> CriticalLRResult | None:
+        """Search η_c, as `_counted` does."""
+        return self._counted(lambda: search_critical_lr(self.optimizer, closure, asked, known=known))
 
     def _counted(self, search: Callable[[], Result]) -> Result | None:
         """Search, and count what that took; where the loss does not repeat, fall back and return `None`.

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.warmup.groups import set_rate
+from edgewise.optimizers.groups import set_rate
 
 
 class StepShare:

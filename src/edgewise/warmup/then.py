@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import (
 from torch.optim.swa_utils import SWALR
 
 from edgewise.arguments import an_optimizer
+from edgewise.optimizers.groups import floats, like_rates, rates, set_rate, set_rates
 from edgewise.torch_internals import CHAINED_STEP, write_first_rates
-from edgewise.warmup.groups import floats, like_rates, rates, set_rate, set_rates
 from edgewise.warmup.state import FORMAT, Saved
 from edgewise.warmup.updates import UpdateSchedule
 

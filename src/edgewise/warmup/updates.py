@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from edgewise.torch_internals import CHAINED_STEP
-from edgewise.warmup.groups import (
-    WrittenRates,
+from edgewise.optimizers.groups import (
     floats,
     initial_rates,
     like_rates,
@@ -20,7 +18,9 @@ from edgewise.warmup.groups import (
     target_of,
     targets,
 )
+from edgewise.torch_internals import CHAINED_STEP
 from edgewise.warmup.position import StepHooks, UsedGradients, let_hooks_run, listeners
+from edgewise.warmup.written_rates import WrittenRates
 from edgewise.warn import warn
 
 _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
