@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneC
 
 from edgewise import EdgeWarmup, GIAdam, Status
 from edgewise.ranks import Ranks
-from edgewise.warmup.signals import RateShare, RiseAlarm, SpikeGuard
+from edgewise.signals.losses import RateShare, RiseAlarm, SpikeGuard
 
 H = torch.tensor([4.0, 1.0], dtype=torch.float64)  # curvatures: SGD is stable below 2/4
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
 from edgewise import CatapultWarmup, EdgeWarmup, GIAdamW, LinearWarmup, LossError, Status, critical_lr
-from edgewise.warmup.signals import Overflows
+from edgewise.signals.losses import Overflows
 
 WARMUPS = {
     "critical": functools.partial(LinearWarmup, warmup_steps=20, lr_init="critical"),

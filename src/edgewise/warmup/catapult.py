@@ -17,7 +17,8 @@ from edgewise.arguments import (
 )
 from edgewise.critical import CriticalLRResult
 from edgewise.errors import Status
-from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
+from edgewise.signals.losses import Overflows
+from edgewise.warmup.adaptive import AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import MOST_FORWARDS
@@ -119,6 +120,9 @@ class CatapultWarmup(AdaptiveWarmup):
     Reference: arXiv 2406.09405, appendix on persistent catapult warmup.
     """
 
+    _argument_names = ("tolerance", "smoothing", "max_growth", "max_rise", "patience")
+    _copies = ()
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -144,6 +148,7 @@ class CatapultWarmup(AdaptiveWarmup):
         self._sum = self._deviation = self._weight = 0.0  # of the moving averages of L and |L − L̄|
         self._highest_since = 0
         self._num_catapults = 0
+        self._overflows = Overflows()
         super().__init__(optimizer, fallback_length=self.patience, max_overhead=max_overhead)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
@@ -173,7 +178,8 @@ class CatapultWarmup(AdaptiveWarmup):
         value = self._loss(closure, loss)
         if value is None:
             return
-        if self._overflows.add(value, self._updates) and self.found is not None:
+        self._overflows.add(value, self._updates)
+        if self._overflows.value and self.found is not None:
             self._step_back()
         elif math.isfinite(value):
             self._move_on(closure, value)
@@ -186,9 +192,9 @@ class CatapultWarmup(AdaptiveWarmup):
     def report(self) -> WarmupReport:
         """Return what has happened so far."""
         return self._report(
-            steps_to_target=self._reached,
+            steps_to_target=self._table.reached,
             num_catapults=self._num_catapults,
-            num_step_backs=self._num_step_backs,
+            num_step_backs=self._table.num_step_backs,
         )
 
     def _move_on(self, closure: Callable[[], Tensor], value: float) -> None:
@@ -200,9 +206,9 @@ class CatapultWarmup(AdaptiveWarmup):
         elif rising and self._is_too_high(value):
             self._limit = value + _FARTHER * (value - self._reference)  # what lasts is a new level
             self._step_back()
-        elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
+        elif mean < self._reference and self._updates - self._table.rates[-1][0] >= self._memory:
             if self._factor == 1.0:
-                self._end = self._updates + 1
+                self._finish()
             else:
                 self._catapult(closure, mean, value)
 
@@ -215,13 +221,12 @@ class CatapultWarmup(AdaptiveWarmup):
         return value > self._limit
 
     def _step_back(self) -> None:
-        if self._is_lowest:
+        if self._table.is_lowest(self._updates):
             self._fall_back(
                 "the loss rises, or is not finite, although the rate has been halved again and again"
             )
-            return
-        self._num_step_backs += 1
-        self._set_factor(STEP_BACK * self._factor)
+        else:
+            self._table.step_back(self._updates)
 
     def _loss(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> float | None:
         """Return the mean loss over the ranks that train the model; `None` if there is no budget to evaluate it."""
@@ -281,19 +286,21 @@ class CatapultWarmup(AdaptiveWarmup):
         factor = 1.0 if above else min(1.0, found.lr / float(self.base_lrs[0]))
         if self.found is None:
             self._first_critical = found.lr
-            self._set_first_factor(factor / self._memory)
+            self._table.begin(self._updates, factor / self._memory)
             self._num_catapults += 1
             self._highest_since = self._updates
         else:
             factor = min(factor, self.max_growth * self._factor)
             if factor > self._factor:
                 self._num_catapults += 1
-                self._set_factor(factor)
+                if factor > self._table.highest:
+                    self._highest_since = self._updates
+                self._table.set(self._updates, factor)
         self.found = found
 
     def _stop_waiting(self) -> None:
         if self._factor == 1.0:
-            self._end = self._updates + 1
+            self._finish()
         elif self.found is None:
             self._fall_back(f"no critical learning rate was found within {self.patience} updates")
         else:
@@ -303,31 +310,24 @@ class CatapultWarmup(AdaptiveWarmup):
     def _unmeasured(self) -> bool:
         return self._weight == 0.0 and self._end is None and self._updates > self._waits_until
 
-    def _set_factor(self, factor: float) -> None:
-        if factor > max(factor for _, factor in self._rates):
-            self._highest_since = self._updates
-        super()._set_factor(factor)
-
     @property
     def _memory(self) -> int:
         """The updates over which the optimizer averages gradients, m = 1/(1 − β); 1 without momentum."""
         decays = [_momentum(group) for group in self.optimizer.param_groups]
         return max(1, round(1 / (1 - min(max(decays), _MOST_MOMENTUM))))
 
-    def _settings(self) -> dict[str, Any]:
-        names = ("tolerance", "smoothing", "max_growth", "max_rise", "patience")
-        return {name: getattr(self, name) for name in names}
-
-    def _progress(self) -> dict[str, Any]:
+    def _seen(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _PROGRESS}
-        return super()._progress() | own | {"found": as_plain(self.found)}
+        return own | {"overflows": self._overflows.state_dict(), "found": as_plain(self.found)}
 
-    def _read(self, saved: Saved) -> dict[str, Any]:
+    def _read_seen(self, saved: Saved) -> dict[str, Any]:
         counts = ("_highest_since", "_num_catapults")
-        own = {name: saved.count(name) for name in counts} | {
-            name: saved.number(name, finite=False) for name in _PROGRESS if name not in counts
+        return {
+            **{name: saved.count(name) for name in counts},
+            **{name: saved.number(name, finite=False) for name in _PROGRESS if name not in counts},
+            "_overflows": saved.signal("overflows", Overflows()),
+            "found": saved.result("found", CriticalLRResult),
         }
-        return super()._read(saved) | own | {"found": saved.result("found", CriticalLRResult)}
 
 
 def _momentum(group: dict[str, Any]) -> float:
