@@ -33,7 +33,7 @@ WARMUPS = {
     "edge-open": EdgeWarmup,
 }
 PARTS = {
-    "table": lambda: RateTable(10),
+    "table": lambda: RateTable(8),
     "climb": Climb,
     "creep": Creep,
     "settling": Settling,

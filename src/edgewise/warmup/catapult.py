@@ -57,28 +57,20 @@ class CatapultWarmup(AdaptiveWarmup):
 
         θ* = θ₀, then, until η = η_trgt:  wait until L(θ_t) < L(θ*);  θ* = θ_t,  η = max(η, η_c(θ_t))
 
-    with η_c the upper end of a bracket at which the loss rises by at most δ_t·max(|g·u|η_c/8, 6D): g·u is its slope
-    along the update, of which the best step takes an eighth from a quartic, and D the mean deviation of the losses. Of
-    losses only differences count: a constant that is added changes nothing, nor does a factor. Where this is not the
-    paper's algorithm:
+    with η_c the upper end of a bracket at which the loss rises by at most δ_t·max(|g·u|η_c/8, 6D),
+    δ_t = δ·η_c(θ₀)/η_c(θ_t). g·u is its slope along the update, and D the mean deviation of the losses, of which only
+    differences count. L(θ_t) is the moving average of the losses of batches with weights `smoothing`ᵏ. The page
+    docs/warmups.md says why, and where this is not the paper's algorithm.
 
-    - The paper allows a rise by δL(θ_t), and compares to L(θ*)(1 + δ): of a loss that may be near zero or negative
-      these say nothing.
-    - δ_t = δ·η_c(θ₀)/η_c(θ_t): the tolerance shrinks as the landscape flattens.
-    - For mini-batches, L(θ_t) is the moving average of the losses with weights `smoothing`ᵏ. The losses that are
-      compared are of different batches; η_c is of one.
-    - An optimizer with momentum β is given its memory, m = 1/(1 − β) updates: it starts at min(η_c, η_trgt)/m, as its
-      first update does not show what m of them add up to, and each rate is kept for at least m updates.
-    - One catapult raises the rate by at most `max_growth`. If the loss rises above L(θ*) all the same, by more than
-      `max_rise` times |g·u|η_c/4, or times six mean deviations of the losses, if that is more, the rate is halved; and
-      again where it rises by a quarter more, as what lasts is a new level.
-    - Losses that are not finite are no event where the update is skipped. Three in a row, or one on which an update was
-      made, halve the rate. Gradients that are all zero or not finite are waited out, within the patience.
-    - If the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss rises below
-      1/512 of the first rate, it goes on from where it is as linear warmup of that length, once; `fallback` and a
-      warning say why.
-
-    The warmup is over when the loss has come down at the target rate.
+    - *Start:* min(η_c, η_trgt)/m, where m = 1/(1 − β) updates are the memory of momentum β. Each rate is kept for at
+      least m updates, and one catapult raises it by at most `max_growth`.
+    - *Halved* is the rate where the loss rises above L(θ*) by more than `max_rise` times |g·u|η_c/4, or times 6D, if
+      that is more; and again where it rises by a quarter more. So it is where three losses in a row are not finite, or
+      an update was made on one. Gradients that are all zero or not finite are waited out, within the patience.
+    - *Fallback:* if the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss
+      rises below 1/512 of the first rate, it goes on from where it is as linear warmup of that length, once.
+      `fallback` and a warning say why.
+    - *End:* when the loss has come down at the target rate.
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.

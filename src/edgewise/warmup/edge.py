@@ -41,34 +41,22 @@ class EdgeWarmup(AdaptiveWarmup):
         climb:  η ← η·exp(ρ(1 − ζ/0.6)),  ζ = ½(1 + Σ g_{t+1}·Δθ_t / Σ |g_t·Δθ_t|),  until ζ > 0.6
         creep:  η ← η·exp(2s/t),  s = −Σδ / Σ|δ| ∈ [−1, 1],  δ = ΔL/U
 
-    - ζ is η/η_c on a quadratic, from the slopes at both ends of each update Δθ_t = θ_{t+1} − θ_t, with the gradient of
-      the next batch at its end: no forward. ρ is 1 − β under momentum β, at most 0.3: no rate before the last one
-      shows. Under Adam and its kin, whose squares are averaged as well, it is half of that.
-    - s is 1 while the loss falls, and the rate then grows like t² (linear warmup grows like t); 0 where noise and
-      instability eat up the progress, and the rate stays; negative where the loss rises. ΔL is the change of the loss
-      over the last k = ⌈t/10⌉ updates on the batch B of the coming one, L_B(θ_t) − L_B(θ_{t−k}), which none of them
-      has trained on, and U what losses vary by (`LossTrend`). Σ are moving averages.
-    - Of losses only differences count: a constant that is added to the loss changes nothing, nor does a factor.
-    - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards,
-      but no update of more than 1 % of the parameters' norm (of 1 − β as much under heavy-ball momentum β, whose first
-      update is that share of a long one). η_c of the first update is no such scale.
-    - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
-      dropout). Their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
-    - *Instability:* where a look finds the loss risen by more than all losses at looks so far lie apart, or the given
-      losses have risen above their lowest level by more than chance explains (`RiseAlarm`), the rate is halved. The
-      latter goes on for four times the length of the warmup, and halves what follows by `then` as well. A given loss
-      that stands out calls for a look at once. Below 1/512 of the rate at its start it is held, with a warning.
-    - *Losses and gradients that are not finite* are no event where the update is skipped. Three such losses in a row,
-      or one on which an update was made, halve the rate. Before the first measurement they are waited for, as are
-      gradients that are all zero, for 200 updates at most.
-    - *Spikes:* an update on a batch whose given loss stands out from those before, by more than six mean deviations,
-      takes a share of the rate, and so do those after it until momentum has forgotten it (`SpikeGuard`). This costs no
-      forward, and goes on when the warmup is over, for as long as `observe` is called. The groups hold that share
-      within `optimizer.step()` alone: neither a scheduler that follows nor `export` sees it.
+    ζ is the share of the critical rate that the updates Δθ take, from the slopes at both ends of each. ρ is 1 − β under
+    momentum β, at most 0.3, and half of that under Adam and its kin. s is 1 while the loss falls on batches that no
+    update has seen, and negative while it rises. ΔL is its change since the last look, and U what losses vary by. Of
+    losses only differences count. The page docs/edge-warmup.md says how this works, and what each constant is for.
+
+    - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards, or
+      less: no first update of more than 1 % of the parameters' norm. Updates that say nothing are waited out.
+    - *Looks* at the loss cost one forward each (two where `loss` is not given, or is not what the closure returns:
+      autocast, dropout). Their number grows like log t. Without the budget for one, the rate does not rise.
+    - *Halved* is the rate where the loss has risen for good, or three losses in a row are not finite, or an update was
+      made on one. This goes on for four times the length of the warmup, and halves what follows by `then` as well.
+    - *Held back* are single updates on batches whose given loss stands out, and those after them, for as long as
+      `observe` is called. Neither a scheduler that follows nor `export` sees that share of the rate.
     - *End:* when the rate has settled, at the target or below: it changed by less than a fifth over the last third of
-      the updates, and over 50 at least. `status` says whether it is AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at
-      which rate, both also where it was halved since. What follows by `then` starts from there, scaled to the rate that
-      was found.
+      the updates, and over 50 at least. `status` says AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at which rate,
+      also where it was halved since. What follows by `then` starts from there.
     - *Fallback:* where nothing can be measured, it is linear warmup, once, with a warning that names the reason: over a
       tenth of `num_steps`; if that is not known, over 2/(1 − β₂) updates or, without a β₂, 200.
 

@@ -3,7 +3,6 @@
 import sys
 import weakref
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -30,9 +29,7 @@ _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at whi
 _UNCOPIED = ("_hooks", "_used", "_then", "_ranks")  # belong to one optimizer, or one process
 
 # What warmups that have not come to their end wrote, and their targets: the next one on that optimizer takes these.
-_UNFINISHED: "weakref.WeakKeyDictionary[Optimizer, tuple[list[float], list[float | Tensor]]]" = (
-    weakref.WeakKeyDictionary()
-)
+_UNFINISHED = weakref.WeakKeyDictionary[Optimizer, tuple[list[float], list[float | Tensor]]]()
 
 
 class UpdateSchedule(LRScheduler):
@@ -58,8 +55,7 @@ class UpdateSchedule(LRScheduler):
 
     def __init__(self, optimizer: Optimizer) -> None:
         let_hooks_run(optimizer)
-        self._updates = 0
-        self._idle_calls = 0
+        self._updates = self._idle_calls = 0
         self._made_with = _targets(optimizer)
         self._doubt = _doubt(optimizer, self._made_with)
         self._written = WrittenRates(optimizer)
@@ -81,7 +77,7 @@ class UpdateSchedule(LRScheduler):
 
     @property
     @abstractmethod
-    def _copies(self) -> Sequence[ParameterCopies]:
+    def _copies(self) -> tuple[ParameterCopies, ...]:
         """What is kept of the parameters from one update to the next."""
 
     def get_lr(self) -> list[float | Tensor]:
@@ -168,9 +164,8 @@ class UpdateSchedule(LRScheduler):
 
     def _attach(self) -> None:
         self._used = UsedGradients()
-        self._hooks = StepHooks(
-            self, self.optimizer, self._before_update, self._after_update, self._before_saving
-        )
+        hooks = (self._before_update, self._after_update, self._before_saving)
+        self._hooks = StepHooks(self, self.optimizer, *hooks)
         if self._measures:
             self._gradients.attach(self.optimizer, self._position)
 
@@ -300,8 +295,7 @@ class UpdateSchedule(LRScheduler):
             )
         if len(groups) == num:
             return
-        own = [target_of(self.optimizer, i) for i in range(num, len(groups))]
-        new = like_rates(groups[num:], own)
+        new = like_rates(groups[num:], [target_of(self.optimizer, i) for i in range(num, len(groups))])
         self._whole.adopt(groups[num:], new)
         self.base_lrs += new
         self._written.values += floats(self.optimizer)[num:]
