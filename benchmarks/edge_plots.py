@@ -39,7 +39,7 @@ from edgewise.lab.report import panels, plots
 from edgewise.lab.results.phase_diagram import TEST_LOSS
 from edgewise.lab.results.store import Run, Store
 from edgewise.lab.training import train
-from edgewise.warmup.signals import RiseAlarm, SpikeGuard
+from edgewise.signals.losses import RiseAlarm, SpikeGuard
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SHOWN = "LM, B = 64"  # task of the rates, of the diagram and of the alarm

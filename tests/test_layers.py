@@ -42,6 +42,7 @@ FLOORS = {
     "critical": 3,
     "stability": 3,
     "optim": 3,
+    "signals": 3,
     "warmup": 4,
     "monitor": 4,
     "lab": 5,

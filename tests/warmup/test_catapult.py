@@ -226,6 +226,25 @@ def test_a_new_level_of_the_loss_is_no_reason_to_halve_for_ever(noise):
     assert run.warmup.fallback is None
 
 
+def test_a_loss_that_is_coming_down_halves_nothing_though_it_is_still_high():
+    """One batch stands out where the warmup goes on from a place with less noise: its limit is below that loss."""
+    run = Product(
+        lambda p, lr: SGD(p, lr=lr, momentum=0.98), patience=1000
+    )  # each rate is kept for 50 updates
+    run.steps_with([1000.0 + 100 * (-1) ** k for k in range(51)])
+    run.steps_with([900.0] * 49)
+    searched, limit = run.warmup.report().num_searches, run.warmup.state_dict()["_limit"]
+    run.step(loss=1450.0)
+    state = run.warmup.state_dict()
+    assert run.warmup.report().num_searches == searched + 1
+    assert state["_limit"] < 1400
+    assert limit > 1450
+    run.steps_with([1440.0, 1420.0, 1400.0])
+    assert run.warmup.report().num_step_backs == 0
+    run.step(loss=1410.0)  # rises again
+    assert run.warmup.report().num_step_backs == 1
+
+
 def test_a_loss_that_rises_at_any_rate_ends_in_a_fallback_before_the_rate_is_gone():
     run = Product(smoothing=0.0, patience=500)
     start = run.step(loss=1.0)

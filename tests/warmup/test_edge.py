@@ -15,8 +15,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneCycleLR
 
 from edgewise import EdgeWarmup, GIAdam, Status
-from edgewise.ranks import Ranks
-from edgewise.warmup.signals import RateShare, RiseAlarm, SpikeGuard
+from edgewise.signals.losses import RiseAlarm
 
 H = torch.tensor([4.0, 1.0], dtype=torch.float64)  # curvatures: SGD is stable below 2/4
 
@@ -178,41 +177,6 @@ def test_the_rates_are_those_of_the_rule_on_batches_not_yet_trained_on(make_opti
     assert (min(shares) < 1) == bool(outliers)
 
 
-@pytest.mark.parametrize("lr", [0.05, 0.25, 0.375, 0.5])
-def test_the_share_of_the_critical_rate_is_exact_on_a_quadratic(lr):
-    run = Quadratic(sgd(lr))
-    with torch.no_grad():
-        run.w[1] = 0.0  # along the curvature 4 alone: critical is 2/4
-    share = RateShare()
-    for step in range(2):
-        run.optimizer.zero_grad()
-        run.loss(step).backward()
-        measured = share.measure([run.w], Ranks())
-        share.before_step([run.w])
-        run.optimizer.step()
-        share.after_step([run.w])
-    assert measured == pytest.approx(lr / 0.5, rel=1e-12)
-
-
-def test_of_many_entries_a_block_of_each_parameter_is_enough_and_all_get_their_turn(monkeypatch):
-    monkeypatch.setattr("edgewise.warmup.signals._MOST_ENTRIES", 6)
-    sizes = [(4, 5), (3,), ()]
-    parameters = [nn.Parameter(torch.arange(1.0, 1 + math.prod(s)).reshape(s)) for s in sizes]
-    optimizer = SGD(parameters, lr=0.1)
-    share, seen = RateShare(), set()
-    for _ in range(8):
-        optimizer.zero_grad()
-        sum(2 * p.square().sum() for p in parameters).backward()  # critical is 2/4
-        measured = share.measure(parameters, Ranks())
-        assert measured is None or measured == pytest.approx(0.1 / 0.5, rel=1e-5)
-        share.before_step(parameters)
-        assert [kept.numel() for kept in share.kept] == [5, 1, 1]
-        seen.update((share.kept[0] / parameters[0][0, 0]).round().int().tolist())  # all shrink alike
-        optimizer.step()
-        share.after_step(parameters)
-    assert seen == set(range(1, 21))
-
-
 def creeping(make_optimizer, *, noise=0.1, **kwargs):
     """Return a run whose climb is over, its warmup, and the number of updates so far."""
     run = Quadratic(make_optimizer, noise=noise)
@@ -339,56 +303,6 @@ def test_it_ends_at_half_of_a_run_whose_length_is_known():
 # Batches that stand out
 
 
-def test_an_update_on_a_batch_that_stands_out_takes_a_share_of_the_rate_and_gets_it_back():
-    guard = SpikeGuard()
-    losses = [1.0, 1.2, 0.8, 1.1] * 30
-    for loss in losses:
-        guard.add(loss, recovery=0.1)
-    assert guard.share == 1.0
-    mean, deviation = guard.mean, guard.deviation
-    assert 0.95 < mean < 1.1
-    assert 0.1 < deviation < 0.2
-    guard.add(mean + 6 * deviation, recovery=0.1)
-    assert guard.share == 1.0
-    mean, deviation = guard.mean, guard.deviation
-    guard.add(mean + 60 * deviation, recovery=0.1)
-    assert guard.share == pytest.approx(0.1)
-    assert guard.mean == pytest.approx(mean + 0.6 * deviation)
-    assert guard.deviation == pytest.approx(1.25 * deviation)
-    shares = []
-    for loss in losses[:30]:
-        guard.add(loss, recovery=0.1)
-        shares.append(guard.share)
-    assert shares == pytest.approx([min(1.0, 0.1 * math.exp(0.1 * k)) for k in range(1, 31)])
-
-
-@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (1.0, -10.0), (1.0, 5.0)])
-def test_neither_scale_nor_sign_of_the_loss_matter_to_the_guard(scale, offset):
-    guard, expected = SpikeGuard(), SpikeGuard()
-    generator = torch.Generator().manual_seed(0)
-    for loss in [*(1 + torch.rand(300, generator=generator)).tolist(), 9.0, *[1.5] * 9, 40.0]:
-        guard.add(scale * loss + offset, recovery=0.1)
-        expected.add(loss, recovery=0.1)
-    assert expected.share < 0.2
-    assert guard.share == pytest.approx(expected.share, rel=1e-4)
-
-
-def test_losses_that_are_all_zero_or_all_the_same_hold_nothing_back():
-    for losses in ([*[0.0] * 500, 1.0], [*[2.0] * 500, 2.1, 2.0]):
-        guard = SpikeGuard()
-        for loss in losses:
-            guard.add(loss, recovery=0.1)
-            assert guard.share == 1.0
-
-
-def test_a_loss_that_stays_high_is_the_average_soon():
-    guard = SpikeGuard()
-    for loss in [*[1.0, 1.1] * 50, *[100.0] * 100]:
-        guard.add(loss, recovery=0.1)
-    assert guard.share == 1.0
-    assert guard.mean == pytest.approx(100.0, rel=0.01)
-
-
 def watched(*, outlier, skipped=()):
     """Return the rates before, within and after `optimizer.step()` of 300 updates, a cosine after 50 of them."""
     run = Quadratic(sgd(0.2, momentum=0.5), noise=0.01)
@@ -448,68 +362,6 @@ def test_a_step_that_is_skipped_or_raises_leaves_no_rate_behind():
 
 
 # Losses that rise for good
-
-
-def rung(losses):
-    """Return at which of the losses an alarm rings."""
-    alarm, rings = RiseAlarm(), []
-    for t, loss in enumerate(losses):
-        alarm.add(loss)
-        rings += [t] * alarm.rings
-    return rings
-
-
-ALTERNATING = [1.1, 0.9] * 200  # the level is 1, the noise 0.1
-
-
-@pytest.mark.parametrize(("rise", "after"), [(100.0, 4), (6.0, 4), (3.0, 10), (1.4, None)])
-def test_a_rise_of_many_deviations_rings_soon_and_one_that_chance_explains_never(rise, after):
-    rings = rung([*ALTERNATING, *(loss + 0.1 * rise for loss in ALTERNATING)])
-    assert rings == ([] if after is None else [pytest.approx(400 + after, abs=1)])
-
-
-def test_a_rise_over_a_hundred_updates_rings():
-    """By 3 % of the noise an update: a lowest level that followed sooner would have gone along."""
-    rising = [1 + 0.003 * t + noise for t, noise in enumerate([0.1, -0.1] * 60)]
-    assert rung([*ALTERNATING[:30], *rising]) == [pytest.approx(30 + 97, abs=5)]
-
-
-def test_the_sum_is_that_of_the_equation():
-    losses = [*ALTERNATING[:200], 1.4, 1.2, 1.5, 3.0, 1.0]
-    level, deviation, total, lowest, noise = losses[0], 0.0, 0.0, math.inf, math.inf
-    alarm, sums = RiseAlarm(), []
-    for t, loss in enumerate(losses, start=1):
-        alarm.add(loss)
-        change = min(loss - level, 6 * deviation) if t > 20 else loss - level
-        level += change / max(10, (t - 1) / 8)
-        deviation += (abs(change) - deviation) / max(1, (t - 1) / 8, min(t - 1, 20))
-        if t > 20:
-            if level <= lowest:
-                lowest, noise, total = level, deviation, 0.0
-            lowest += (level - lowest) * 0.5 / t
-            noise = min(deviation, noise + (deviation - noise) * 0.5 / t)
-            total = max(0.0, total + min(6, (loss - lowest) / noise) - 1.5)
-            sums.append(total)
-            assert alarm.sum == pytest.approx(total, rel=1e-12)
-    assert max(sums) < 15
-    assert sums[-2] == pytest.approx(sums[-3] + 4.5)
-    assert sums[-1] == pytest.approx(sums[-2] - 1.5, abs=0.3)
-
-
-@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (1.0, -5.0), (1.0, 4.0)])
-def test_neither_scale_nor_sign_of_the_loss_matter_to_the_alarm(scale, offset):
-    losses = [*ALTERNATING, *[1.5] * 20]
-    assert rung([scale * loss + offset for loss in losses]) == rung(losses) != []
-
-
-def test_noise_and_a_loss_that_falls_or_stands_do_not_ring():
-    """However long: of ever more averages the lowest is ever lower, and has to be forgotten."""
-    generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(10_000, generator=generator)
-    exponential = -(1 - torch.rand(10_000, generator=generator)).log()
-    falling = 3 * torch.arange(1, 10_001) ** -0.3 + 0.1 * normal
-    for losses in (3 + 0.3 * normal, 0.3 * normal, exponential, falling, torch.zeros(500), torch.ones(500)):
-        assert rung(losses.tolist()) == []
 
 
 def recursive(optimizer):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 from edgewise import CatapultWarmup, EdgeWarmup, GIAdamW, LinearWarmup, critical_lr
-from edgewise.warmup.signals import LossTrend, RiseAlarm, SpikeGuard
+from edgewise.signals.losses import LossTrend, RiseAlarm, SpikeGuard
 
 WARMUPS = {
     "critical": lambda o: LinearWarmup(o, warmup_steps=30, lr_init="critical"),

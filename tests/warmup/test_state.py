@@ -18,6 +18,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
 
 from edgewise import CatapultWarmup, EdgeWarmup, LinearWarmup
 from edgewise.errors import Status
+from edgewise.warmup.climb import Climb
+from edgewise.warmup.creep import Creep
+from edgewise.warmup.rate_table import RateTable
+from edgewise.warmup.settling import Settling
+from edgewise.warmup.state import Saved
+from edgewise.warmup.watch import LossWatch
 
 WARMUPS = {
     "linear": lambda o: LinearWarmup(o, warmup_steps=12),
@@ -25,6 +31,13 @@ WARMUPS = {
     "catapult": lambda o: CatapultWarmup(o, patience=25),
     "edge": lambda o: EdgeWarmup(o, num_steps=80),
     "edge-open": EdgeWarmup,
+}
+PARTS = {
+    "table": lambda: RateTable(8),
+    "climb": Climb,
+    "creep": Creep,
+    "settling": Settling,
+    "watch": LossWatch,
 }
 every_warmup = pytest.mark.parametrize("make", WARMUPS.values(), ids=WARMUPS.keys())
 SINCE_FORMAT = ("format", "lr", "_fallback_length")
@@ -296,3 +309,18 @@ def test_a_shared_rate_comes_back_with_the_state():
     other = Quadratic(WARMUPS["linear"], make_optimizer=Adam)
     other.warmup.load_state_dict(state)
     assert other.train(10) == run.train(10) != Quadratic(WARMUPS["linear"]).train(14)[4:]
+
+
+@pytest.mark.parametrize("make", PARTS.values(), ids=PARTS.keys())
+@pytest.mark.parametrize("steps", [0, 3, 30, 70])
+def test_a_part_reads_its_own_entries_of_a_state_back(make, steps):
+    """And no two parts have one of the same name."""
+    run = Quadratic(WARMUPS["edge"], lr=50.0)
+    run.train(steps)
+    state = run.warmup.state_dict()
+    part = make()
+    part.load_state_dict(Saved(state, "the state", [run.w]))
+    own = part.state_dict()
+    assert repr(own) == repr({name: state[name] for name in own})
+    others = [key for name, other in PARTS.items() if other is not make for key in PARTS[name]().state_dict()]
+    assert not own.keys() & set(others)

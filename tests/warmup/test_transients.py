@@ -15,7 +15,6 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
 from edgewise import CatapultWarmup, EdgeWarmup, GIAdamW, LinearWarmup, LossError, Status, critical_lr
-from edgewise.warmup.signals import Overflows
 
 WARMUPS = {
     "critical": functools.partial(LinearWarmup, warmup_steps=20, lr_init="critical"),
@@ -198,18 +197,6 @@ def test_a_closure_that_is_not_finite_where_the_gradients_are_is_an_error():
 
 
 # Losses that are not finite
-
-
-def test_one_or_two_in_a_row_are_none_three_are_and_one_that_was_updated_on():
-    nan = math.nan
-    for losses, events in (
-        ([(1.0, 0), (nan, 1), (1.0, 1), (nan, 2), (math.inf, 2), (1.0, 2)], []),  # skipped
-        ([(nan, 1), (nan, 1), (nan, 1), (nan, 1), (nan, 1), (nan, 1), (1.0, 1)], [2, 5]),
-        ([(1.0, 0), (nan, 1), (1.0, 2), (1.0, 3)], [2]),  # updated on
-        ([(nan, 1), (nan, 2), (nan, 3), (1.0, 3)], [1, 2]),
-    ):
-        overflows = Overflows()
-        assert [k for k, loss in enumerate(losses) if overflows.add(*loss)] == events
 
 
 @pytest.mark.parametrize("make", [WARMUPS["catapult"], WARMUPS["edge"]], ids=["catapult", "edge"])

@@ -375,7 +375,7 @@ def test_a_copy_goes_on_as_the_original_does(make, follow, stop, make_copy):
 
 
 def copies_of(warmup):
-    return warmup._reference + warmup._rate_share.kept if isinstance(warmup, EdgeWarmup) else []
+    return warmup._creep.reference + warmup._climb.slopes.kept if isinstance(warmup, EdgeWarmup) else []
 
 
 @every_warmup

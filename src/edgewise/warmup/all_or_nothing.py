@@ -9,11 +9,13 @@ _Self = TypeVar("_Self")
 _Options = ParamSpec("_Options")
 _T = TypeVar("_T")
 
+_OWN = ("edgewise.warmup.", "edgewise.signals.")  # modules of the parts that a warmup is made of
+
 
 def all_or_nothing(
     method: Callable[Concatenate[_Self, _Options], _T],
 ) -> Callable[Concatenate[_Self, _Options], _T]:
-    """Let a method that raises have done nothing to its object: to attributes, containers, and what warmups keep there.
+    """Let a method that raises have done nothing to its object: to attributes, containers, and parts of its own.
 
     Tensors are not copied: the method must not write to one before the last line that can raise.
 
@@ -53,6 +55,6 @@ def _containers(owner: object) -> list[Any]:
     for value in vars(owner).values():
         if isinstance(value, dict | list | deque):
             found.append(value)
-        elif type(value).__module__.startswith("edgewise.warmup."):
+        elif type(value).__module__.startswith(_OWN):
             found += _containers(value)
     return found

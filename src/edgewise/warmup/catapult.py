@@ -17,7 +17,8 @@ from edgewise.arguments import (
 )
 from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching
 from edgewise.errors import Status
-from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
+from edgewise.signals.losses import Overflows
+from edgewise.warmup.adaptive import AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.averages import momentum
 from edgewise.warmup.report import WarmupReport
@@ -56,28 +57,20 @@ class CatapultWarmup(AdaptiveWarmup):
 
         θ* = θ₀, then, until η = η_trgt:  wait until L(θ_t) < L(θ*);  θ* = θ_t,  η = max(η, η_c(θ_t))
 
-    with η_c the upper end of a bracket at which the loss rises by at most δ_t·max(|g·u|η_c/8, 6D): g·u is its slope
-    along the update, of which the best step takes an eighth from a quartic, and D the mean deviation of the losses. Of
-    losses only differences count: a constant that is added changes nothing, nor does a factor. Where this is not the
-    paper's algorithm:
+    with η_c the upper end of a bracket at which the loss rises by at most δ_t·max(|g·u|η_c/8, 6D),
+    δ_t = δ·η_c(θ₀)/η_c(θ_t). g·u is its slope along the update, and D the mean deviation of the losses, of which only
+    differences count. L(θ_t) is the moving average of the losses of batches with weights `smoothing`ᵏ. The page
+    docs/warmups.md says why, and where this is not the paper's algorithm.
 
-    - The paper allows a rise by δL(θ_t), and compares to L(θ*)(1 + δ): of a loss that may be near zero or negative
-      these say nothing.
-    - δ_t = δ·η_c(θ₀)/η_c(θ_t): the tolerance shrinks as the landscape flattens.
-    - For mini-batches, L(θ_t) is the moving average of the losses with weights `smoothing`ᵏ. The losses that are
-      compared are of different batches; η_c is of one.
-    - An optimizer with momentum β is given its memory, m = 1/(1 − β) updates: it starts at min(η_c, η_trgt)/m, as its
-      first update does not show what m of them add up to, and each rate is kept for at least m updates.
-    - One catapult raises the rate by at most `max_growth`. If the loss rises above L(θ*) all the same, by more than
-      `max_rise` times |g·u|η_c/4, or times six mean deviations of the losses, if that is more, the rate is halved; and
-      again where it rises by a quarter more, as what lasts is a new level.
-    - Losses that are not finite are no event where the update is skipped. Three in a row, or one on which an update was
-      made, halve the rate. Gradients that are all zero or not finite are waited out, within the patience.
-    - If the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss rises below
-      1/512 of the first rate, it goes on from where it is as linear warmup of that length, once; `fallback` and a
-      warning say why.
-
-    The warmup is over when the loss has come down at the target rate.
+    - *Start:* min(η_c, η_trgt)/m, where m = 1/(1 − β) updates are the memory of momentum β. Each rate is kept for at
+      least m updates, and one catapult raises it by at most `max_growth`.
+    - *Halved* is the rate where the loss rises above L(θ*) by more than `max_rise` times |g·u|η_c/4, or times 6D, if
+      that is more; and again where it rises by a quarter more. So it is where three losses in a row are not finite, or
+      an update was made on one. Gradients that are all zero or not finite are waited out, within the patience.
+    - *Fallback:* if the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss
+      rises below 1/512 of the first rate, it goes on from where it is as linear warmup of that length, once.
+      `fallback` and a warning say why.
+    - *End:* when the loss has come down at the target rate.
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
@@ -119,6 +112,9 @@ class CatapultWarmup(AdaptiveWarmup):
     Reference: arXiv 2406.09405, appendix on persistent catapult warmup.
     """
 
+    _argument_names = ("tolerance", "smoothing", "max_growth", "max_rise", "patience")
+    _copies = ()
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -144,6 +140,7 @@ class CatapultWarmup(AdaptiveWarmup):
         self._sum = self._deviation = self._weight = 0.0  # of the moving averages of L and |L − L̄|
         self._highest_since = 0
         self._num_catapults = 0
+        self._overflows = Overflows()
         super().__init__(optimizer, fallback_length=self.patience, max_overhead=max_overhead)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
@@ -173,7 +170,8 @@ class CatapultWarmup(AdaptiveWarmup):
         value = self._loss(closure, loss)
         if value is None:
             return
-        if self._overflows.add(value, self._updates) and self.found is not None:
+        self._overflows.add(value, self._updates)
+        if self._overflows.value and self.found is not None:
             self._step_back()
         elif math.isfinite(value):
             self._move_on(closure, value)
@@ -186,9 +184,9 @@ class CatapultWarmup(AdaptiveWarmup):
     def report(self) -> WarmupReport:
         """Return what has happened so far."""
         return self._report(
-            steps_to_target=self._reached,
+            steps_to_target=self._table.reached,
             num_catapults=self._num_catapults,
-            num_step_backs=self._num_step_backs,
+            num_step_backs=self._table.num_step_backs,
         )
 
     def _move_on(self, closure: Callable[[], Tensor], value: float) -> None:
@@ -200,9 +198,9 @@ class CatapultWarmup(AdaptiveWarmup):
         elif rising and self._is_too_high(value):
             self._limit = value + _FARTHER * (value - self._reference)  # what lasts is a new level
             self._step_back()
-        elif mean < self._reference and self._updates - self._rates[-1][0] >= self._memory:
+        elif mean < self._reference and self._updates - self._table.rates[-1][0] >= self._memory:
             if self._factor == 1.0:
-                self._end = self._updates + 1
+                self._finish()
             else:
                 self._catapult(closure, mean, value)
 
@@ -215,13 +213,12 @@ class CatapultWarmup(AdaptiveWarmup):
         return value > self._limit
 
     def _step_back(self) -> None:
-        if self._is_lowest:
+        if self._table.is_lowest(self._updates):
             self._fall_back(
                 "the loss rises, or is not finite, although the rate has been halved again and again"
             )
-            return
-        self._num_step_backs += 1
-        self._set_factor(STEP_BACK * self._factor)
+        else:
+            self._table.step_back(self._updates)
 
     def _loss(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> float | None:
         """Return the mean loss over the ranks that train the model; `None` if there is no budget to evaluate it."""
@@ -281,19 +278,21 @@ class CatapultWarmup(AdaptiveWarmup):
         factor = 1.0 if above else min(1.0, found.lr / float(self.base_lrs[0]))
         if self.found is None:
             self._first_critical = found.lr
-            self._set_first_factor(factor / self._memory)
+            self._table.begin(self._updates, factor / self._memory)
             self._num_catapults += 1
             self._highest_since = self._updates
         else:
             factor = min(factor, self.max_growth * self._factor)
             if factor > self._factor:
                 self._num_catapults += 1
-                self._set_factor(factor)
+                if factor > self._table.highest:
+                    self._highest_since = self._updates
+                self._table.set(self._updates, factor)
         self.found = found
 
     def _stop_waiting(self) -> None:
         if self._factor == 1.0:
-            self._end = self._updates + 1
+            self._finish()
         elif self.found is None:
             self._fall_back(f"no critical learning rate was found within {self.patience} updates")
         else:
@@ -303,30 +302,23 @@ class CatapultWarmup(AdaptiveWarmup):
     def _unmeasured(self) -> bool:
         return self._weight == 0.0 and self._end is None and self._updates > self._waits_until
 
-    def _set_factor(self, factor: float) -> None:
-        if factor > max(factor for _, factor in self._rates):
-            self._highest_since = self._updates
-        super()._set_factor(factor)
-
     @property
     def _memory(self) -> int:
         """The updates over which the optimizer averages gradients, m = 1/(1 − β); 1 without momentum."""
         return max(1, round(1 / (1 - min(momentum(self.optimizer), _MOST_MOMENTUM))))
 
-    def _settings(self) -> dict[str, Any]:
-        names = ("tolerance", "smoothing", "max_growth", "max_rise", "patience")
-        return {name: getattr(self, name) for name in names}
-
-    def _progress(self) -> dict[str, Any]:
+    def _seen(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _PROGRESS}
-        return super()._progress() | own | {"found": as_plain(self.found)}
+        return own | {"overflows": self._overflows.state_dict(), "found": as_plain(self.found)}
 
-    def _read(self, saved: Saved) -> dict[str, Any]:
+    def _read_seen(self, saved: Saved) -> dict[str, Any]:
         counts = ("_highest_since", "_num_catapults")
-        own = {name: saved.count(name) for name in counts} | {
-            name: saved.number(name, finite=False) for name in _PROGRESS if name not in counts
+        return {
+            **{name: saved.count(name) for name in counts},
+            **{name: saved.number(name, finite=False) for name in _PROGRESS if name not in counts},
+            "_overflows": saved.signal("overflows", Overflows()),
+            "found": saved.result("found", CriticalLRResult),
         }
-        return super()._read(saved) | own | {"found": saved.result("found", CriticalLRResult)}
 
 
 def _above_one(name: str, value: object) -> float:

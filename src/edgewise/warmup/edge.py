@@ -6,42 +6,31 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, positive_count
-from edgewise.critical import BestStepResult, closure_loss, search_best_step
+from edgewise.critical import BestStepResult, search_best_step
 from edgewise.errors import Status
-from edgewise.isolation.bits import exchanged
 from edgewise.optimizers.groups import rates
-from edgewise.warmup.adaptive import STEP_BACK, AdaptiveWarmup
+from edgewise.warmup.adaptive import AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
-from edgewise.warmup.averages import heavy_ball, momentum, num_averages
+from edgewise.warmup.averages import heavy_ball
+from edgewise.warmup.climb import Climb, forgetting
+from edgewise.warmup.copies import ParameterCopies
+from edgewise.warmup.creep import Creep
 from edgewise.warmup.position import steps_running
+from edgewise.warmup.rate_table import STEP_BACK
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.signals import LossTrend, RateShare, RiseAlarm, SpikeGuard
+from edgewise.warmup.settling import Settling
 from edgewise.warmup.state import Saved, as_plain
-from edgewise.warmup.step_share import StepShare
-from edgewise.warmup.then import RATES_OF_THEIR_OWN
+from edgewise.warmup.watch import LossWatch
 from edgewise.warn import warn
 
-# One set for every optimizer; docs/edge-warmup.md has what each does at its extremes.
+# One set for every optimizer, here and in the parts; docs/edge-warmup.md has what each does at its extremes.
 _START = 1 / 4  # of the rate at which the first update lowers the loss most
 _MOST_CHANGE = 0.01  # of the parameters' norm, that the first update may be
-_ENOUGH = 0.6  # share ζ of the critical rate at which climbing ends
-_FASTEST_CLIMB = 0.3  # log-growth of the rate an update, without momentum
-_FASTEST_CREEP = 0.1  # the same
-_POWER = 2.0  # p: while every look finds that the loss has fallen, the rate grows like tᵖ
-_SPACING = 1 / 10  # of the updates so far: how many lie between two looks
-_SETTLED_CHANGE = 1.2  # a rate that changes by less than this factor …
-_SETTLED_TIME = 1.5  # … while the number of updates grows by this one, has settled
-_SHORTEST_HOLD = 50  # updates that it must have stood for at least
-_WATCHED = 4  # lengths of the warmup, of 50 updates at least, in which a rise of the loss halves the rate
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
-_SAME_LOSS = 8.0  # roundings, of float32 at most, up to which the closure's loss is the one given
-_FLOAT32 = 2.0**-23  # relative
-_PROGRESS = ("_climbing", "_mark", "_next_look", "_loss_is_exact")
 
 
 class EdgeWarmup(AdaptiveWarmup):
@@ -52,34 +41,22 @@ class EdgeWarmup(AdaptiveWarmup):
         climb:  η ← η·exp(ρ(1 − ζ/0.6)),  ζ = ½(1 + Σ g_{t+1}·Δθ_t / Σ |g_t·Δθ_t|),  until ζ > 0.6
         creep:  η ← η·exp(2s/t),  s = −Σδ / Σ|δ| ∈ [−1, 1],  δ = ΔL/U
 
-    - ζ is η/η_c on a quadratic, from the slopes at both ends of each update Δθ_t = θ_{t+1} − θ_t, with the gradient of
-      the next batch at its end: no forward. ρ is 1 − β under momentum β, at most 0.3: no rate before the last one
-      shows. Under Adam and its kin, whose squares are averaged as well, it is half of that.
-    - s is 1 while the loss falls, and the rate then grows like t² (linear warmup grows like t); 0 where noise and
-      instability eat up the progress, and the rate stays; negative where the loss rises. ΔL is the change of the loss
-      over the last k = ⌈t/10⌉ updates on the batch B of the coming one, L_B(θ_t) − L_B(θ_{t−k}), which none of them
-      has trained on, and U what losses vary by (`LossTrend`). Σ are moving averages.
-    - Of losses only differences count: a constant that is added to the loss changes nothing, nor does a factor.
-    - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards,
-      but no update of more than 1 % of the parameters' norm (of 1 − β as much under heavy-ball momentum β, whose first
-      update is that share of a long one). η_c of the first update is no such scale.
-    - *Looks* cost one forward each (two where `loss` is not given, or is not what the closure returns: autocast,
-      dropout). Their number grows like log t. Where `max_overhead` does not allow one, the rate does not rise.
-    - *Instability:* where a look finds the loss risen by more than all losses at looks so far lie apart, or the given
-      losses have risen above their lowest level by more than chance explains (`RiseAlarm`), the rate is halved. The
-      latter goes on for four times the length of the warmup, and halves what follows by `then` as well. A given loss
-      that stands out calls for a look at once. Below 1/512 of the rate at its start it is held, with a warning.
-    - *Losses and gradients that are not finite* are no event where the update is skipped. Three such losses in a row,
-      or one on which an update was made, halve the rate. Before the first measurement they are waited for, as are
-      gradients that are all zero, for 200 updates at most.
-    - *Spikes:* an update on a batch whose given loss stands out from those before, by more than six mean deviations,
-      takes a share of the rate, and so do those after it until momentum has forgotten it (`SpikeGuard`). This costs no
-      forward, and goes on when the warmup is over, for as long as `observe` is called. The groups hold that share
-      within `optimizer.step()` alone: neither a scheduler that follows nor `export` sees it.
+    ζ is the share of the critical rate that the updates Δθ take, from the slopes at both ends of each. ρ is 1 − β under
+    momentum β, at most 0.3, and half of that under Adam and its kin. s is 1 while the loss falls on batches that no
+    update has seen, and negative while it rises. ΔL is its change since the last look, and U what losses vary by. Of
+    losses only differences count. The page docs/edge-warmup.md says how this works, and what each constant is for.
+
+    - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards, or
+      less: no first update of more than 1 % of the parameters' norm. Updates that say nothing are waited out.
+    - *Looks* at the loss cost one forward each (two where `loss` is not given, or is not what the closure returns:
+      autocast, dropout). Their number grows like log t. Without the budget for one, the rate does not rise.
+    - *Halved* is the rate where the loss has risen for good, or three losses in a row are not finite, or an update was
+      made on one. This goes on for four times the length of the warmup, and halves what follows by `then` as well.
+    - *Held back* are single updates on batches whose given loss stands out, and those after them, for as long as
+      `observe` is called. Neither a scheduler that follows nor `export` sees that share of the rate.
     - *End:* when the rate has settled, at the target or below: it changed by less than a fifth over the last third of
-      the updates, and over 50 at least. `status` says whether it is AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at
-      which rate, both also where it was halved since. What follows by `then` starts from there, scaled to the rate that
-      was found.
+      the updates, and over 50 at least. `status` says AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at which rate,
+      also where it was halved since. What follows by `then` starts from there.
     - *Fallback:* where nothing can be measured, it is linear warmup, once, with a warning that names the reason: over a
       tenth of `num_steps`; if that is not known, over 2/(1 − β₂) updates or, without a β₂, 200.
 
@@ -120,7 +97,8 @@ class EdgeWarmup(AdaptiveWarmup):
     Reference: the parameter-free warmup that arXiv 2406.09405 leaves as future work.
     """
 
-    _may_differ = ("num_steps",)
+    _argument_names = _may_differ = ("num_steps",)
+    _scales_follower = True
 
     def __init__(
         self, optimizer: Optimizer, *, num_steps: int | None = None, max_overhead: float | None = 0.03
@@ -128,17 +106,10 @@ class EdgeWarmup(AdaptiveWarmup):
         optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.num_steps = None if num_steps is None else positive_count("num_steps", num_steps)
         self.found: BestStepResult | None = None
-        self._rate_share = RateShare()
-        self._trend = LossTrend()
-        self._reference: list[Tensor] = []  # the parameters at the last look
-        self._climbing = True
-        self._mark = (0, 0.0)  # (update, factor) since which the rate has changed by less than a fifth
-        self._guard = SpikeGuard()
-        self._alarm = RiseAlarm()
-        self._next_look = 0
-        self._loss_is_exact = False
+        self._climb, self._creep = Climb(), Creep()
+        self._settling = Settling()
+        self._watch = LossWatch()
         length = _fallback_length(optimizer, self.num_steps)
-        self._step_share = StepShare(optimizer)
         super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
@@ -171,22 +142,18 @@ class EdgeWarmup(AdaptiveWarmup):
         rises = False
         value = None if loss is None else self._given_loss(closure, loss)
         if value is not None:
-            rises = self._take_in(value)
+            self._watch.add(value, self._updates, recovery=forgetting(self.optimizer))
+            self._step_share.share = self._watch.share
+            rises = self._watch.rises
         under_way = self._end is None
         if under_way:
             self._warm_up(closure, value)
-        if rises and self._is_watched:
+        if rises and self._table.linear is None and self._watch.lasts(self._end, self._updates):
             self._step_back()
         if under_way:
             self._apply()
         if steps_running(self.optimizer):  # observed by the closure of the step, whose rates have been taken
             self._step_share.take()
-
-    def close(self) -> None:
-        """Let go of the optimizer: no update is counted any more, and the rates stay as they are. May be repeated."""
-        super().close()
-        self._step_share.spend()
-        self._give_up_copies()
 
     @property
     def status(self) -> Status:
@@ -200,35 +167,17 @@ class EdgeWarmup(AdaptiveWarmup):
     @property
     def lr_held(self) -> float | None:
         """The first group's rate that the warmup found below the target; `None` if it reached it."""
-        ended_below = self._end is not None and self._linear is None and self._rates[-1][1] < 1.0
-        return self._rates[-1][1] * float(self.base_lrs[0]) if ended_below else None
+        ended_below = self._end is not None and self._table.linear is None and self._table.rates[-1][1] < 1.0
+        return self._table.rates[-1][1] * float(self.base_lrs[0]) if ended_below else None
 
     def report(self) -> WarmupReport:
         """Return what has happened so far."""
         return self._report(
-            steps_to_target=self._reached,
-            num_step_backs=self._num_step_backs,
-            num_spikes=self._guard.num_spikes,
+            steps_to_target=self._table.reached,
+            num_step_backs=self._table.num_step_backs,
+            num_spikes=self._watch.guard.num_spikes,
             lr_held=self.lr_held,
         )
-
-    def _check_follower(self, scheduler: LRScheduler) -> None:
-        super()._check_follower(scheduler)
-        if isinstance(scheduler, RATES_OF_THEIR_OWN):
-            raise TypeError(
-                f"then() takes a scheduler of the optimizer's rates, got {type(scheduler).__name__}, whose rates are "
-                "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
-            )
-
-    def _take_in(self, value: float) -> bool:
-        """Add a loss to what is known of them, and guard the update; return whether the rate is to be halved."""
-        rises = self._overflows.add(value, self._updates)
-        if math.isfinite(value):
-            self._guard.add(value, recovery=self._forgetting)
-            self._alarm.add(value)
-            rises = rises or self._alarm.rings
-        self._step_share.share = self._guard.share
-        return rises
 
     def _warm_up(self, closure: Callable[[], Tensor], value: float | None) -> None:
         if value is not None and not math.isfinite(value):
@@ -236,11 +185,11 @@ class EdgeWarmup(AdaptiveWarmup):
                 self._wait()
         elif self.found is None:
             self._begin(closure, value)
-        elif self._updates > self._rates[-1][0]:  # a step that was skipped is no progress
-            if self._climbing:
-                self._climb(closure)
+        elif self._updates > self._table.rates[-1][0]:  # a step that was skipped is no progress
+            if self._climb.is_on:
+                self._climb_on(closure)
             else:
-                self._creep(closure, value)
+                self._creep_on(closure, value)
             self._settle()
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
@@ -267,197 +216,107 @@ class EdgeWarmup(AdaptiveWarmup):
         if found.lr == 0:
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
-        self._trend.begin(found.loss)
-        rounding = min(found.resolution, _FLOAT32 * abs(found.loss))
-        self._loss_is_exact = value is not None and abs(value - found.loss) <= _SAME_LOSS * rounding
-        self._set_first_factor(min(1.0, _START * found.lr / target))
+        self._creep.begin(found, value)
+        self._table.begin(self._updates, min(1.0, _START * found.lr / target))
         if self._factor == 1.0:  # no warmup is needed
-            self._end = self._updates + 1
+            self._finish()
         else:
-            self._mark = (self._updates, self._factor)
-            self._rate_share.before_step(self._parameters)
+            self._settling.begin(self._updates, self._factor)
+            self._climb.go_on(self._parameters)
 
-    def _climb(self, closure: Callable[[], Tensor]) -> None:
-        share = self._rate_share.measure(self._parameters, self._ranks_of(closure))
+    def _climb_on(self, closure: Callable[[], Tensor]) -> None:
+        self._climb.add(self._parameters, self._ranks_of(closure))
         self._watch_gradients()
-        if share is None:
-            if not self._rate_share.kept:
-                self._rate_share.before_step(self._parameters)
+        growth = self._climb.growth(self.optimizer)
+        if growth is None:
             return
-        self._grow(self._forgetting / num_averages(self.optimizer) * max(0.0, 1 - share / _ENOUGH))
-        if share >= _ENOUGH or self._factor == 1.0:
+        self._grow(growth)
+        if self._climb.is_high or self._factor == 1.0:
             self._start_to_creep()
         else:
-            self._rate_share.before_step(self._parameters)
+            self._climb.go_on(self._parameters)
 
     def _start_to_creep(self) -> None:
-        self._climbing = False
-        self._set_factor(self._factor)  # it grows from here on, also where it has stood
-        self._rate_share = RateShare()
-        self._mark = (self._updates, self._factor)
-        self._take_reference()
+        self._climb.end()
+        self._table.set(self._updates, self._factor)  # it grows from here on, also where it has stood
+        self._settling.begin(self._updates, self._factor)
+        self._creep.refer_to(self._parameters, self._updates)
 
-    def _creep(self, closure: Callable[[], Tensor], value: float | None) -> None:
-        is_due = self._updates >= self._next_look or self._guard.spikes
-        steps_back = is_due and self._look(closure, value)
-        speed = min(_FASTEST_CREEP, _POWER / (self._updates + 1))
-        self._grow(speed * self._trend.value)
-        if steps_back:
+    def _creep_on(self, closure: Callable[[], Tensor], value: float | None) -> None:
+        is_due = self._updates >= self._creep.next_look or self._watch.guard.spikes
+        looked = is_due and self._look(closure, value)
+        self._grow(self._creep.growth(self._updates))
+        if looked and self._creep.trend.rises:
             self._step_back()
 
     def _look(self, closure: Callable[[], Tensor], value: float | None) -> bool:
-        """Measure how the loss on this fresh batch has changed since the last look; return whether to step back."""
-        given = value is not None and self._loss_is_exact
-        if self._affordable(max(self._updates, self.num_steps or _SHORTEST_RUN)) < (1 if given else 2):
-            self._trend.value = min(self._trend.value, 0.0)  # no growth unseen
+        """Measure how the loss on this fresh batch has changed since the last look; return whether it could be."""
+        here = value if self._creep.loss_is_exact else None
+        if self._affordable(max(self._updates, self.num_steps or _SHORTEST_RUN)) < (2 if here is None else 1):
+            self._creep.trend.hold()
             return False
-        here = value if given and value is not None else self._closure_loss(closure)
+        here = self._closure_loss(closure) if here is None else here
         if not math.isfinite(here):
             return False
         self.num_forwards += 1
-        with exchanged(self._parameters, self._reference):
-            before, _ = closure_loss(closure, self._parameters, finite=False)
-        rises = self._trend.add(here, before)
-        self._take_reference()
-        return rises
+        self._creep.add(here, closure, self._parameters, self._updates)
+        return True
 
     def _step_back(self) -> None:
         """Halve the rate; once the warmup is over, that of the scheduler that follows, which learns of it in `step`."""
-        if self.found is None or self._is_lowest:
-            self._hold()
+        if self.found is None:
             return
-        self._num_step_backs += 1
-        self._set_factor(STEP_BACK * self._factor)
-        if self._end is not None:
-            self._written.write([STEP_BACK * rate for rate in rates(self.optimizer)])
-        elif self._climbing:
-            self._start_to_creep()
-
-    def _hold(self) -> None:
-        """End where the rate cannot be why the loss rises; before the first measurement there is nothing to hold."""
-        if self._end is not None or self.found is None:
-            return
-        warn(
-            f"EdgeWarmup holds the rate at {self._factor * float(self.base_lrs[0]):.3g}: the loss rises, or is not "
-            "finite, although the rate has been halved again and again, so that something else raises the loss."
-        )
-        self._finish()
-
-    def _take_reference(self) -> None:
-        if self._reference:
-            for kept, parameter in zip(self._reference, self._parameters, strict=True):
-                kept.copy_(parameter.detach())
-        else:
-            self._reference = [p.detach().clone() for p in self._parameters]
-        self._next_look = self._updates + math.ceil(_SPACING * (self._updates + 1))
+        if not self._table.is_lowest(self._updates):
+            self._table.step_back(self._updates)
+            if self._end is not None:
+                self._written.write([STEP_BACK * rate for rate in rates(self.optimizer)])
+            elif self._climb.is_on:
+                self._start_to_creep()
+        elif self._end is None:
+            warn(
+                f"EdgeWarmup holds the rate at {self._factor * float(self.base_lrs[0]):.3g}: the loss rises, or is not "
+                "finite, although the rate has been halved again and again, so that something else raises the loss."
+            )
+            self._finish()
 
     def _grow(self, speed: float) -> None:
         """Let the rate grow exponentially over the updates since it was last set."""
-        since, factor = self._rates[-1]
-        if self._guard.share < 1:  # the rate is not the one that was measured
+        since, factor = self._table.rates[-1]
+        if self._watch.share < 1:  # the rate is not the one that was measured
             speed = min(0.0, speed)
-        self._set_factor(min(1.0, factor * math.exp(speed * (self._updates - since))))
+        self._table.set(self._updates, min(1.0, factor * math.exp(speed * (self._updates - since))))
 
     def _settle(self) -> None:
         """See whether the rate still grows: if not, stop climbing, or finish."""
-        since, factor = self._mark
-        arrives = self._factor == 1.0 > factor
-        if arrives or not 1 / _SETTLED_CHANGE <= self._factor / factor <= _SETTLED_CHANGE:
-            since = self._updates
-            self._mark = (since, self._factor)
-        has_settled = self._updates >= max(_SETTLED_TIME * since, since + _SHORTEST_HOLD)
+        self._settling.add(self._updates, self._factor)
         if self.num_steps is not None and self._updates >= self.num_steps // 2:
             self._finish()
-        elif has_settled and self._climbing:
+        elif self._settling.value and self._climb.is_on:
             self._start_to_creep()
-        elif has_settled:
+        elif self._settling.value:
             self._finish()
 
-    def _finish(self) -> None:
-        self._end = self._updates + 1
-        self._give_up_copies()
-
-    def _give_up_copies(self) -> None:
-        self._reference = []
-        self._rate_share = RateShare()
-
-    def _fall_back(self, reason: str, *, start: float | None = None) -> None:
-        super()._fall_back(reason, start=start)
-        self._give_up_copies()
-
-    def _before_update(self) -> None:
-        self._step_share.release()
-        super()._before_update()
-        self._step_share.take()
-
-    def _after_update(self) -> None:
-        super()._after_update()
-        self._step_share.spend()
-        self._rate_share.after_step(self._parameters)
-
-    def _before_saving(self) -> None:
-        if not steps_running(self.optimizer):
-            self._step_share.release()  # of a step that raised
-
-    def _adopt_groups(self) -> bool:
-        are_new = super()._adopt_groups()
-        if are_new:
-            self._rate_share.kept, self._rate_share.moved = [], False
-            if self._reference:
-                self._reference += [p.detach().clone() for p in self._parameters[len(self._reference) :]]
-        return are_new
-
     @property
-    def _forgetting(self) -> float:
-        """1 − β, the share of an update that momentum has forgotten by the next one; at most the fastest climb."""
-        return min(_FASTEST_CLIMB, 1 - momentum(self.optimizer))
-
-    @property
-    def _is_watched(self) -> bool:
-        """Whether a rise of the loss is still the warmup's concern."""
-        length = max(self._end or 0, _SHORTEST_HOLD)
-        return self._linear is None and (self._end is None or self._updates < _WATCHED * length)
+    def _copies(self) -> tuple[ParameterCopies, ...]:
+        return self._climb, self._creep
 
     @property
     def _unmeasured(self) -> bool:
         return self.found is None and self._end is None and self._updates > self._waits_until
 
-    def _settings(self) -> dict[str, Any]:
-        return {"num_steps": self.num_steps}
-
-    def _progress(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in _PROGRESS}
-        rate_share = vars(self._rate_share) | {"kept": [p.clone() for p in self._rate_share.kept]}
-        return (
-            super()._progress()
-            | own
-            | {
-                "found": as_plain(self.found),
-                "trend": dict(vars(self._trend)),
-                "guard": dict(vars(self._guard)),
-                "alarm": dict(vars(self._alarm)),
-                "rate_share": rate_share,  # and copies of the parameters, as checkpoints hold them
-                "reference": [p.clone() for p in self._reference],
-            }
-        )
-
-    def _read(self, saved: Saved) -> dict[str, Any]:
-        saved.count_or_none("num_steps")
-        share = saved.parts("rate_share", RateShare(), but=("kept",))
-        share.kept = Saved(saved["rate_share"], "rate_share").tensors("kept", self._parameters, whole=False)
-        return super()._read(saved) | {
-            "_climbing": saved.flag("_climbing"),
-            "_mark": saved.step("_mark"),
-            "_next_look": saved.count("_next_look"),
-            "_loss_is_exact": saved.flag("_loss_is_exact"),
-            "found": saved.result("found", BestStepResult),
-            "_trend": saved.parts("trend", LossTrend()),
-            "_guard": saved.parts("guard", SpikeGuard()),
-            "_alarm": saved.parts("alarm", RiseAlarm()),
-            "_rate_share": share,
-            "_reference": saved.tensors("reference", self._parameters, whole=True),
-            "_step_share": StepShare(self.optimizer),
+    def _seen(self) -> dict[str, Any]:
+        parts = (self._climb, self._creep, self._settling, self._watch)
+        return {"found": as_plain(self.found)} | {
+            k: v for part in parts for k, v in part.state_dict().items()
         }
+
+    def _read_seen(self, saved: Saved) -> dict[str, Any]:
+        saved.count_or_none("num_steps")
+        parts: dict[str, Climb | Creep | Settling | LossWatch]
+        parts = {"_climb": Climb(), "_creep": Creep(), "_settling": Settling(), "_watch": LossWatch()}
+        for part in parts.values():
+            part.load_state_dict(saved)
+        return {"found": saved.result("found", BestStepResult), **parts}
 
 
 def _fallback_length(optimizer: Optimizer, num_steps: int | None) -> int:

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from edgewise.ranks import local
 from edgewise.torch_internals import num_writes, step_pre_hooks
+from edgewise.warmup.position import stands
 from edgewise.warn import warn
 
 _MOST_PARAMETERS, _MOST_ENTRIES = 16, 64  # that are compared by value, and of each of them
@@ -27,7 +28,9 @@ class GradientWatch:
     def __init__(self) -> None:
         self.warned = False
         self._update = -1  # that was measured
-        self._noted: list[tuple[Tensor, weakref.ref[Tensor], int]] = []  # parameter, gradient and its version
+        self._noted: list[
+            tuple[weakref.ref[Tensor], weakref.ref[Tensor], int]
+        ] = []  # parameter, gradient, its version
         self._values: list[tuple[Tensor, Tensor]] = []  # parameter, and some entries of its gradient
         self._handle: RemovableHandle | None = None
 
@@ -44,7 +47,7 @@ class GradientWatch:
             return
         self._update = update
         own = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._noted = [(p, weakref.ref(p.grad), num_writes(p.grad)) for p in own]
+        self._noted = [(weakref.ref(p), weakref.ref(p.grad), num_writes(p.grad)) for p in own]
         some = [p for p in own if p.grad.layout is torch.strided]
         some = some[:: -(-len(some) // _MOST_PARAMETERS) or 1]
         self._values = [(p, _entries(p.grad).clone()) for p in some]
@@ -67,7 +70,7 @@ class GradientWatch:
         """Warn if the gradients are not those that were noted for this update."""
         noted, values = self._noted, self._values
         self.forget()
-        if update != self._update or all(_stands(*each) for each in noted):
+        if update != self._update or all(stands(*each) for each in noted):
             return
         before = _joined([entries for _, entries in values])
         now = _joined([_entries(p.grad) if p.grad is not None else torch.zeros_like(e) for p, e in values])
@@ -98,11 +101,6 @@ class _Check:
         watch, position = self._watch(), self._position()
         if watch is not None and position is not None:
             watch.compare(position())
-
-
-def _stands(parameter: Tensor, gradient: "weakref.ref[Tensor]", version: int) -> bool:
-    now = parameter.grad
-    return now is not None and now is gradient() and num_writes(now) == version
 
 
 def _entries(gradient: Tensor) -> Tensor:

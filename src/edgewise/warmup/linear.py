@@ -63,7 +63,9 @@ class LinearWarmup(Warmup):
     Reference: arXiv 2406.09405, sections 2 and 5.
     """
 
+    _argument_names = ("warmup_steps", "lr_init")
     _since_format = ("_since", "_waits_until")
+    _copies = ()
 
     def __init__(
         self,
@@ -138,14 +140,14 @@ class LinearWarmup(Warmup):
             )
             return
         if not self._has_gradient(closure):
-            self._wait()
+            self._postpone()
             return
         self._begin_at(self._updates)
         known = math.nan if loss is None else self._given_loss(closure, loss)
         asked = Searching(max_lr=float(self.base_lrs[0]), max_forwards=affordable)
         found = self._search(closure, asked, known=known if math.isfinite(known) else None)
         if found is not None and not math.isfinite(found.slope):
-            self._wait()
+            self._postpone()
             return
         self.start = found
         if found is not None and self._start_factor is None:
@@ -176,12 +178,12 @@ class LinearWarmup(Warmup):
     def _begin_at(self, update: int) -> None:
         self._since, self._end = update, update + self.warmup_steps
 
-    def _wait(self) -> None:
+    def _postpone(self) -> None:
         self._begin_at(self._updates + 1)
-        super()._wait()
+        self._wait()
 
-    def _settings(self) -> dict[str, Any]:
-        return {"warmup_steps": self.warmup_steps, "lr_init": self.lr_init}
+    def _go_linear(self, start: float | None) -> None:
+        """Linear is what it is."""
 
     def _progress(self) -> dict[str, Any]:
         return {"start": as_plain(self.start), "_since": self._since, "_waits_until": self._waits_until}

@@ -119,11 +119,12 @@ class UsedGradients:
     @property
     def stand(self) -> bool:
         """Whether no gradient has changed since, nor been replaced."""
-        return bool(self._used) and all(_stands(*used) for used in self._used)
+        return bool(self._used) and all(stands(*used) for used in self._used)
 
 
-def _stands(
+def stands(
     parameter: Callable[[], Tensor | None], gradient: Callable[[], Tensor | None], version: int
 ) -> bool:
+    """Whether a parameter, by weak references, has the gradient that it had, in the version that it was."""
     owner, used = parameter(), gradient()
     return owner is not None and used is not None and owner.grad is used and num_writes(used) == version

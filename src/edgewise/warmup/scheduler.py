@@ -24,7 +24,6 @@ from edgewise.losses import checked_loss
 from edgewise.optimizers.groups import floats, like_rates
 from edgewise.ranks import Ranks
 from edgewise.warmup.apart import check_not_apart
-from edgewise.warmup.gradients import GradientWatch
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.state import FORMAT, Result, Saved
 from edgewise.warmup.then import WarmupThen, agree_on_targets, check_follower
@@ -51,10 +50,11 @@ class Warmup(UpdateSchedule):
             given. Counted in forwards, of which a training step is three.
     """
 
-    _measures = True  # whether gradients are measured with, and have to be those of the update
     _ranks: Ranks | None = None  # once they are known
     _since_format: tuple[str, ...] = ()  # further entries that states without a format lack
-    _may_differ: tuple[str, ...] = ()  # settings that may be others after a resume
+    _argument_names: tuple[str, ...] = ()  # arguments that a saved state must agree with …
+    _may_differ: tuple[str, ...] = ()  # … but for these
+    _scales_follower = False  # whether it may end below the target, at a rate that what follows starts from
 
     def __init__(self, optimizer: Optimizer, *, max_overhead: float | None = None) -> None:
         self.max_overhead = (
@@ -65,7 +65,6 @@ class Warmup(UpdateSchedule):
         self.num_forwards = 0
         self.num_searches = 0
         self.fallback: str | None = None
-        self._gradients = GradientWatch()
         self._waits_until = 0  # the first update that has to be measured before it is made
         self._has_follower = False
         self._has_warned_late = False
@@ -85,8 +84,8 @@ class Warmup(UpdateSchedule):
         """Return what has happened so far."""
 
     @abstractmethod
-    def _settings(self) -> dict[str, Any]:
-        """Return the arguments that a saved state must agree with."""
+    def _go_linear(self, start: float | None) -> None:
+        """Let linear warmup begin with the coming update, at a factor, or at the one that it has."""
 
     @abstractmethod
     def _progress(self) -> dict[str, Any]:
@@ -123,7 +122,7 @@ class Warmup(UpdateSchedule):
             TypeError: the scheduler needs a metric, is made of several, is a warmup itself, or (`EdgeWarmup`) has rates
                 of its own alone.
         """
-        self._check_follower(scheduler)
+        check_follower(self, scheduler, scaled=self._scales_follower)
         if self._has_follower:
             raise ValueError(
                 "then() was already called on this warmup: write what follows as one scheduler, e.g. LambdaLR."
@@ -132,19 +131,8 @@ class Warmup(UpdateSchedule):
         agree_on_targets(self, scheduler)
         return WarmupThen(self, scheduler)
 
-    def _attach(self) -> None:
-        super()._attach()
-        if self._measures:
-            self._gradients.attach(self.optimizer, self._position)
-
-    def close(self) -> None:
-        """Let go of the optimizer: no update is counted any more, and the rates stay as they are. May be repeated."""
-        super().close()
-        self._gradients.close()
-
-    def _check_follower(self, scheduler: LRScheduler) -> None:
-        """Raise where a scheduler cannot follow."""
-        check_follower(self, scheduler)
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._argument_names}
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, and copies of parameters where needed; `weights_only=True` loads them."""
@@ -174,6 +162,7 @@ class Warmup(UpdateSchedule):
         lr = read.pop("lr")
         self._is_led = self._is_led or self.last_epoch < 0
         vars(self).update(read)
+        self._step_share.spend()
         self._doubt = self._complaint = None
         self._is_shared = lr is not None and not self._is_over
         self._written_factor = self.factor_at(self.last_epoch)
@@ -185,7 +174,7 @@ class Warmup(UpdateSchedule):
 
     def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Return the attributes that a state tells of, or raise what `load_state_dict` documents; change nothing."""
-        saved = Saved(state_dict, "the saved state")
+        saved = Saved(state_dict, "the saved state", self._parameters)
         settings = {"warmup": type(self).__name__, **self._settings()}
         for name, ours in settings.items():
             theirs = saved.get(name)
@@ -258,9 +247,6 @@ class Warmup(UpdateSchedule):
         """Warn if the gradients that were measured with are not those of the coming update."""
         self._gradients.note(self.optimizer, self._updates)
 
-    def _position(self) -> int:
-        return self._updates
-
     def _has_gradient(self, closure: Callable[[], Tensor]) -> bool:
         """Whether the gradients can be measured with: not all zero, and all finite, on every rank."""
         return 0 < gradient_size(self.optimizer, self._ranks_of(closure)) < math.inf
@@ -294,10 +280,6 @@ class Warmup(UpdateSchedule):
             alone = not (dist.is_available() and dist.is_initialized())
             self._ranks = Ranks() if alone else closure_loss(closure, self._parameters, finite=False)[1]
         return self._ranks
-
-    @property
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _affordable(self, updates: int) -> int:
         """Return how many forwards `max_overhead` leaves over so many updates."""
@@ -336,8 +318,10 @@ class Warmup(UpdateSchedule):
             fallback=self.fallback,
         )
 
-    def _fall_back(self, reason: str) -> None:
+    def _fall_back(self, reason: str, *, start: float | None = None) -> None:
         """Give up looking: from here on this is plain linear warmup."""
         self.fallback = reason
         self._gradients.forget()
+        self._go_linear(start)
+        self._give_up_copies()
         warn(f"{type(self).__name__} goes on as plain linear warmup: {reason}.")

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from edgewise.critical import BestStepResult, CriticalLRResult
 from edgewise.errors import Status
+from edgewise.signals.signal import Signal
 
 FORMAT = 2  # of states; those before had none, and fewer entries
 Result = TypeVar("Result", BestStepResult, CriticalLRResult)
-Parts = TypeVar("Parts")
+AnySignal = TypeVar("AnySignal", bound=Signal)
 
 
 class Saved:
@@ -22,12 +23,13 @@ class Saved:
     Args:
         state: what was saved.
         owner: what it is the state of, for messages.
+        parameters: of the optimizer, which saved tensors have to fit.
     """
 
-    def __init__(self, state: object, owner: str) -> None:
+    def __init__(self, state: object, owner: str, parameters: Sequence[Tensor] = ()) -> None:
         if not isinstance(state, Mapping):
             raise ValueError(f"{owner} must be a dict as state_dict() returns, got {type(state).__name__}.")
-        self._state, self._owner = state, owner
+        self._state, self._owner, self._parameters = state, owner, parameters
 
     def __getitem__(self, name: str) -> Any:
         return self._state[name]
@@ -134,19 +136,17 @@ class Saved:
             raise self._wrong(name, "numbers")
         return kind(**dict(saved) | {"status": Status[saved["status"]]})
 
-    def parts(self, name: str, fresh: Parts, *, but: Sequence[str] = ()) -> Parts:
-        """Return an object with the saved attributes, each of the kind that it has in a fresh one."""
-        inner = Saved(self[name], f"{name} in {self._owner}")
-        inner.check_keys([*vars(fresh)])
-        for key, own in vars(fresh).items():
-            if key not in but and not _is_alike(inner[key], own):
-                raise inner._wrong(key, f"like {own!r}")
-        vars(fresh).update(inner._state)
+    def signal(self, name: str, fresh: AnySignal) -> AnySignal:
+        """Return a signal with its saved state, whose entries are of the kinds that those of a fresh one are."""
+        inner = Saved(self[name], f"{name} in {self._owner}", self._parameters)
+        own = fresh.state_dict()
+        inner.check_keys(own)
+        fresh.load_state_dict({key: inner._like(key, value) for key, value in own.items()})
         return fresh
 
-    def tensors(self, name: str, parameters: Sequence[Tensor], *, whole: bool) -> list[Tensor]:
+    def tensors(self, name: str, *, whole: bool) -> list[Tensor]:
         """Return copies of one tensor a parameter, or of none, on their devices; `whole` ones have their shapes."""
-        saved = self[name]
+        saved, parameters = self[name], self._parameters
         if not _is_sequence(saved) or not all(isinstance(tensor, Tensor) for tensor in saved):
             raise self._wrong(name, "a list of tensors")
         pairs = list(zip(saved, parameters, strict=False))
@@ -156,6 +156,13 @@ class Saved:
                 f"{len(parameters)}: give it the same parameters, in the same groups, to resume."
             )
         return [tensor.clone().to(parameter.device) for tensor, parameter in pairs]
+
+    def _like(self, name: str, own: Any) -> Any:
+        if isinstance(own, list):
+            return self.tensors(name, whole=False)
+        if not _is_alike(self[name], own):
+            raise self._wrong(name, f"like {own!r}")
+        return self[name]
 
     def _step(self, name: str, entry: Any) -> tuple[int, float]:
         if not (_is_sequence(entry) and len(entry) == 2 and _is_whole(entry[0]) and _is_number(entry[1])):

@@ -177,8 +177,8 @@ class WarmupThen(LRScheduler):
         self.warmup._written.note()
 
 
-def check_follower(warmup: UpdateSchedule, scheduler: LRScheduler) -> None:
-    """Raise where a scheduler cannot follow a warmup."""
+def check_follower(warmup: UpdateSchedule, scheduler: LRScheduler, *, scaled: bool) -> None:
+    """Raise where a scheduler cannot follow a warmup, or be `scaled` to the rate that it has found."""
     if isinstance(scheduler, UpdateSchedule | WarmupThen):
         raise TypeError(
             f"then() takes what comes after the warmup, got a {type(scheduler).__name__}, which is a warmup itself: "
@@ -198,6 +198,11 @@ def check_follower(warmup: UpdateSchedule, scheduler: LRScheduler) -> None:
         raise ValueError(
             f"then() got a scheduler of {len(scheduler.base_lrs)} parameter groups, the optimizer has "
             f"{len(warmup.base_lrs)}: add groups before the scheduler is made."
+        )
+    if scaled and isinstance(scheduler, RATES_OF_THEIR_OWN):
+        raise TypeError(
+            f"then() takes a scheduler of the optimizer's rates, got {type(scheduler).__name__}, whose rates are "
+            "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
         )
 
 

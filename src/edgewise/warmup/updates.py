@@ -19,7 +19,10 @@ from edgewise.optimizers.groups import (
     targets,
 )
 from edgewise.torch_internals import CHAINED_STEP
-from edgewise.warmup.position import StepHooks, UsedGradients, let_hooks_run, listeners
+from edgewise.warmup.copies import ParameterCopies
+from edgewise.warmup.gradients import GradientWatch
+from edgewise.warmup.position import StepHooks, UsedGradients, let_hooks_run, listeners, steps_running
+from edgewise.warmup.step_share import StepShare
 from edgewise.warmup.written_rates import WrittenRates
 from edgewise.warn import warn
 
@@ -27,9 +30,7 @@ _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at whi
 _UNCOPIED = ("_hooks", "_used", "_then", "_ranks")  # belong to one optimizer, or one process
 
 # What warmups that have not come to their end wrote, and their targets: the next one on that optimizer takes these.
-_UNFINISHED: "weakref.WeakKeyDictionary[Optimizer, tuple[list[float], list[float | Tensor]]]" = (
-    weakref.WeakKeyDictionary()
-)
+_UNFINISHED = weakref.WeakKeyDictionary[Optimizer, tuple[list[float], list[float | Tensor]]]()
 
 
 class UpdateSchedule(LRScheduler):
@@ -41,6 +42,7 @@ class UpdateSchedule(LRScheduler):
     """
 
     _end: int | None = None  # number of updates of the whole schedule, once it is known
+    _measures = True  # whether gradients are measured with, and have to be those of the update
     _is_made = False  # by its constructor
     _is_used = False
     _is_closed = False
@@ -54,12 +56,13 @@ class UpdateSchedule(LRScheduler):
 
     def __init__(self, optimizer: Optimizer) -> None:
         let_hooks_run(optimizer)
-        self._updates = 0
-        self._idle_calls = 0
+        self._updates = self._idle_calls = 0
         self._made_with = _targets(optimizer)
         self._doubt = _doubt(optimizer, self._made_with)
         self._written = WrittenRates(optimizer)
         self._written_factor = 1.0
+        self._gradients = GradientWatch()
+        self._step_share = StepShare(optimizer)
         _supersede(optimizer)
         super().__init__(optimizer)
         self._is_made = True
@@ -72,6 +75,11 @@ class UpdateSchedule(LRScheduler):
     @abstractmethod
     def _arrive(self) -> None:
         """Do what is due at a new position."""
+
+    @property
+    @abstractmethod
+    def _copies(self) -> tuple[ParameterCopies, ...]:
+        """What is kept of the parameters from one update to the next."""
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rates of the coming update, one a group."""
@@ -110,6 +118,13 @@ class UpdateSchedule(LRScheduler):
         if not self._is_closed:
             self._is_closed = True
             self._hooks.remove()  # also if they are gone
+        self._gradients.close()
+        self._step_share.spend()
+        self._give_up_copies()
+
+    def _give_up_copies(self) -> None:
+        for copies in self._copies:
+            copies.give_up()
 
     @property
     def finished(self) -> bool:
@@ -150,9 +165,17 @@ class UpdateSchedule(LRScheduler):
 
     def _attach(self) -> None:
         self._used = UsedGradients()
-        self._hooks = StepHooks(
-            self, self.optimizer, self._before_update, self._after_update, self._before_saving
-        )
+        hooks = (self._before_update, self._after_update, self._before_saving)
+        self._hooks = StepHooks(self, self.optimizer, *hooks)
+        if self._measures:
+            self._gradients.attach(self.optimizer, self._position)
+
+    def _position(self) -> int:
+        return self._updates
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in _UNCOPIED}
@@ -163,13 +186,14 @@ class UpdateSchedule(LRScheduler):
             self._attach()
 
     def _before_update(self) -> None:
-        if self.last_epoch < 0:
-            return
-        self._check_alone()
-        self._adopt_groups()
-        # Who has written the rates since is in charge, unless step() is called.
-        if self._updates > self.last_epoch and not self._is_led and self._written.stand:
-            self._whole.catch_up()
+        self._step_share.release()  # of a step that raised
+        if self.last_epoch >= 0:
+            self._check_alone()
+            self._adopt_groups()
+            # Who has written the rates since is in charge, unless step() is called.
+            if self._updates > self.last_epoch and not self._is_led and self._written.stand:
+                self._whole.catch_up()
+        self._step_share.take()
 
     def _after_update(self) -> None:
         """Count an update, unless a GradScaler told a fused one to skip it."""
@@ -177,9 +201,14 @@ class UpdateSchedule(LRScheduler):
         if self.last_epoch >= 0 and (found_inf is None or not found_inf.item()):
             self._updates += 1
         self._used.note(self.optimizer)
+        self._step_share.spend()
+        for copies in self._copies:
+            copies.after_step(self._parameters)
 
     def _before_saving(self) -> None:
         """Leave nothing in the optimizer that its saved state must not hold."""
+        if not steps_running(self.optimizer):
+            self._step_share.release()  # of a step that raised
 
     def _check_alone(self) -> None:
         """Raise if another warmup is on the optimizer: both would write its rates."""
@@ -257,8 +286,8 @@ class UpdateSchedule(LRScheduler):
             if not self._is_chained:
                 warn(complaint)
 
-    def _adopt_groups(self) -> bool:
-        """Let parameter groups that are new warm up to their own rates; return whether there are any."""
+    def _adopt_groups(self) -> None:
+        """Let parameter groups that are new warm up to their own rates."""
         groups, num = self.optimizer.param_groups, len(self.base_lrs)
         if len(groups) < num:
             raise ValueError(
@@ -266,13 +295,13 @@ class UpdateSchedule(LRScheduler):
                 "added, not ones that are taken away."
             )
         if len(groups) == num:
-            return False
-        own = [target_of(self.optimizer, i) for i in range(num, len(groups))]
-        new = like_rates(groups[num:], own)
+            return
+        new = like_rates(groups[num:], [target_of(self.optimizer, i) for i in range(num, len(groups))])
         self._whole.adopt(groups[num:], new)
         self.base_lrs += new
         self._written.values += floats(self.optimizer)[num:]
-        return True
+        for copies in self._copies:
+            copies.adopt(self._parameters)
 
     def adopt(self, groups: list[dict[str, Any]], bases: list[float | Tensor]) -> None:
         """Write the first rates of new groups; when the schedule is over, they keep their own."""

@@ -1,16 +1,10 @@
-"""What training itself tells of its learning rate, on batches that the updates have not seen."""
+"""What the losses of a run say: whether they fall, stand out, rise for good, or are finite."""
 
 import math
-from collections.abc import Sequence
+from typing import ClassVar
 
-import torch
-from torch import Tensor
+from edgewise.signals.signal import Signal, average
 
-from edgewise.parameters import inner
-from edgewise.ranks import Ranks, local
-
-_SLOPES_KEPT = 0.8  # share that a moving average of the slopes keeps, from one update to the next
-_MOST_ENTRIES = 2**18  # of all parameters, that the slopes of one update are taken over
 _CHANGES_KEPT = 0.7  # share that a moving average of the changes keeps, from one look to the next
 _SCALE_KEPT = 0.85  # the same of what losses vary by
 _MOST_CHANGES = 1 / (1 - _CHANGES_KEPT)  # average changes that a fall from infinity counts as
@@ -26,78 +20,7 @@ _DRIFT = 1.5  # deviations above the lowest level, that chance explains
 _RISE = 15.0  # what losses above that have to add up to
 
 
-class RateShare:
-    """ζ, the share of the critical rate that the updates take, from gradients alone: no forward.
-
-        ζ = ½(1 + Σ g_{t+1}·Δθ_t / Σ |g_t·Δθ_t|),  Δθ_t = θ_{t+1} − θ_t
-
-    The slopes of the loss at both ends of each update, the one at its end by the next batch, as moving averages. On a
-    quadratic ζ = η/η_c, η_c the rate at which the loss no longer falls: 0 for steps much too short, ½ where an update
-    ends at the minimum along it. The noise of small batches counts: what the next batch does not share is no descent.
-
-    Of a large model the products are over a block of each parameter, in proportion to its size, and another block at
-    every update: passes over memory cost, too.
-    """
-
-    def __init__(self) -> None:
-        self.kept: list[Tensor] = []  # blocks of the parameters before an update; after it, of the update Δθ
-        self.moved = False  # which of the two
-        self.turn, self.share = 0, 1.0  # which blocks, and of which share of the entries
-        self.slope_at_start = 0.0  # g_t·Δθ_t, of sharded parameters this rank's part
-        self.at_end = self.at_start = 0.0  # moving averages
-
-    def before_step(self, parameters: Sequence[Tensor]) -> None:
-        """Keep the next blocks of the parameters as they are."""
-        self.turn += 1
-        self.share = min(1.0, _MOST_ENTRIES / max(1, sum(local(p).numel() for p in parameters)))
-        self.kept = [self._block(p).clone() for p in parameters]
-        self.moved = False
-
-    def after_step(self, parameters: Sequence[Tensor]) -> None:
-        """Turn the copy into the update, and take the slope at its start from the gradients that made it."""
-        if not self.kept or self.moved:
-            return
-        for kept, parameter in zip(self.kept, parameters, strict=True):
-            torch.sub(self._block(parameter), kept, out=kept)
-        self.slope_at_start = self._slope(parameters)
-        self.moved = True
-
-    def measure(self, parameters: Sequence[Tensor], ranks: Ranks) -> float | None:
-        """Return ζ with the gradients of the next batch; `None` if they are not finite, or nothing has moved.
-
-        Where the update itself says nothing, as it moved nothing that shows, its copy is given up.
-        """
-        if not self.moved:
-            return None
-        start, end = self.slope_at_start, self._slope(parameters)
-        if ranks.sharded:
-            start, end = ranks.sum(torch.tensor([start, end], dtype=torch.float64, device="cpu")).tolist()
-        if start == 0 or not math.isfinite(start):
-            self.kept, self.moved = [], False
-            return None
-        if not math.isfinite(end):
-            return None
-        self.at_start = average(self.at_start, abs(start), _SLOPES_KEPT)
-        self.at_end = average(self.at_end, end, _SLOPES_KEPT)
-        return 0.5 * (1 + self.at_end / self.at_start)
-
-    def _slope(self, parameters: Sequence[Tensor]) -> float:
-        pairs = [
-            (self._block(p.grad), kept)
-            for p, kept in zip(parameters, self.kept, strict=True)
-            if p.grad is not None
-        ]
-        return inner([gradient for gradient, _ in pairs], [kept for _, kept in pairs])
-
-    def _block(self, tensor: Tensor) -> Tensor:
-        dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
-        entries = local(dense.detach()).reshape(-1)
-        length = math.ceil(self.share * entries.numel())
-        start = self.turn * length % max(1, entries.numel())
-        return entries.narrow(0, min(start, entries.numel() - length), length)
-
-
-class LossTrend:
+class LossTrend(Signal):
     """s ∈ [−1, 1], whether the loss of fresh batches falls: 1 at every look, 0 as often up as down, −1 at none.
 
         s = −Σδ / Σ|δ|,  δ = ΔL/U,  ΔL = L_B(θ_t) − L_B(θ_{t−k})
@@ -107,28 +30,32 @@ class LossTrend:
     parameters: what losses vary by shrinks along a run as they do, whatever constant is added to them.
     """
 
+    _passing: ClassVar = ("rises",)
+
     def __init__(self) -> None:
         self.sum = self.size = 0.0  # moving averages of δ and |δ|
         self.scale = 0.0  # U
         self.value = 1.0  # s
         self.last: float | None = None  # loss, at the last look
         self.lowest = self.highest = 0.0  # of the losses seen so far
+        self.rises = False  # whether the last look found a rise by more than all of them lie apart
 
     def begin(self, loss: float) -> None:
         """Take in the loss at the start."""
         self.lowest = self.highest = loss
 
-    def add(self, here: float, before: float) -> bool:
-        """Take in the loss at the current parameters, finite, and at the earlier ones.
+    def hold(self) -> None:
+        """Let no growth follow until the next look."""
+        self.value = min(self.value, 0.0)
 
-        Return whether it has risen by more than all losses seen so far lie apart.
-        """
+    def add(self, here: float, before: float) -> None:
+        """Take in the loss at the current parameters, finite, and at the earlier ones."""
         if not math.isfinite(before):
-            change, rises = -math.inf, False
+            change, self.rises = -math.inf, False
         else:
             change = here - before
             self._see(before)
-            rises = change > self.highest - self.lowest
+            self.rises = change > self.highest - self.lowest
         self._see(here)
         if change > -math.inf:
             varied = abs(change) + (0.0 if self.last is None else abs(before - self.last))
@@ -138,13 +65,12 @@ class LossTrend:
         self.sum = average(self.sum, share, _CHANGES_KEPT)
         self.size = average(self.size, abs(share), _CHANGES_KEPT)
         self.value = -self.sum / self.size if self.size > 0 else 0.0
-        return rises
 
     def _see(self, loss: float) -> None:
         self.lowest, self.highest = min(self.lowest, loss), max(self.highest, loss)
 
 
-class SpikeGuard:
+class SpikeGuard(Signal):
     """Share c of the rate that an update may take: below 1 where the loss of its batch is far above the average.
 
         c ← min(1, c·exp(ρ)),  and where L − L̄ > 6D:  c ← min(c, 6D/(L − L̄))
@@ -166,6 +92,11 @@ class SpikeGuard:
         self.spikes = False  # whether the last loss stood out
         self.num_spikes = 0
 
+    @property
+    def value(self) -> float:
+        """The share c."""
+        return self.share
+
     def add(self, loss: float, *, recovery: float) -> None:
         """Take in the loss of the coming update, finite; `recovery` is ρ."""
         if self.num_losses == 0:
@@ -184,7 +115,7 @@ class SpikeGuard:
         self.num_losses += 1
 
 
-class RiseAlarm:
+class RiseAlarm(Signal):
     """Whether the loss has risen for good: a cumulative sum of by how much losses exceed the lowest level so far.
 
         C ← max(0, C + min(6, (L − lowest)/noise) − 1.5),  and where C > 15 it rings;  C = 0 at a new lowest
@@ -206,6 +137,11 @@ class RiseAlarm:
         self.lowest = self.noise = math.inf
         self.sum = 0.0
         self.rings = False
+
+    @property
+    def value(self) -> bool:
+        """Whether it rings."""
+        return self.rings
 
     def add(self, loss: float) -> None:
         """Take in a loss, finite."""
@@ -233,32 +169,29 @@ class RiseAlarm:
         return self.sum > _RISE
 
 
-class Overflows:
+class Overflows(Signal):
     """Whether losses that are not finite are an event: three in a row are, or one on which an update was made.
 
     A single one is none, as a `GradScaler`, or the training loop, skips its update.
     """
 
+    _passing: ClassVar = ("value",)
+
     def __init__(self) -> None:
         self.num = 0  # in a row, since the last event
         self.update = -1  # the coming one, if the last loss was not finite
+        self.value = False  # whether the last loss is an event
 
-    def add(self, loss: float, update: int) -> bool:
-        """Take in the loss of the coming update, by its number; return whether there is an event."""
+    def add(self, loss: float, update: int) -> None:
+        """Take in the loss of the coming update, by its number."""
         finite = math.isfinite(loss)
         self.num = 0 if finite else self.num + 1
-        event = self.num == _OVERFLOWS or (0 <= self.update < update)
-        if event:
+        self.value = self.num == _OVERFLOWS or (0 <= self.update < update)
+        if self.value:
             self.num = 0
         self.update = -1 if finite else update
-        return event
 
 
 def _noise(deviation: float, mean_deviation: float) -> float:
     """Return a mean deviation of late, at least a hundredth of that over all losses."""
     return max(deviation, _LEAST_DEVIATION * mean_deviation)
-
-
-def average(old: float, new: float, kept: float) -> float:
-    """Return a moving average after one more value, of which it keeps a share."""
-    return kept * old + (1 - kept) * new

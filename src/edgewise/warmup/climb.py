@@ -1,0 +1,80 @@
+"""The climb of a warmup at the edge: by what the gradients say, at no forward."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from edgewise.ranks import Ranks
+from edgewise.signals.slopes import RateShare
+from edgewise.warmup.averages import momentum, num_averages
+from edgewise.warmup.copies import ParameterCopies
+from edgewise.warmup.state import Saved
+
+_ENOUGH = 0.6  # share ζ of the critical rate at which climbing ends
+_FASTEST = 0.3  # log-growth of the rate an update, without momentum
+
+
+class Climb(ParameterCopies):
+    """Where the updates fall short of the edge: η ← η·exp(ρ(1 − ζ/0.6)), until ζ ≥ 0.6.
+
+    ρ is the share of an update that momentum has forgotten by the next one, half of it where squares are averaged, too.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = True
+        self.slopes = RateShare()
+
+    def add(self, parameters: Sequence[Tensor], ranks: Ranks) -> None:
+        """Take in the gradients of the next batch."""
+        self.slopes.add(parameters, ranks)
+        if self.slopes.value is None and not self.slopes.kept:
+            self.go_on(parameters)
+
+    def growth(self, optimizer: Optimizer) -> float | None:
+        """Return the log-growth of the rate an update; `None` if the last gradients say nothing."""
+        share = self.slopes.value
+        if share is None:
+            return None
+        return forgetting(optimizer) / num_averages(optimizer) * max(0.0, 1 - share / _ENOUGH)
+
+    @property
+    def is_high(self) -> bool:
+        """Whether the updates take enough of the critical rate."""
+        return self.slopes.value is not None and self.slopes.value >= _ENOUGH
+
+    def go_on(self, parameters: Sequence[Tensor]) -> None:
+        """Measure the coming update."""
+        self.slopes.before_step(parameters)
+
+    def end(self) -> None:
+        """Climb no more."""
+        self.is_on = False
+        self.give_up()
+
+    def after_step(self, parameters: Sequence[Tensor]) -> None:
+        """Take the slope at the start of the update."""
+        self.slopes.after_step(parameters)
+
+    def adopt(self, parameters: Sequence[Tensor]) -> None:
+        """Let the update go that not all parameters were part of."""
+        self.slopes.give_up_copies()
+
+    def give_up(self) -> None:
+        """Forget all slopes."""
+        self.slopes = RateShare()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers, and copies of parameters."""
+        return {"_climbing": self.is_on, "rate_share": self.slopes.state_dict()}
+
+    def load_state_dict(self, saved: Saved) -> None:
+        """Go on from a state."""
+        self.is_on = saved.flag("_climbing")
+        self.slopes = saved.signal("rate_share", RateShare())
+
+
+def forgetting(optimizer: Optimizer) -> float:
+    """Return 1 − β, the share of an update that momentum has forgotten by the next one; at most the fastest climb."""
+    return min(_FASTEST, 1 - momentum(optimizer))

@@ -1,0 +1,22 @@
+"""What a warmup keeps of the parameters from one update to the next."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class ParameterCopies(ABC):
+    """Keeps copies of the parameters, and is told of what happens to these."""
+
+    @abstractmethod
+    def after_step(self, parameters: Sequence[Tensor]) -> None:
+        """An update was made; its gradients still stand."""
+
+    @abstractmethod
+    def adopt(self, parameters: Sequence[Tensor]) -> None:
+        """There are more parameters than before: those of new groups, at the end."""
+
+    @abstractmethod
+    def give_up(self) -> None:
+        """Keep nothing any more: the warmup is over."""

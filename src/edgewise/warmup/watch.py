@@ -1,0 +1,50 @@
+"""The watch over given losses: which update takes a share of its rate, and when the rate is to be halved."""
+
+import math
+from typing import Any
+
+from edgewise.signals.losses import Overflows, RiseAlarm, SpikeGuard
+from edgewise.warmup.settling import SHORTEST_HOLD
+from edgewise.warmup.state import Saved
+
+_LASTS = 4  # lengths of the warmup, of 50 updates at least, in which a rise of the loss halves the rate
+
+
+class LossWatch:
+    """Takes in the given losses, also when the warmup is over.
+
+    Attributes:
+        rises: whether the last loss says that the rate is to be halved.
+    """
+
+    def __init__(self) -> None:
+        self.guard, self.alarm, self.overflows = SpikeGuard(), RiseAlarm(), Overflows()
+        self.rises = False
+
+    def add(self, loss: float, update: int, *, recovery: float) -> None:
+        """Take in the loss of the coming update; a share of the rate grows back by exp(`recovery`) an update."""
+        self.overflows.add(loss, update)
+        self.rises = self.overflows.value
+        if math.isfinite(loss):
+            self.guard.add(loss, recovery=recovery)
+            self.alarm.add(loss)
+            self.rises = self.rises or self.alarm.value
+
+    @property
+    def share(self) -> float:
+        """The share of the rate that the coming update takes."""
+        return self.guard.value
+
+    def lasts(self, end: int | None, update: int) -> bool:
+        """Whether a rise is still the concern of a warmup with this end, if it has one."""
+        return end is None or update < _LASTS * max(end, SHORTEST_HOLD)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers."""
+        return {name: getattr(self, name).state_dict() for name in ("guard", "alarm", "overflows")}
+
+    def load_state_dict(self, saved: Saved) -> None:
+        """Go on from a state."""
+        self.guard = saved.signal("guard", SpikeGuard())
+        self.alarm = saved.signal("alarm", RiseAlarm())
+        self.overflows = saved.signal("overflows", Overflows())

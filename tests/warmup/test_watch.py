@@ -1,0 +1,62 @@
+"""The watch over given losses: one stands out, they rise for good, or they are not finite.
+
+Ladder: each signal by itself (tests/signals) on the same losses. Cannot see: what a warmup makes of it.
+"""
+
+import math
+
+import pytest
+
+from edgewise.signals.losses import RiseAlarm, SpikeGuard
+from edgewise.warmup.watch import LossWatch
+
+CALM = [1.0, 1.2, 0.8, 1.1] * 30
+
+
+def watching(losses):
+    """Return the shares, and at which losses the rate is to be halved."""
+    watch, shares, rises = LossWatch(), [], []
+    for update, loss in enumerate(losses):
+        watch.add(loss, update, recovery=0.3)
+        shares.append(watch.share)
+        rises += [update] * watch.rises
+    return shares, rises
+
+
+def test_it_says_what_guard_and_alarm_say():
+    losses = [*CALM, 30.0, *CALM, *[5.0] * 20]
+    guard, alarm, shares, rings = SpikeGuard(), RiseAlarm(), [], []
+    for update, loss in enumerate(losses):
+        guard.add(loss, recovery=0.3)
+        alarm.add(loss)
+        shares.append(guard.share)
+        rings += [update] * alarm.rings
+    assert watching(losses) == (shares, rings)
+    assert min(shares) < 1
+    assert rings != []
+
+
+def test_a_loss_that_is_not_finite_is_no_average_and_halves_where_its_update_was_made():
+    shares, rises = watching([*CALM, math.nan, *CALM])
+    assert rises == [len(CALM) + 1]
+    assert shares == [1.0] * len(shares)
+
+
+def test_an_alarm_that_rang_rings_no_longer_at_a_loss_that_is_not_finite():
+    watch = LossWatch()
+    for update, loss in enumerate([*CALM, *[5.0] * 20]):
+        watch.add(loss, update, recovery=0.3)
+        if watch.rises:
+            break
+    assert watch.rises
+    watch.add(math.nan, update + 1, recovery=0.3)
+    assert watch.alarm.rings
+    assert not watch.rises
+
+
+@pytest.mark.parametrize(("end", "last"), [(1, 199), (50, 199), (51, 203), (1000, 3999)], ids=str)
+def test_it_lasts_for_four_lengths_of_the_warmup_of_fifty_updates_at_least(end, last):
+    watch = LossWatch()
+    assert watch.lasts(None, 10**9)
+    assert watch.lasts(end, last)
+    assert not watch.lasts(end, last + 1)
