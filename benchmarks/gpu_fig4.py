@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from edgewise.lab.batched_training import train_together
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.engines.batched_training import train_together
 from edgewise.lab.training import RunResult
 
 WARM_UP_STEPS = 20  # of one cell, before it is timed

@@ -121,12 +121,9 @@ def cell_of(outcome: dict[str, Any]) -> Cell:
     return Cell.FAILED if guessing or outcome["test_loss"] >= outcome["guess_loss"] else Cell.TRAINED
 
 
-_WITHOUT_LENGTH = {"catapult": "catapults", "edge": "EdgeWarmup"}
-
-
 def row_of(config: RunConfig) -> Row:
     """Return the row that a run belongs to."""
-    return _WITHOUT_LENGTH.get(config.warmup.kind, config.warmup.steps)
+    return config.warmup.steps if config.warmup.traits.has_length else config.warmup.traits.label
 
 
 def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) -> PhaseDiagram:

@@ -28,7 +28,6 @@ from edgewise.lab.recipes.recipe import (
     Recipe,
     Table,
     Trajectories,
-    late_stability_limit,
     stability_limits,
 )
 
@@ -43,7 +42,6 @@ __all__ = [
     "Recipe",
     "Table",
     "Trajectories",
-    "late_stability_limit",
     "recipe",
     "stability_limits",
 ]
