@@ -658,6 +658,29 @@ def edge_flips(half, task):
 FLIPS += [*edge_flips("held out", "LM, B = 64"), *edge_flips("development", "LM, B = 16")]
 
 
+def of_warmups(name, lr, *, kind="linear", steps=1, critical=False, seed=0):
+    start = "critical" if critical else 0.0
+    return lambda c: (
+        (c.optimizer.name, c.optimizer.momentum, c.optimizer.lr, c.seed) == (name, 0.0, lr, seed)
+        and (c.warmup.kind, c.warmup.steps, c.warmup.lr_init) == (kind, steps, start)
+    )
+
+
+def ends_at(loss):
+    return with_({"train_loss": loss}, train_loss=loss, test_loss=loss)
+
+
+FLIPS += [
+    ("warmups", [(of_warmups("sgd", 8.0, kind="catapult"), ends_at(1.05))], "gradient descent: catapults"),
+    (
+        "warmups",
+        [(of_warmups("sgd", 16.0, steps=64, critical=True), ends_at(1.02))],
+        "gradient descent: final loss from η_c",
+    ),
+    ("warmups", [(of_warmups("adam", 0.064, steps=200, critical=True), ends_at(0.99))], "Adam, η ≥ 0.016"),
+]
+
+
 @pytest.mark.parametrize(("figure", "edits", "words"), FLIPS)
 def test_a_claim_does_not_hold_where_the_runs_do_not_show_it(figure, edits, words):
     runs = story(figure)
@@ -703,6 +726,20 @@ def test_edge_warmup_is_held_against_the_length_that_was_best_on_other_seeds(edg
     assert (best.measured, best.holds) == (words, holds)
     assert fixed.text.startswith("held out, seeds 3 to 5: T_wrm = 64")
     assert fixed.holds == (edge <= best_before)
+
+
+def test_the_loss_of_the_digits_is_that_of_the_last_tenth():
+    its = RECIPES["warmups"]
+    (run,) = [run for run in story("warmups") if of_warmups("sgd", 4.0, steps=64)(run.config)]
+    losses = np.where(np.arange(250) < 225, 5.0, 0.5)
+    assert its.layout.value.of(remade(run, {"train_loss": losses})) == 0.5
+
+
+def test_warmups_are_compared_on_five_seeds():
+    configs = RECIPES["warmups"].configs("embedded")
+    assert len(configs) == 18 * 5 * 5
+    assert {c.seed for c in configs} == set(range(5))
+    assert {c.seed for c in RECIPES["warmups"].configs("demo")} == {0}
 
 
 @pytest.mark.parametrize("figure", RECIPES)

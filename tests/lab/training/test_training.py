@@ -575,6 +575,6 @@ def test_losses_are_means_over_samples_and_positions():
 
 
 def test_training_needs_no_library_of_a_single_optimizer():
-    """Machines without installs train all the others: benchmarks/gpu_fig4.py."""
+    """Machines without installs train all the others: benchmarks/gpu.py."""
     code = "import sys; sys.modules['lion_pytorch'] = None; import edgewise.lab.engines.batched_training"
     subprocess.run([sys.executable, "-c", code], check=True)
