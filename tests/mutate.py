@@ -533,6 +533,20 @@ FAULTS = [
         test="lab/engines/test_vectorized.py",
     ),
     Fault(
+        name="the stability limit of a batch's cells at the rates of their start",
+        file="lab/engines/batched_training.py",
+        old="schedules[i].optimizer_after(updates)",
+        new="schedules[i].optimizer_after(0)",
+        test="lab/engines/test_vectorized.py",
+    ),
+    Fault(
+        name="a claim without its stability limit holds",
+        file="lab/recipes/recipe.py",
+        old="measured=measured, holds=False)",
+        new="measured=measured, holds=True)",
+        test="lab/recipes/test_recipes.py",
+    ),
+    Fault(
         name="test images standardized by themselves",
         file="lab/data/images.py",
         old="mean, deviation = train.mean((0, 2, 3)), train.std((0, 2, 3))",
@@ -557,7 +571,7 @@ FAULTS = [
         name="one floor of the cosine for all of μP's groups",
         file="lab/training/optimizers.py",
         old="warmup.then(LambdaLR(optimizer, decay))",
-        new="warmup.then(torch.optim.lr_scheduler.CosineAnnealingLR("
+        new="warmup.then(__import__('torch').optim.lr_scheduler.CosineAnnealingLR("
         "optimizer, num_steps - config.steps - 1, float(warmup.base_lrs[0]) / 10))",
         test="lab/training/test_training.py",
     ),
