@@ -94,9 +94,11 @@ def _catapults_end_lower(runs: Sequence[Run]) -> Claim:
     losses: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         if run.config.warmup.lr_init != "critical":
-            its = losses.setdefault(row(run.config), {})
-            its.setdefault(warmup_label(run.config), []).append(final_loss(run))
-    medians = [{name: statistics.median(its) for name, its in of_row.items()} for of_row in losses.values()]
+            of_row = losses.setdefault(row(run.config), {})
+            of_row.setdefault(warmup_label(run.config), []).append(final_loss(run))
+    medians = [
+        {name: statistics.median(seeds) for name, seeds in of_row.items()} for of_row in losses.values()
+    ]
     lower = [min(of_row, key=lambda name: of_row[name]) == "catapults" for of_row in medians]
     return Claim(
         text="gradient descent: catapults, which have no length, end below every linear length (median over seeds)",
