@@ -1,32 +1,40 @@
-"""Products per second, and the cost of following the edge, for a GPT of 124 million parameters on a GPU.
+"""What a GPU does: products and the cost of following the edge of a GPT, and figure 4 as one batch.
 
-    PYTHONPATH=src python benchmarks/gpu.py              # on a CUDA device
-    PYTHONPATH=src python benchmarks/gpu.py --size tiny  # anywhere, to see that it runs
+    PYTHONPATH=src python benchmarks/gpu.py              # the GPT of 124 million parameters, on a CUDA device
+    PYTHONPATH=src python benchmarks/gpu.py fig4         # both diagrams at the paper's size, and one cell alone
+    PYTHONPATH=src python benchmarks/gpu.py fig4 --tiny  # anywhere, to see that it runs
 
-Needs torch and NumPy only; tokens are random. Prints a Markdown table.
+Needs torch and NumPy only. The GPT's tokens are random. Figure 4 is LM-4-128 on bytes of Python's own source text,
+context 64, B = 64, 10,000 steps, 24 rates × 4 warmups for Adam and for GI-Adam; --out writes the losses of its cells.
+Prints a Markdown table.
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import edgewise as ew
+from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
+from edgewise.lab.engines.batched_training import train_together
 from edgewise.lab.models.lm import LM
+from edgewise.lab.training import RunResult
 
 Row = tuple[str, str]
 REPEATS = 5
 TRACKED_STEPS = 20
-WARMUP_STEPS = 20  # of training before following: P then rests on more than one gradient
+WARMUP_STEPS = 20  # before anything is timed; and P then rests on more than one gradient
 
 
 @dataclass(frozen=True)
-class Size:
+class GPTSize:
     """A network and its batch."""
 
     vocabulary: int
@@ -36,18 +44,45 @@ class Size:
     batch: int
 
 
-SIZES = {
-    "124M": Size(vocabulary=50304, context=1024, depth=12, width=768, batch=4),
-    "tiny": Size(vocabulary=256, context=32, depth=2, width=64, batch=4),
-}
+@dataclass(frozen=True)
+class DiagramSize:
+    """How much of figure 4 is trained."""
+
+    depth: int
+    width: int
+    context: int
+    batch: int
+    steps: int
+    rates: int
+    lengths: tuple[int, ...]
+    alone_steps: int
+    cells_at_once: int
+
+
+GPT = GPTSize(vocabulary=50304, context=1024, depth=12, width=768, batch=4)
+TINY_GPT = GPTSize(vocabulary=256, context=32, depth=2, width=64, batch=4)
+DIAGRAM = DiagramSize(4, 128, 64, 64, 10_000, 24, (1, 100, 1000, 5000), 200, 96)
+TINY_DIAGRAM = DiagramSize(1, 32, 8, 4, 20, 2, (1, 5), 10, 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=SIZES, default="124M")
-    size = SIZES[parser.parse_args().size]
+    parser.add_argument("what", nargs="?", choices=("gpt", "fig4"), default="gpt")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON file for the losses of figure 4")
+    chosen = parser.parse_args()
+    if chosen.what == "gpt":
+        follow_gpt(TINY_GPT if chosen.tiny else GPT)
+        return
+    losses = train_fig4(TINY_DIAGRAM if chosen.tiny else DIAGRAM)
+    if chosen.out:
+        chosen.out.write_text(json.dumps(losses, indent=1))
+
+
+def follow_gpt(size: GPTSize) -> None:
+    """Time products, and follow the preconditioned sharpness at every step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = _gpt(size).to(device)
@@ -59,7 +94,7 @@ def main() -> None:
     num = sum(p.numel() for p in model.parameters())
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{num:,} parameters, {size.batch} × {size.context} tokens, {name}, torch {torch.__version__}\n")
-    print("| what | measured |\n|---|---|")
+    _print_header()
     step = _seconds(lambda: _train_step(model, optimizer, batch))
     _print("training step (bfloat16 autocast, fused GI-AdamW)", f"{1e3 * step:.1f} ms")
     for row in _products(model, batch, step):
@@ -68,7 +103,7 @@ def main() -> None:
         _print(*row)
 
 
-def _gpt(size: Size) -> LM:
+def _gpt(size: GPTSize) -> LM:
     model = LM(
         vocabulary=size.vocabulary,
         context=size.context,
@@ -136,6 +171,69 @@ def _tracked(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, 
     ]
 
 
+def train_fig4(size: DiagramSize) -> dict[str, float]:
+    """Train both diagrams, and return the test loss of each cell."""
+    alone = _one_cell_seconds(size)
+    _print_header()
+    _print(f"one cell alone, {size.steps:,} steps", f"{alone:.0f} s, {3600 / alone:.1f} cells an hour")
+    losses = {}
+    total = 0.0
+    for optimizer in ("adam", "gi-adam"):
+        seconds, done = _diagram(size, optimizer)
+        total += seconds
+        _print(
+            f"{optimizer}: {len(done)} cells",
+            f"{seconds:.0f} s, {3600 * len(done) / seconds:.0f} cells an hour",
+        )
+        losses |= {
+            f"{c.optimizer.name} {c.optimizer.lr:g} {c.warmup.steps}": r.outcome["test_loss"] for c, r in done
+        }
+    _print("both diagrams", f"{total / 60:.1f} minutes")
+    if torch.cuda.is_available():
+        _print("peak memory", f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    return losses
+
+
+def _cells(size: DiagramSize, optimizer: str) -> list[RunConfig]:
+    """Return the cells of one diagram."""
+    return [
+        RunConfig(
+            data=DataConfig(name="stdlib-text", context=size.context),
+            model=ModelConfig(name="lm", depth=size.depth, width=size.width, parameterization="sp"),
+            optimizer=OptimizerConfig(name=optimizer, lr=1e-4 * 2 ** (k / 2)),
+            warmup=WarmupConfig(steps=steps, decay="cosine"),
+            num_steps=size.steps,
+            batch_size=size.batch,
+        )
+        for steps in size.lengths
+        for k in range(size.rates)
+    ]
+
+
+def _diagram(size: DiagramSize, optimizer: str) -> tuple[float, list[tuple[RunConfig, RunResult]]]:
+    """Return the seconds that a diagram takes, and its cells."""
+    started = time.perf_counter()
+    configs, done = _cells(size, optimizer), []
+    for i in range(0, len(configs), size.cells_at_once):
+        chunk = configs[i : i + size.cells_at_once]
+        done += zip(chunk, train_together(chunk), strict=True)
+    return time.perf_counter() - started, done
+
+
+def _one_cell_seconds(size: DiagramSize) -> float:
+    """Return the seconds of a whole run of one cell trained alone, from its first steps."""
+    train_together(
+        [replace(_cells(size, "adam")[0], num_steps=WARMUP_STEPS)]
+    )  # reads the data, warms the device up
+    times = []
+    for steps in (WARMUP_STEPS, WARMUP_STEPS + size.alone_steps):
+        config = replace(_cells(size, "adam")[0], num_steps=steps)
+        started = time.perf_counter()
+        train_together([config])
+        times.append(time.perf_counter() - started)
+    return (times[1] - times[0]) / size.alone_steps * size.steps
+
+
 def _seconds(call: Callable[[], object]) -> float:
     """Return the median time of a call, after one to warm up."""
     call()
@@ -157,6 +255,10 @@ def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def _print_header() -> None:
+    print("| what | measured |\n|---|---|")
 
 
 def _print(what: str, measured: str) -> None:

@@ -21,7 +21,6 @@ import optimizers
 import peers
 import torch
 import tracking
-import warmups
 
 import edgewise as ew
 from edgewise.arguments import known_name
@@ -129,7 +128,6 @@ SECTIONS = {
         columns=("searches along a training", "unit", "measured (how they ended)"),
         rows=critical_rates.rows,
     ),
-    "warmups": Section(title="Warmups", columns=warmups.COLUMNS, rows=warmups.rows),
     "edge": Section(
         title="EdgeWarmup by the clock", columns=("training", "unit", "measured"), rows=edge_overhead.rows
     ),

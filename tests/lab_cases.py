@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.recipes import RECIPES, edge_warmup, late_stability_limit
+from edgewise.lab.recipes import RECIPES
+from edgewise.lab.recipes.edge_warmup.cells import task_of
 from edgewise.lab.report import presentation
 from edgewise.lab.results.store import FigureRuns, Run, Store
 
@@ -67,6 +68,7 @@ def made(config: RunConfig, columns: dict[str, Any] | None = None, **outcome: An
         outcome={
             "diverged": False,
             "lr_target": config.optimizer.lr,
+            "stability_limit": paper_limit(config.optimizer),
             "num_steps": updates,
             "train_loss": float(filled["train_loss"][-1]),
             "test_loss": 0.2,
@@ -77,6 +79,21 @@ def made(config: RunConfig, columns: dict[str, Any] | None = None, **outcome: An
         }
         | outcome,
     )
+
+
+def paper_limit(optimizer: OptimizerConfig) -> float:
+    """The largest stable lr × (preconditioned) sharpness late in training, without weight decay (paper, section 2).
+
+    2(1 + β) for gradient descent with momentum β, 2(1 + β₁)/(1 − β₁) for the Adam family but NAdam, which has that
+    over 1 + 2β₁. NaN for Lion: its steps have the size of the rate wherever it is, so that none is the largest stable.
+    """
+    if optimizer.name == "sgd":
+        return 2 * (1 + optimizer.momentum)
+    if optimizer.name == "lion":
+        return math.nan
+    beta1 = optimizer.betas[0]
+    limit = 2 * (1 + beta1) / (1 - beta1)
+    return limit / (1 + 2 * beta1) if optimizer.name == "nadam" else limit
 
 
 def remade(run: Run, columns: dict[str, Any] | None = None, **outcome: Any) -> Run:
@@ -201,9 +218,7 @@ def _mechanism(config: RunConfig) -> Run:
     loss = np.linspace(1.0, 0.1, config.num_steps)
     if flat:
         lr = 0.5 * ramp
-        sharpness = np.where(
-            progress < 0.5, 1.9 + 4.2 * progress, late_stability_limit(config.optimizer) / lr
-        )
+        sharpness = np.where(progress < 0.5, 1.9 + 4.2 * progress, paper_limit(config.optimizer) / lr)
     else:
         lr = 0.08 * ramp
         sharpness = np.where(progress < 0.1, 390.0, 39.0)
@@ -286,7 +301,7 @@ def too_high_rates() -> frozenset[tuple[str, OptimizerConfig]]:
     rates: dict[Any, list[OptimizerConfig]] = {}
     for config in RECIPES["edge-warmup"].configs("demo"):
         if config.warmup.kind == "edge":
-            same = edge_warmup.task_of(config), replace(config.optimizer, lr=1.0)
+            same = task_of(config), replace(config.optimizer, lr=1.0)
             rates.setdefault(same, []).append(config.optimizer)
     return frozenset(
         (task, its) for (task, _), found in rates.items() for its in sorted(found, key=lambda o: o.lr)[-2:]
@@ -296,7 +311,7 @@ def too_high_rates() -> frozenset[tuple[str, OptimizerConfig]]:
 def _edge_warmup(config: RunConfig) -> Run:
     """EdgeWarmup is 5 % better than the best length, 64, and holds the rate below targets that are too high."""
     kind = config.warmup.kind
-    too_high = (edge_warmup.task_of(config), config.optimizer) in too_high_rates()
+    too_high = (task_of(config), config.optimizer) in too_high_rates()
     linear = 1 + 0.1 * abs(math.log2(config.warmup.steps / 64))
     held = 0.1 * config.optimizer.lr if too_high and kind == "edge" else None
     run = made(
@@ -309,7 +324,15 @@ def _edge_warmup(config: RunConfig) -> Run:
     return diverged(run, after=2) if too_high and kind == "linear" else run
 
 
+def _warmups(config: RunConfig) -> Run:
+    """Gradient descent ends lowest with catapults; Adam from the critical rate, higher than from 0."""
+    harmed = config.optimizer.name == "adam" and config.warmup.lr_init == "critical"
+    loss = 0.9 if config.warmup.kind == "catapult" else 1.1 if harmed else 1.0
+    return made(config, {"train_loss": loss}, test_loss=loss)
+
+
 _STORIES = {
+    "warmups": _warmups,
     "edge-warmup": _edge_warmup,
     "fig1": _fig1,
     **dict.fromkeys(("fig2", "fig6", "fig13", "fig14", "fig30", "fig31"), _fig2),

@@ -506,17 +506,17 @@ FAULTS = [
     ),
     Fault(
         name="μP's multiplier dropped",
-        file="lab/parameterization.py",
+        file="lab/models/parameterization.py",
         old="multiplier=math.sqrt((1 if last else fan_out) / fan_in),",
         new="multiplier=1.0,",
-        test="lab/test_parameterization.py",
+        test="lab/models/test_parameterization.py",
     ),
     Fault(
         name="the paper's exchanged factors of μP",
-        file="lab/parameterization.py",
+        file="lab/models/parameterization.py",
         old='"hidden": (fan_in * fan_out) ** -0.5, "last": fan_in**-0.5',
         new='"hidden": fan_in**-0.5, "last": fan_in**-1.0',
-        test="lab/test_parameterization.py",
+        test="lab/models/test_parameterization.py",
     ),
     Fault(
         name="a ladder that climbs on after a failure",
@@ -534,10 +534,24 @@ FAULTS = [
     ),
     Fault(
         name="one rate for all cells of a batch",
-        file="lab/batched_training.py",
+        file="lab/engines/batched_training.py",
         old="rate = (rates * self._factors[name]).view(shape)",
         new="rate = (rates[:1] * self._factors[name]).expand(len(rates)).view(shape)",
         test="lab/engines/test_vectorized.py",
+    ),
+    Fault(
+        name="the stability limit of a batch's cells at the rates of their start",
+        file="lab/engines/batched_training.py",
+        old="schedules[i].optimizer_after(updates)",
+        new="schedules[i].optimizer_after(0)",
+        test="lab/engines/test_vectorized.py",
+    ),
+    Fault(
+        name="a claim without its stability limit holds",
+        file="lab/recipes/recipe.py",
+        old="measured=measured, holds=False)",
+        new="measured=measured, holds=True)",
+        test="lab/recipes/test_recipes.py",
     ),
     Fault(
         name="test images standardized by themselves",
@@ -555,25 +569,25 @@ FAULTS = [
     ),
     Fault(
         name="RI-Adam that knows the gradient",
-        file="lab/ri_adam.py",
+        file="lab/training/ri_adam.py",
         old="return (gradient.norm() * self._directions[parameter]).square()",
         new="return gradient.square()",
-        test="lab/test_training.py",
+        test="lab/training/test_training.py",
     ),
     Fault(
         name="one floor of the cosine for all of μP's groups",
-        file="lab/training.py",
+        file="lab/training/optimizers.py",
         old="warmup.then(LambdaLR(optimizer, decay))",
-        new="warmup.then(torch.optim.lr_scheduler.CosineAnnealingLR("
+        new="warmup.then(__import__('torch').optim.lr_scheduler.CosineAnnealingLR("
         "optimizer, num_steps - config.steps - 1, float(warmup.base_lrs[0]) / 10))",
-        test="lab/test_training.py",
+        test="lab/training/test_training.py",
     ),
     Fault(
         name="a guess costs as if all classes were equally frequent",
-        file="lab/training.py",
+        file="lab/training/outcome.py",
         old="frequencies = (counts + 1) / (counts + 1).sum()",
         new="frequencies = torch.ones_like(counts) / len(counts)",
-        test="lab/test_training.py",
+        test="lab/training/test_training.py",
     ),
     Fault(
         name="a run's folder seen before its rows",

@@ -76,7 +76,7 @@ def test_commands_are_those_written_down(edgewise):
 
 def test_the_help_names_the_figures_and_the_data_sets(edgewise):
     words = " ".join(edgewise("figure", "--help")[1].split())
-    assert "fig1 to fig31, table1, all of these, or edge-warmup" in words
+    assert "fig1 to fig31, table1, all of these, edge-warmup or warmups" in words
     assert next(iter(PAPER)) == "fig1"
     assert list(PAPER)[-2:] == ["fig31", "table1"]
     words = " ".join(edgewise("prepare", "--help")[1].split())

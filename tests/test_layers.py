@@ -22,6 +22,7 @@ FLOORS = {
     "arguments": 0,
     "warn": 0,
     "warmup.schedules": 0,
+    "lab.catalogue": 0,
     "lab.configs": 0,
     "lab.plugins": 0,
     "overhead": 0,
@@ -54,6 +55,7 @@ FORBIDDEN = {"warmup": {"curvature"}}  # beyond the floors
 
 # Inside lab, two staircases that meet in `sweep`. The light one, which reads results, needs no torch.
 LIGHT = {
+    "catalogue": 0,
     "plugins": 0,
     "results.files": 0,
     "results.provenance": 0,
@@ -75,13 +77,10 @@ LIGHT = {
     "report.page": 11,
 }
 HEAVY = {
-    "parameterization": 1,
-    "ri_adam": 1,
     "data": 1,
     "models": 2,
     "training": 3,
-    "batched_training": 4,
-    "engines": 5,
+    "engines": 4,
 }
 WITHOUT_TORCH = ["warmup.schedules", *(f"lab.{room}" for room in LIGHT)]
 

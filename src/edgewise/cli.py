@@ -46,7 +46,7 @@ def figure(
     """Train, draw and check one figure of the paper, or "all" of them.
 
     Args:
-        name: fig1 to fig31, table1, all of these, or edge-warmup.
+        name: fig1 to fig31, table1, all of these, edge-warmup or warmups.
         scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
         out: results folder, runs/NAME-SCALE if not given; a second call continues there.
         engine: what runs the training: "local", "vectorized" or "ray".

@@ -2,7 +2,7 @@
 
 Ladder: closed form (L = (ab)²/2, the smallest loss with catapults, has a known η_c under gradient descent) → the
 paper's algorithm, written down again for it. Cannot see: whether catapults flatten a network's loss;
-benchmarks/warmups.py does.
+the recipe `warmups` does.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What every warmup keeps, whatever it looks at.
 
 Ladder: closed form (counts, orders) → each warmup against itself (resumed, replayed) → torch's LambdaLR for the
-exported table. Cannot see: whether a warmup is good for training; benchmarks/warmups.py does.
+exported table. Cannot see: whether a warmup is good for training; the recipe `warmups` does.
 """
 
 import json

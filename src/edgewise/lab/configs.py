@@ -18,7 +18,32 @@ from edgewise.arguments import (
     positive_count,
     positive_number,
 )
-from edgewise.lab import plugins
+from edgewise.lab import catalogue, plugins
+
+__all__ = [
+    "DATA",
+    "DECAYED",
+    "DECAYS",
+    "HEAD_WIDTH",
+    "IMAGES",
+    "LOSSES",
+    "LR_UNITS",
+    "MEASUREMENTS",
+    "MODELS",
+    "MODEL_DATA",
+    "NORMS",
+    "OPTIMIZERS",
+    "PARAMETERIZATIONS",
+    "TEXTS",
+    "WARMUPS",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "WarmupConfig",
+    "from_dict",
+    "to_dict",
+]
 
 IMAGES = ("digits", "digit-pairs", "digit-pairs-2x", "cifar10", "cifar100", "tiny-imagenet")
 TEXTS = ("stdlib-text", "wikitext-2", "wikitext-103")
@@ -28,9 +53,9 @@ MODEL_DATA = {"fcn": IMAGES, "cnn": IMAGES, "wrn": IMAGES, "lm": TEXTS}
 NORMS = ("pre", "post")
 PARAMETERIZATIONS = ("sp", "ntp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
-OPTIMIZERS = ("sgd", "adam", "adamw", "gi-adam", "gi-adamw", "ri-adam", "radam", "nadam", "lion")
-DECAYED = ("adamw", "gi-adamw", "lion")  # by `weight_decay`, decoupled
-WARMUPS = ("linear", "catapult", "edge")
+OPTIMIZERS = tuple(catalogue.OPTIMIZERS)
+DECAYED = tuple(name for name, row in catalogue.OPTIMIZERS.items() if row.decayed)
+WARMUPS = tuple(catalogue.WARMUPS)
 LR_UNITS = ("absolute", "1/sharpness")
 DECAYS = ("none", "cosine")
 MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "gradient_norm", "second_moment")
@@ -138,6 +163,11 @@ class OptimizerConfig:
             weight_decay=nonnegative_number("weight_decay", self.weight_decay),
         )
 
+    @property
+    def traits(self) -> catalogue.Optimizer:
+        """What the catalogue says of the optimizer."""
+        return catalogue.OPTIMIZERS[self.name]
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupConfig:
@@ -160,6 +190,11 @@ class WarmupConfig:
             known_name("lr_init", self.lr_init, ("critical",))
         else:
             _settle(self, lr_init=nonnegative_number("lr_init", self.lr_init))
+
+    @property
+    def traits(self) -> catalogue.Warmup:
+        """What the catalogue says of the warmup."""
+        return catalogue.WARMUPS[self.kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +233,11 @@ class RunConfig:
             _settle(self, batch_size=positive_count("batch_size", self.batch_size))
         for measurement in self.measure:
             known_name("measurement", measurement, MEASUREMENTS)
-        if self.optimizer.name == "lion" and "preconditioned_sharpness" in self.measure:
+        why_not = self.optimizer.traits.no_preconditioner
+        if why_not and "preconditioned_sharpness" in self.measure:
             raise ValueError(
-                "measure must not have 'preconditioned_sharpness' with optimizer 'lion', whose signs are no "
-                "preconditioner: measure 'sharpness'."
+                f"measure must not have 'preconditioned_sharpness' with optimizer {self.optimizer.name!r}, {why_not}: "
+                "measure 'sharpness'."
             )
         if self.warmup.steps > self.num_steps:
             raise ValueError(

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from edgewise.lab import plugins, sweep
-from edgewise.lab.batched_training import is_batchable, train_together
-from edgewise.lab.configs import DECAYED, OPTIMIZERS, PARAMETERIZATIONS
+from edgewise.lab import catalogue, plugins, sweep
+from edgewise.lab.configs import DECAYED, PARAMETERIZATIONS
 from edgewise.lab.engines import vectorized
+from edgewise.lab.engines.batched_training import is_batchable, train_together
 from edgewise.lab.engines.vectorized import chunks
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from lab_cases import TINY_LM, changed, tiny
 
-BATCHED = [name for name in OPTIMIZERS if name != "ri-adam"]
+BATCHED = [name for name, row in catalogue.OPTIMIZERS.items() if row.elementwise]
 
 
 def assert_like_alone(configs, rtol=2e-5):
@@ -29,6 +29,8 @@ def assert_like_alone(configs, rtol=2e-5):
             got, expected = ([row[name] for row in result.rows] for result in (together, alone))
             np.testing.assert_allclose(got, expected, rtol=1e-12 if name == "lr" else rtol)
         assert together.outcome.keys() == alone.outcome.keys()
+        limits = [result.outcome["stability_limit"] for result in (together, alone)]
+        np.testing.assert_equal(*limits)  # bit for bit, or NaN both
         for name, value in alone.outcome.items():
             if isinstance(value, float) and name != "seconds":
                 assert together.outcome[name] == pytest.approx(value, rel=10 * rtol, nan_ok=True)

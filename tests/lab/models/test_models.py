@@ -11,7 +11,7 @@ from torch import nn
 from edgewise.lab import data, models
 from edgewise.lab.configs import PARAMETERIZATIONS, DataConfig, ModelConfig
 from edgewise.lab.models import CNN, FCN, LM, WRN
-from edgewise.lab.parameterization import ScaledLinear
+from edgewise.lab.models.parameterization import ScaledLinear
 
 DIGITS = data.load(DataConfig(name="digits"))
 TEXT = data.load(DataConfig(name="stdlib-text", context=8))

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from edgewise.lab.batched_training import is_batchable, train_together
 from edgewise.lab.configs import RunConfig, WarmupConfig
+from edgewise.lab.engines.batched_training import is_batchable, train_together
 from edgewise.lab.engines.worker import as_exception
 from edgewise.lab.ladders import Work
 from edgewise.lab.results.store import Store

@@ -8,7 +8,7 @@ moves its running statistics, by which the network is evaluated. SP only: BatchN
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgewise.lab.parameterization import ScaledLinear, scales, truncated_normal_
+from edgewise.lab.models.parameterization import ScaledLinear, scales, truncated_normal_
 
 
 class CNN(nn.Module):

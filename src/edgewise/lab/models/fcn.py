@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from edgewise.lab.parameterization import Role, ScaledLinear
+from edgewise.lab.models.parameterization import Role, ScaledLinear
 
 
 class FCN(nn.Sequential):

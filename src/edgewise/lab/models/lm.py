@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgewise.lab.configs import HEAD_WIDTH
-from edgewise.lab.parameterization import Role, ScaledEmbedding, ScaledLinear, sinusoidal_positions
+from edgewise.lab.models.parameterization import Role, ScaledEmbedding, ScaledLinear, sinusoidal_positions
 
 
 class LM(nn.Module):

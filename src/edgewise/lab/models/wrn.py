@@ -8,7 +8,7 @@ of the one before.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgewise.lab.parameterization import ScaledConv, ScaledLinear
+from edgewise.lab.models.parameterization import ScaledConv, ScaledLinear
 
 _INPUT_CHANNELS = 16
 

@@ -19,6 +19,7 @@ from edgewise.lab.recipes import (
     fig26,
     own,
     table1,
+    warmups,
 )
 from edgewise.lab.recipes.recipe import (
     SCALES,
@@ -28,7 +29,6 @@ from edgewise.lab.recipes.recipe import (
     Recipe,
     Table,
     Trajectories,
-    late_stability_limit,
     stability_limits,
 )
 
@@ -43,7 +43,6 @@ __all__ = [
     "Recipe",
     "Table",
     "Trajectories",
-    "late_stability_limit",
     "recipe",
     "stability_limits",
 ]
@@ -86,7 +85,7 @@ RECIPES = {
     )
 }
 PAPER = tuple(RECIPES)  # what "all" means
-RECIPES |= {edge_warmup.RECIPE.id: edge_warmup.RECIPE}
+RECIPES |= {r.id: r for r in (edge_warmup.RECIPE, warmups.RECIPE)}
 DEMO = ("fig1", "fig6", "fig4")  # three parts, in the order of the story
 
 

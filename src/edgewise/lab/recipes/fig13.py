@@ -9,7 +9,7 @@ from edgewise.lab.recipes.recipe import (
     Claim,
     Recipe,
     at_edge,
-    late_stability_limit,
+    beside_limit,
     number,
     parameterization_label,
 )
@@ -44,31 +44,40 @@ def gi_adam_claims(runs: Sequence[Run]) -> list[Claim]:
 
 
 def _below_the_limit(runs: Sequence[Run]) -> Claim:
-    limit = late_stability_limit(runs[0].config.optimizer)
     ends = [float(at_edge(run, "preconditioned_sharpness").mean()) for run in runs]
-    return Claim(
-        text="on batches η·λ settles below the threshold of full batches (mean of the last third)",
-        expected=f"below {limit:.0f}",
-        measured=", ".join(map(number, ends)),
-        holds=all(end < limit for end in ends),
+    text = "on batches η·λ settles below the threshold of full batches (mean of the last third)"
+    return beside_limit(
+        text,
+        runs[0],
+        lambda limit: Claim(
+            text=text,
+            expected=f"below {limit:.0f}",
+            measured=", ".join(map(number, ends)),
+            holds=all(end < limit for end in ends),
+        ),
     )
 
 
 def _sooner(adam: Run, gi_adam: Run) -> Claim:
     name = parameterization_label(adam.config)
-    sums = [_steps_above(run) for run in (adam, gi_adam)]
-    return Claim(
-        text=f"{name}, T_wrm = {adam.config.warmup.steps}: measurements above the threshold, Adam, GI-Adam",
-        expected="fewer with GI-Adam",
-        measured=f"{sums[0]}, {sums[1]}",
-        holds=sums[1] < sums[0],
-    )
+    text = f"{name}, T_wrm = {adam.config.warmup.steps}: measurements above the threshold, Adam, GI-Adam"
+
+    def judge(limit: float) -> Claim:  # the same for both
+        sums = [_steps_above(run, limit) for run in (adam, gi_adam)]
+        return Claim(
+            text=text,
+            expected="fewer with GI-Adam",
+            measured=f"{sums[0]}, {sums[1]}",
+            holds=sums[1] < sums[0],
+        )
+
+    return beside_limit(text, adam, judge)
 
 
-def _steps_above(run: Run) -> int:
+def _steps_above(run: Run, limit: float) -> int:
     steps, values = run.measured("preconditioned_sharpness")
     products = run.columns["lr"][steps.astype(int)] * values
-    return int((products > late_stability_limit(run.config.optimizer)).sum())
+    return int((products > limit).sum())
 
 
 FIG13 = Recipe(

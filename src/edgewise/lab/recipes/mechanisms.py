@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgewise.lab.recipes.recipe import Claim, at_edge, late_stability_limit, number, parameterization_label
+from edgewise.lab.recipes.recipe import Claim, at_edge, beside_limit, number, parameterization_label
 from edgewise.lab.results.store import Run
 
 
@@ -39,14 +39,18 @@ def rises(name: str, runs: Sequence[Run]) -> Claim:
 
 def hovers(name: str, runs: Sequence[Run], low: float, high: float) -> Claim:
     """Return where the median of η·λ ends, between two multiples of the late stability limit."""
-    limit = late_stability_limit(runs[0].config.optimizer)
     medians = [float(np.median(at_edge(run, "sharpness"))) for run in runs]
-    return Claim(
-        text=f"{name}: η·λ in the last third, beside its late limit {number(limit)}",
-        expected=f"median {number(low * limit)}–{number(high * limit)}",
-        measured=", ".join(map(number, medians)) + f" at T_wrm {lengths(runs)}",
-        holds=all(low * limit <= median <= high * limit for median in medians),
-    )
+    text = f"{name}: η·λ in the last third, beside its late limit"
+
+    def judge(limit: float) -> Claim:
+        return Claim(
+            text=f"{text} {number(limit)}",
+            expected=f"median {number(low * limit)}–{number(high * limit)}",
+            measured=", ".join(map(number, medians)) + f" at T_wrm {lengths(runs)}",
+            holds=all(low * limit <= median <= high * limit for median in medians),
+        )
+
+    return beside_limit(text, runs[0], judge)
 
 
 def diverges(name: str, runs: Sequence[Run]) -> Claim:
@@ -107,12 +111,16 @@ def spike(run: Run) -> float:
 def starts_high(run: Run) -> Claim:
     """Return that Adam starts far above its threshold, and comes down early."""
     steps, values = run.measured("preconditioned_sharpness")
-    limit = late_stability_limit(run.config.optimizer)
     products = run.columns["lr"][steps.astype(int)] * values
-    return Claim(
-        text=f"{parameterization_label(run.config)}, Adam: preconditioned sharpness starts above the "
-        "threshold and falls early",
-        expected=f"η·λ from above {limit:.0f} to below within 100 steps",
-        measured=f"{number(products[0])} → {number(products[steps <= 100].min())}",
-        holds=bool(products[0] > limit > products[steps <= 100].min()),
+    name = parameterization_label(run.config)
+    text = f"{name}, Adam: preconditioned sharpness starts above the threshold and falls early"
+    return beside_limit(
+        text,
+        run,
+        lambda limit: Claim(
+            text=text,
+            expected=f"η·λ from above {limit:.0f} to below within 100 steps",
+            measured=f"{number(products[0])} → {number(products[steps <= 100].min())}",
+            holds=bool(products[0] > limit > products[steps <= 100].min()),
+        ),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.lab.configs import OptimizerConfig, RunConfig
+from edgewise.lab.configs import RunConfig
 from edgewise.lab.ladders import Ladder, ladders
 from edgewise.lab.results.phase_diagram import TEST_LOSS, CellValue
 from edgewise.lab.results.store import Run
@@ -105,30 +105,38 @@ PRECONDITIONED_SHARPNESS = Quantity(
 )
 
 
-def late_stability_limit(optimizer: OptimizerConfig) -> float:
-    """Return the largest stable lr × (preconditioned) sharpness late in training (paper, section 2).
+def stability_limits(run: Run) -> tuple[float, ...]:
+    """Return the largest stable lr × (preconditioned) sharpness, and before it the early one where it differs.
 
-    2(1 + β) for gradient descent with momentum β, 2(1 + β₁)/(1 − β₁) for the Adam family but NAdam, which has that
-    over 1 + 2β₁. NaN for Lion: its steps have the size of the rate wherever it is, so that none is the largest stable.
+    The early one is 2, while momentum has yet to build up. Empty where the optimizer has no limit, or none was stored.
     """
-    if optimizer.name == "sgd":
-        return 2 * (1 + optimizer.momentum)
-    if optimizer.name == "lion":
-        return math.nan
-    beta1 = optimizer.betas[0]
-    limit = 2 * (1 + beta1) / (1 - beta1)
-    return limit / (1 + 2 * beta1) if optimizer.name == "nadam" else limit
-
-
-def stability_limits(optimizer: OptimizerConfig) -> tuple[float, ...]:
-    """Return the late limit, and before it the early one where it differs: 2, while momentum has yet to build up.
-
-    Empty where there is none.
-    """
-    late = late_stability_limit(optimizer)
-    if math.isnan(late):
+    late = _stored_limit(run)
+    if late is None or math.isnan(late):
         return ()
-    return (2.0, late) if optimizer.name == "sgd" and late != 2 else (late,)
+    late = float(f"{late:.6g}")  # runs that differ in rounding alone share one line
+    optimizer = run.config.optimizer
+    early = "momentum" in optimizer.traits.options and optimizer.momentum
+    return (2.0, late) if early else (late,)
+
+
+def beside_limit(text: str, run: Run, judge: Callable[[float], Claim]) -> Claim:
+    """Return the claim, given the stability limit that training stored; without one it says so and does not hold.
+
+    Args:
+        text: what is claimed, where there is no limit to claim it of.
+        run: whose outcome holds the limit, unless an earlier edgewise stored the run.
+        judge: limit → claim.
+    """
+    limit = _stored_limit(run)
+    if limit is None:
+        measured = "the stability limit is not stored: train again, in a new folder"
+        return Claim(text=text, expected="told beside the stability limit", measured=measured, holds=False)
+    return judge(limit)
+
+
+def _stored_limit(run: Run) -> float | None:
+    limit: float | None = run.outcome.get("stability_limit")
+    return limit
 
 
 def parameterization_label(config: RunConfig) -> str:
@@ -138,26 +146,18 @@ def parameterization_label(config: RunConfig) -> str:
 
 def optimizer_label(config: RunConfig) -> str:
     """Return the optimizer as the figures name it."""
-    if config.optimizer.name == "sgd":
-        name = "GD" if config.batch_size is None else "SGD"
-        return f"{name} with momentum" if config.optimizer.momentum else name
-    return {
-        "adam": "Adam",
-        "adamw": "AdamW",
-        "gi-adam": "GI-Adam",
-        "gi-adamw": "GI-AdamW",
-        "ri-adam": "RI-Adam",
-        "radam": "RAdam",
-        "nadam": "NAdam",
-        "lion": "Lion",
-    }[config.optimizer.name]
+    traits = config.optimizer.traits
+    name = (config.batch_size is None and traits.full_batch_label) or traits.label
+    has_momentum = "momentum" in traits.options and config.optimizer.momentum
+    return f"{name} with momentum" if has_momentum else name
 
 
 def warmup_label(config: RunConfig) -> str:
     """Return the warmup as the figures name it: by its length, if it has one."""
-    if config.warmup.kind != "linear":
-        return {"catapult": "catapults", "edge": "EdgeWarmup"}[config.warmup.kind]
-    return f"T_wrm = {config.warmup.steps}" + (" from η_c" if config.warmup.lr_init == "critical" else "")
+    warmup = config.warmup
+    if not warmup.traits.has_length:
+        return warmup.traits.label
+    return f"{warmup.traits.label} = {warmup.steps}" + (" from η_c" if warmup.lr_init == "critical" else "")
 
 
 def at_edge(run: Run, column: str) -> np.ndarray[Any, Any]:

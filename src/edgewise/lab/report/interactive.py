@@ -98,7 +98,7 @@ def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int
     else:
         figure.update_yaxes(range=limits, row=row, col=col)
     if quantity.threshold and quantity.times_lr:
-        for limit in {limit for run in runs for limit in stability_limits(run.config.optimizer)}:
+        for limit in {limit for run in runs for limit in stability_limits(run)}:
             figure.add_hline(y=limit, line=_DASHED | {"color": "gray"}, row=row, col=col)
 
 

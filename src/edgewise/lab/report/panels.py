@@ -41,8 +41,7 @@ def curve(run: Run, quantity: Quantity) -> tuple[Array, Array]:
 
 def thresholds(run: Run) -> list[tuple[Array, Array]]:
     """Return steps and limit/η_t, the curvature at which the run's rate becomes unstable, for each of its limits."""
-    limits = stability_limits(run.config.optimizer)
-    return [(run.columns["step"], limit / run.columns["lr"]) for limit in limits]
+    return [(run.columns["step"], limit / run.columns["lr"]) for limit in stability_limits(run)]
 
 
 def value_range(runs: Sequence[Run], quantity: Quantity) -> tuple[float, float] | None:

@@ -150,7 +150,7 @@ def _finish_axes(ax: Axes, runs: list[Run], quantity: Quantity) -> None:
     if limits := panels.value_range(runs, quantity):
         ax.set_ylim(*limits)
     if quantity.threshold and quantity.times_lr:
-        for limit in {limit for run in runs for limit in stability_limits(run.config.optimizer)}:
+        for limit in {limit for run in runs for limit in stability_limits(run)}:
             ax.axhline(limit, ls="--", color="0.3", lw=0.9)
             ax.annotate(f"{limit:g}", (1.0, limit), xycoords=("axes fraction", "data"), fontsize=8)
 

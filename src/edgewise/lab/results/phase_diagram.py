@@ -121,12 +121,9 @@ def cell_of(outcome: dict[str, Any]) -> Cell:
     return Cell.FAILED if guessing or outcome["test_loss"] >= outcome["guess_loss"] else Cell.TRAINED
 
 
-_WITHOUT_LENGTH = {"catapult": "catapults", "edge": "EdgeWarmup"}
-
-
 def row_of(config: RunConfig) -> Row:
     """Return the row that a run belongs to."""
-    return _WITHOUT_LENGTH.get(config.warmup.kind, config.warmup.steps)
+    return config.warmup.steps if config.warmup.traits.has_length else config.warmup.traits.label
 
 
 def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) -> PhaseDiagram:
@@ -139,13 +136,13 @@ def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) ->
     mean, deviation = (np.full((len(warmups), len(rates)), math.nan) for _ in range(2))
     cells = np.full((len(warmups), len(rates)), Cell.MISSING, dtype=object)
     severity = list(Cell)
-    for (row, rate), its_runs in seeds.items():
+    for (row, rate), runs_of_seeds in seeds.items():
         at = warmups.index(row), rates.index(rate)
-        values = [value.of(run) for run in its_runs if isinstance(run, Run)]
+        values = [value.of(run) for run in runs_of_seeds if isinstance(run, Run)]
         with np.errstate(invalid="ignore"):  # ∞ − ∞, where runs diverged
             mean[at] = np.mean(values) if values else math.nan
             deviation[at] = np.std(values, ddof=1) if len(values) > 1 else math.nan
-        cells[at] = max((_kind(run, value) for run in its_runs), key=severity.index)
+        cells[at] = max((_kind(run, value) for run in runs_of_seeds), key=severity.index)
     return PhaseDiagram(
         value=value,
         lr_targets=tuple(rates),

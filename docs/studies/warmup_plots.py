@@ -1,6 +1,6 @@
 """Pictures for the page on warmups: every warmup on the digits and on the language model, one seed.
 
-`python benchmarks/warmup_plots.py` writes docs/images/warmups-*.png. Its settings are those of warmups.py.
+`python docs/studies/warmup_plots.py` writes docs/images/warmups-*.png. Its settings are those of the recipe `warmups`.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-import warmups
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from edgewise.lab.configs import RunConfig
+from edgewise.lab.recipes import warmups
 from edgewise.lab.report.panels import COLORS
 from edgewise.lab.training import train
 
-IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+IMAGES = Path(__file__).resolve().parents[1] / "images"
 SEED = 0
 AVERAGED = 10  # updates, of the language model's losses
 COMPARED: dict[str, dict[str, Any]] = {  # fields of the warmup's config

@@ -1,7 +1,7 @@
 """How far chance goes: runs of the recipe `edge-warmup` once more, at a rate that differs by a millionth.
 
 Near the edge of stability the last bits of a rate decide what a run comes to, so that not even a length always ties
-with itself. `edgewise figure edge-warmup --scale paper --out DIR`, then `python benchmarks/edge_chance.py DIR OUT`:
+with itself. `edgewise figure edge-warmup --scale paper --out DIR`, then `python docs/studies/edge_chance.py DIR OUT`:
 trains into OUT, on the same seeds, EdgeWarmup, the best length of each cell, and the best fixed length of each half of
 the tasks; prints how often each of them ties with what those lengths came to in DIR. Continues where it was stopped.
 """
@@ -17,12 +17,8 @@ from rich.console import Console
 
 from edgewise.lab import sweep, terminal
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.recipes.edge_warmup import (
-    DEVELOPMENT,
-    EDGE,
-    HELD_OUT,
-    RECIPE,
-    SEEDS,
+from edgewise.lab.recipes.edge_warmup import RECIPE
+from edgewise.lab.recipes.edge_warmup.cells import (
     CellResult,
     cell_results,
     final_loss,
@@ -30,6 +26,7 @@ from edgewise.lab.recipes.edge_warmup import (
     key_of,
     row_of,
 )
+from edgewise.lab.recipes.edge_warmup.grid import DEVELOPMENT, EDGE, HELD_OUT, SEEDS
 from edgewise.lab.results.store import Run, Store
 
 NUDGE = 1 + 2**-20  # factor on the rate, a millionth

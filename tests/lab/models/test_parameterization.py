@@ -15,7 +15,7 @@ from torch import nn
 from edgewise.lab.configs import OPTIMIZERS, PARAMETERIZATIONS, OptimizerConfig
 from edgewise.lab.models.fcn import FCN
 from edgewise.lab.models.lm import LM
-from edgewise.lab.parameterization import (
+from edgewise.lab.models.parameterization import (
     ScaledConv,
     ScaledEmbedding,
     ScaledLinear,

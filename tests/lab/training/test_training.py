@@ -20,12 +20,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 import edgewise as ew
 from edgewise.curvature import follow
-from edgewise.lab import data, models, training
+from edgewise.lab import catalogue, data, models, training
 from edgewise.lab.configs import DECAYED, OPTIMIZERS, DataConfig, OptimizerConfig, WarmupConfig
-from edgewise.lab.ri_adam import RIAdam
 from edgewise.lab.training import evaluate, guess_loss, loss_function, make_optimizer, make_schedule, train
+from edgewise.lab.training.ri_adam import RIAdam
 from edgewise.preconditioner import diagonal
-from lab_cases import TINY, TINY_CNN, TINY_LM, changed, tiny
+from lab_cases import TINY, TINY_CNN, TINY_LM, changed, paper_limit, tiny
 from oracles import dense_hessian, preconditioned, top
 
 DIGITS = data.load(TINY.data)
@@ -148,6 +148,33 @@ def test_weight_decay_is_of_those_it_is_said_to_be_of(name):
     assert (losses == undecayed) is (name not in DECAYED)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_outcome_has_the_optimizers_own_stability_limit(name, momentum):
+    """Oracle: the paper's closed forms."""
+    config = tiny(optimizer={"name": name, "lr": 0.01, "momentum": momentum, "betas": (momentum, 0.99)})
+    found = train(config).outcome["stability_limit"]
+    assert found == pytest.approx(paper_limit(config.optimizer), rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize(("parameterization", "factor"), [("sp", 1.0), ("mup", 8**-0.5)])
+def test_the_stored_limit_is_at_the_rates_the_run_ended_with(parameterization, factor):
+    """Decoupled decay lowers it by ηγ(1 + β)/(1 − β); in μP both layers, 8 wide, have the same factor on η."""
+    config = tiny(
+        optimizer={"name": "adamw", "lr": 0.5, "weight_decay": 0.3},
+        warmup={"decay": "cosine"},
+        model={"parameterization": parameterization},
+    )
+    limit = train(config).outcome["stability_limit"]
+    assert limit == pytest.approx(19 * (2 - 0.1 * 0.5 * factor * 0.3))
+
+
+def test_a_diverged_run_has_a_limit_too():
+    outcome = train(tiny(optimizer={"lr": 1e9, "momentum": 0.9})).outcome
+    assert outcome["diverged"]
+    assert outcome["stability_limit"] == pytest.approx(3.8)
+
+
 def test_ri_adam_starts_as_large_as_the_gradient_and_knows_no_more_of_it():
     parameters = [nn.Parameter(torch.zeros(200, 300)), nn.Parameter(torch.zeros(50))]
     optimizer = RIAdam(parameters, lr=0.1, betas=(0.9, 0.999))
@@ -165,14 +192,13 @@ def test_ri_adam_starts_as_large_as_the_gradient_and_knows_no_more_of_it():
 
 
 def test_the_optimizer_gets_its_options():
-    config = OptimizerConfig(name="adam", lr=0.1, betas=(0.8, 0.9), eps=1e-3, momentum=0.5)
-    for name in set(OPTIMIZERS) - {"sgd"}:
+    config = OptimizerConfig(name="adam", lr=0.1, betas=(0.8, 0.9), eps=1e-3, momentum=0.5, weight_decay=0.2)
+    for name, row in catalogue.OPTIMIZERS.items():
         group = make_optimizer(changed(config, name=name), nn.Linear(2, 2), 0.3).param_groups[0]
-        assert (group["lr"], tuple(group["betas"])) == (0.3, (0.8, 0.9))
-        assert name == "lion" or group["eps"] == 1e-3
-    assert (
-        make_optimizer(changed(config, name="sgd"), nn.Linear(2, 2), 0.3).param_groups[0]["momentum"] == 0.5
-    )
+        assert group["lr"] == 0.3
+        assert {option: group[option] for option in row.options} == {
+            option: getattr(config, option) for option in row.options
+        }
 
 
 @pytest.mark.parametrize("warmup_steps", [1, 4, 10, 11, 12])
@@ -238,7 +264,7 @@ def never_converged(monkeypatch):
         return lambda *args, **options: replace(real(*args, **options), status=ew.Status.BUDGET_EXHAUSTED)
 
     for name in ("sharpness", "preconditioned_sharpness"):
-        for module in (training.ew, follow):
+        for module in (ew, follow):
             monkeypatch.setattr(module, name, unconverged(getattr(module, name)))
 
 
@@ -304,7 +330,7 @@ def test_norms_are_those_of_the_gradient_and_of_what_the_last_update_left(name):
 def test_the_initial_sharpness_is_measured_once_for_all_cells(monkeypatch):
     training.initial_sharpness.cache_clear()
     calls, measure = [], ew.sharpness
-    monkeypatch.setattr(training.ew, "sharpness", lambda *a, **k: calls.append(1) or measure(*a, **k))
+    monkeypatch.setattr(ew, "sharpness", lambda *a, **k: calls.append(1) or measure(*a, **k))
     cells = [tiny(optimizer={"lr": lr, "lr_unit": "1/sharpness"}) for lr in (0.5, 1.0)]
     rates = [train(cell).outcome["lr_target"] for cell in (*cells, changed(cells[0], seed=1))]
     assert len(calls) == 2
@@ -450,7 +476,7 @@ def test_evaluating_in_parts_is_evaluating_at_once(monkeypatch, loss, size):
         if loss == "mse"
         else F.cross_entropy(outputs, targets, reduction="none")
     )
-    monkeypatch.setattr(training, "_EVALUATION_SIZE", size)
+    monkeypatch.setattr(training.outcome, "_EVALUATION_SIZE", size)
     found = evaluate(model, loss, (inputs, targets))
     assert found == pytest.approx(
         (float(losses.double().mean()), float((outputs.argmax(1) == targets).double().mean())), rel=1e-5
@@ -551,6 +577,6 @@ def test_losses_are_means_over_samples_and_positions():
 
 
 def test_training_needs_no_library_of_a_single_optimizer():
-    """Machines without installs train all the others: benchmarks/gpu_fig4.py."""
-    code = "import sys; sys.modules['lion_pytorch'] = None; import edgewise.lab.batched_training"
+    """Machines without installs train all the others: benchmarks/gpu.py."""
+    code = "import sys; sys.modules['lion_pytorch'] = None; import edgewise.lab.engines.batched_training"
     subprocess.run([sys.executable, "-c", code], check=True)

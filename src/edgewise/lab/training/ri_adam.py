@@ -25,11 +25,16 @@ class RIAdam(Adam):
         25.0
     """
 
-    def __init__(self, params: Any, **options: Any) -> None:
-        super().__init__(params, **options)
-        self._directions = {
-            p: _unit(torch.randn_like(p)) for group in self.param_groups for p in group["params"]
-        }
+    _directions: dict[Tensor, Tensor]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch's constructor does for each, and draw its directions."""
+        super().add_param_group(param_group)
+        if "_directions" not in vars(
+            self
+        ):  # torch's constructor adds groups before there is anything of ours
+            self._directions = {}
+        self._directions |= {p: _unit(torch.randn_like(p)) for p in self.param_groups[-1]["params"]}
 
     def second_moment_at_start(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """Return v₀ for the first gradient."""

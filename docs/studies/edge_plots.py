@@ -1,6 +1,6 @@
 """Pictures and tables for the page on EdgeWarmup, from the stored runs of its recipe.
 
-`edgewise figure edge-warmup --scale paper --out DIR`, then `python benchmarks/edge_plots.py DIR`: writes
+`edgewise figure edge-warmup --scale paper --out DIR`, then `python docs/studies/edge_plots.py DIR`: writes
 docs/images/edge-warmup-*, prints the claims, and for each task and optimizer the gap to the best length of the grid. Of
 an unfinished sweep, the seeds count of which all runs of a task are stored.
 """
@@ -20,13 +20,8 @@ import torch
 from matplotlib.figure import Figure
 
 from edgewise.lab.recipes import PhaseDiagrams
-from edgewise.lab.recipes.edge_warmup import (
-    DEVELOPMENT,
-    HELD_OUT,
-    LENGTHS,
-    OTHER_SEEDS,
-    RECIPE,
-    SEEDS,
+from edgewise.lab.recipes.edge_warmup import RECIPE
+from edgewise.lab.recipes.edge_warmup.cells import (
     CellResult,
     cell_results,
     final_loss,
@@ -34,6 +29,7 @@ from edgewise.lab.recipes.edge_warmup import (
     panel_label,
     task_of,
 )
+from edgewise.lab.recipes.edge_warmup.grid import DEVELOPMENT, HELD_OUT, LENGTHS, OTHER_SEEDS, SEEDS
 from edgewise.lab.recipes.recipe import optimizer_label
 from edgewise.lab.report import panels, plots
 from edgewise.lab.results.phase_diagram import TEST_LOSS
@@ -41,7 +37,7 @@ from edgewise.lab.results.store import Run, Store
 from edgewise.lab.training import train
 from edgewise.signals.losses import RiseAlarm, SpikeGuard
 
-IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+IMAGES = Path(__file__).resolve().parents[1] / "images"
 SHOWN = "LM, B = 64"  # task of the rates, of the diagram and of the alarm
 RISES = 3  # which of its targets, lowest first, shows what the alarm does
 NEAR_THE_EDGE = "FCN, SP, MSE"  # task of the runs with and without the guard

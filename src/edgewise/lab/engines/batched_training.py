@@ -3,6 +3,7 @@
 Shapes: K cells, B samples of a batch, T steps.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from edgewise.lab import data, models, plugins
-from edgewise.lab.configs import DECAYED, RunConfig
+from edgewise.lab.configs import RunConfig
 from edgewise.lab.data import Dataset
-from edgewise.lab.parameterization import parameter_groups
+from edgewise.lab.models.parameterization import parameter_groups
 from edgewise.lab.training import (
     Batch,
     RunResult,
@@ -40,8 +41,8 @@ def is_batchable(config: RunConfig) -> bool:
     """
     if config.model.name == "cnn" or config.model.name in plugins.MODELS:
         return False
-    looks = config.warmup.kind != "linear" or config.warmup.lr_init == "critical"
-    return not (config.measure or looks or config.data.augment or config.optimizer.name == "ri-adam")
+    looks = not config.warmup.traits.has_length or config.warmup.lr_init == "critical"
+    return config.optimizer.traits.elementwise and not (config.measure or looks or config.data.augment)
 
 
 def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps: None) -> list[RunResult]:
@@ -52,9 +53,8 @@ def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps:
     networks = [_network(config, dataset) for config in configs]
     cells = _Cells(configs, networks, device)
     targets = [target_rate(config) for config in configs]
-    firsts = [target * cells.first_factor for target in targets]
-    schedules = [_Schedule(config, first) for config, first in zip(configs, firsts, strict=True)]
-    shown = torch.tensor([schedule.rates for schedule in schedules], dtype=torch.float64)  # (cells, steps)
+    schedules = list(map(_Schedule, configs, networks, targets))
+    shown = torch.tensor([schedule.shown for schedule in schedules], dtype=torch.float64)  # (cells, steps)
     rates = shown / cells.first_factor
     losses = _train_cells(cells, rates.to(device, torch.float32), _batches(configs, dataset), on_step)
     seconds = (time.perf_counter() - started) / len(configs)  # its share
@@ -62,7 +62,9 @@ def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps:
     for i, config in enumerate(configs):
         cells.copy_to(i, networks[i])
         rows = _rows(losses[i], shown[i])
-        outcome = outcome_of(config, rows, networks[i], dataset, targets[i])
+        updates = sum(math.isfinite(row["train_loss"]) for row in rows)
+        optimizer = schedules[i].optimizer_after(updates)
+        outcome = outcome_of(config, rows, networks[i], dataset, optimizer, targets[i])
         outcome |= {"warmup": schedules[i].report, "seconds": seconds}
         results.append(RunResult(rows=rows, outcome=outcome))
     return results
@@ -81,7 +83,7 @@ class _Cells:
         self.parameters = {
             name: torch.stack([its[name].detach() for its in own]).requires_grad_() for name in names
         }
-        groups = parameter_groups(self._template, lr=1.0, adaptive=self._config.optimizer.name != "sgd")
+        groups = parameter_groups(self._template, lr=1.0, adaptive=self._config.optimizer.traits.adaptive)
         factors = {p: group["lr"] for group in groups for p in group["params"]}
         self._factors = {name: factors[p] for name, p in self._template.named_parameters()}
         self.first_factor: float = groups[0]["lr"]  # of the group whose rate a row shows
@@ -109,7 +111,8 @@ class _Cells:
         for update, gradient in zip(self._updates.values(), gradients, strict=True):
             update.grad = gradient.contiguous()  # the fused kernels read strides as those of the parameter
         self._optimizer.step()
-        decay = self._config.optimizer.weight_decay if self._config.optimizer.name in DECAYED else 0.0
+        optimizer = self._config.optimizer
+        decay = optimizer.weight_decay if optimizer.traits.decayed else 0.0
         with torch.no_grad():
             for name, p in self.parameters.items():
                 update = self._updates[name]
@@ -144,17 +147,33 @@ def _train_cells(cells: _Cells, rates: Tensor, batches: Callable[[int], Batch], 
 
 
 class _Schedule:
-    """The rates of a run's first group, and what its warmup says of itself."""
+    """A run's optimizer, the rates that its warmup and decay give it, and what its warmup says of itself."""
 
-    def __init__(self, config: RunConfig, target: float) -> None:
-        optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=target)
-        warmup, scheduler = make_schedule(config.warmup, optimizer, config.num_steps)
-        self.rates = []
+    def __init__(self, config: RunConfig, network: nn.Module, target: float) -> None:
+        self._optimizer = make_optimizer(config.optimizer, network, target)
+        # Stands for it at every step: as many groups, of which each step costs as little as may be.
+        groups = [
+            {"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in self._rates_of(self._optimizer)
+        ]
+        stand_in = SGD(groups, lr=target)
+        warmup, scheduler = make_schedule(config.warmup, stand_in, config.num_steps)
+        self._rates = [self._rates_of(stand_in)]
         for _ in range(config.num_steps):
-            self.rates.append(float(optimizer.param_groups[0]["lr"]))
-            optimizer.step()
+            stand_in.step()
             scheduler.step()
+            self._rates.append(self._rates_of(stand_in))
+        self.shown = [first for first, *_ in self._rates[:-1]]  # at each step, as rows show it
         self.report = asdict(warmup.report())
+
+    def optimizer_after(self, updates: int) -> Optimizer:
+        """Return the optimizer with the rates that it has after so many updates."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates[updates], strict=True):
+            group["lr"] = rate
+        return self._optimizer
+
+    @staticmethod
+    def _rates_of(optimizer: Optimizer) -> list[float]:
+        return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def _network(config: RunConfig, dataset: Dataset) -> nn.Module:

@@ -1,0 +1,30 @@
+"""Train one config and record what happened."""
+
+from edgewise.lab.training.loop import RunResult, batch_indices, initial_sharpness, target_rate, train
+from edgewise.lab.training.losses import (
+    Batch,
+    LossFunction,
+    cross_entropy,
+    half_squared_error,
+    loss_function,
+)
+from edgewise.lab.training.optimizers import make_optimizer, make_schedule
+from edgewise.lab.training.outcome import evaluate, guess_loss, outcome_of
+
+__all__ = [
+    "Batch",
+    "LossFunction",
+    "RunResult",
+    "batch_indices",
+    "cross_entropy",
+    "evaluate",
+    "guess_loss",
+    "half_squared_error",
+    "initial_sharpness",
+    "loss_function",
+    "make_optimizer",
+    "make_schedule",
+    "outcome_of",
+    "target_rate",
+    "train",
+]

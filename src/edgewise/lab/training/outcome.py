@@ -1,0 +1,79 @@
+"""How a run ended."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+import edgewise as ew
+from edgewise.lab.configs import RunConfig
+from edgewise.lab.data import Dataset
+from edgewise.lab.training.losses import OF_OUTPUTS, Batch
+
+_EVALUATION_SIZE = 512
+
+
+def outcome_of(
+    config: RunConfig,
+    rows: list[dict[str, float]],
+    model: nn.Module,
+    dataset: Dataset,
+    optimizer: Optimizer,
+    lr_target: float,
+) -> dict[str, Any]:
+    """Return how the run ended; losses are not finite where it diverged, and `num_steps` counts the updates made.
+
+    `stability_limit` is the optimizer's as the run left it, NaN where it has none: see `edgewise.stability_limit`.
+    """
+    trained = math.isfinite(rows[-1]["train_loss"])
+    test_loss, test_accuracy = evaluate(model, config.loss, dataset.test_batch())
+    return {
+        "diverged": not (trained and math.isfinite(test_loss)),
+        "lr_target": lr_target,
+        "stability_limit": ew.stability_limit(optimizer).value,
+        "num_steps": len(rows) if trained else len(rows) - 1,
+        "train_loss": rows[-1]["train_loss"],
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "num_classes": dataset.num_classes,
+        "guess_loss": guess_loss(config.loss, dataset),
+        "device": dataset.train_inputs.device.type,
+    }
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loss: str, batch: Batch) -> tuple[float, float]:
+    """Return mean loss and accuracy over the samples of a large batch, of the model in eval mode."""
+    total_loss = total_accuracy = 0.0
+    with _eval_mode(model):
+        for inputs, targets in zip(*(part.split(_EVALUATION_SIZE) for part in batch), strict=True):
+            share = len(targets) / len(batch[1])
+            outputs = model(inputs)
+            total_loss += share * OF_OUTPUTS[loss](outputs, targets).item()
+            total_accuracy += share * (outputs.argmax(-1) == targets).float().mean().item()
+    return total_loss, total_accuracy
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put each module back into its own mode afterwards: a part of the model may be frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def guess_loss(loss: str, dataset: Dataset) -> float:
+    """Return the test loss of the best constant output: the class frequencies of the training targets."""
+    counts = torch.bincount(dataset.train_targets.flatten().long(), minlength=dataset.num_classes)
+    frequencies = (counts + 1) / (counts + 1).sum()  # one added, for classes that only the test data have
+    outputs = frequencies.log() if loss == "xent" else frequencies
+    targets = dataset.test_batch()[1]
+    return OF_OUTPUTS[loss](outputs.expand(*targets.shape, -1), targets).item()
