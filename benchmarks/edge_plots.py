@@ -36,6 +36,7 @@ from edgewise.lab.recipes.edge_warmup import (
 )
 from edgewise.lab.recipes.recipe import optimizer_label
 from edgewise.lab.report import panels, plots
+from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results.phase_diagram import TEST_LOSS
 from edgewise.lab.results.store import Run, Store
 from edgewise.lab.training import train
@@ -156,7 +157,11 @@ def diagram(runs: Sequence[Run]) -> Figure:
     ]
     layout = PhaseDiagrams(panel=panel_label, value=replace(TEST_LOSS, digits=2), columns=2)
     title = "The warmup axis beside one row without a length"
-    return plots.draw(replace(RECIPE, title=title, layout=layout), shown)
+    return plots.draw(
+        FigureResults(
+            id=RECIPE.id, scale="paper", title=title, finding=RECIPE.finding, layout=layout, runs=tuple(shown)
+        )
+    )
 
 
 def guard(runs: Sequence[Run]) -> Figure:

@@ -171,7 +171,7 @@ def stored_runs(folder: Path) -> tuple[Store, list[float]]:
     assert len(configs) == STORED_RUNS
     figure = FigureRuns(figure=its.id, scale="own", run_ids=tuple(c.run_id for c in configs))
     store = Store.create(folder / "out", [figure], file)
-    presentation.write(store, [its], [configs])
+    presentation.write(store, [its], configs)
     random, times = np.random.default_rng(0), []
     for config in configs:
         losses = np.linspace(2.3, 0.1, config.num_steps) + 0.1 * random.random(config.num_steps)

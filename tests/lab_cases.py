@@ -1,6 +1,7 @@
 """What the laboratory's tests share: configs that train in milliseconds, and stored runs made by hand."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.recipes import RECIPES, edge_warmup, late_stability_limit
+from edgewise.lab.recipes import RECIPES, Recipe, edge_warmup, late_stability_limit
 from edgewise.lab.report import presentation
-from edgewise.lab.results.store import FigureRuns, Run, Store
+from edgewise.lab.report.figures import FigureResults
+from edgewise.lab.results.store import Absent, FigureRuns, Run, Store
 
 TINY = RunConfig(
     data=DataConfig(name="digits"),
@@ -125,11 +127,28 @@ def stored(path: Path, runs: dict[str, list[Run]], scale: str = "demo") -> Store
             for figure, its_runs in runs.items()
         ],
     )
-    presentation.write(store, recipes, [[run.config for run in its_runs] for its_runs in runs.values()])
+    presentation.write(store, recipes, [run.config for its_runs in runs.values() for run in its_runs])
     for run in {run.config.run_id: run for its_runs in runs.values() for run in its_runs}.values():
         save(store, run)
     presentation.judge(store, recipes)
     return store
+
+
+def runs_of(store: Store, figure: FigureRuns) -> list[Run]:
+    """All runs that a figure shows, in its order."""
+    return [store.load(run_id) for run_id in store.shown(figure)]
+
+
+def shown(recipe: Recipe, runs: Sequence[Run | Absent]) -> FigureResults:
+    """A figure of a recipe with these runs, none of its claims judged."""
+    return FigureResults(
+        id=recipe.id,
+        scale="demo",
+        title=recipe.title,
+        finding=recipe.finding,
+        layout=recipe.layout,
+        runs=tuple(runs),
+    )
 
 
 def story(figure: str, scale: str = "demo") -> list[Run]:

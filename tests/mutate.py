@@ -739,7 +739,7 @@ FAULTS = [
     Fault(
         name="how figures are shown is not stored before the training",
         file="lab/sweep.py",
-        old="        presentation.write(store, recipes, configs)\n",
+        old="        presentation.write(store, recipes, work.configs)\n",
         new="",
         test="lab/test_sweep.py",
     ),

@@ -71,11 +71,12 @@ LIGHT = {
     "ladders": 6,
     "recipes": 7,
     "report.layouts": 8,
-    "report.panels": 8,
-    "report.presentation": 9,
-    "report.plots": 10,
-    "report.interactive": 10,
-    "report.page": 11,
+    "report.panels": 9,
+    "report.figures": 10,
+    "report.presentation": 11,
+    "report.plots": 11,
+    "report.interactive": 11,
+    "report.page": 12,
 }
 HEAVY = {
     "parameterization": 1,

@@ -5,6 +5,7 @@ Oracle: rich's own recorded output. Cannot see: a real terminal.
 
 import io
 import shutil
+from dataclasses import replace
 
 from rich.console import Console
 from rich.text import Text
@@ -12,10 +13,9 @@ from rich.text import Text
 from edgewise.lab import terminal
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.report import presentation
-from edgewise.lab.report.presentation import Presentation
 from edgewise.lab.results.store import FigureRuns, Store
 from edgewise.lab.sweep import State
-from lab_cases import made, save, stored, story, tiny
+from lab_cases import made, save, shown, stored, story, tiny
 
 
 def state(steps, *, finished=(), failed=(), beyond=()):
@@ -78,17 +78,7 @@ def test_a_bar_fits_into_eighty_columns():
 
 
 def judged(figure, claims, note=""):
-    its = RECIPES[figure]
-    return Presentation(
-        id=figure,
-        scale="demo",
-        title=its.title,
-        finding=its.finding,
-        layout=its.layout,
-        runs=(),
-        claims=tuple(claims),
-        note=note,
-    )
+    return replace(shown(RECIPES[figure], []), claims=tuple(claims), note=note)
 
 
 def test_the_table_shows_each_claim_and_whether_it_holds():

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from edgewise.arguments import known_name, positive_count
@@ -78,14 +79,14 @@ def run(
         Exception: the first error that a run raised, once the others are finished.
     """
     execute = engine_of(engine)
-    for name in {config.data.name for its in planned.values() for ladder in its for config in ladder}:
+    configs = {figure: list(chain.from_iterable(ladders)) for figure, ladders in planned.items()}
+    for name in {config.data.name for config in chain.from_iterable(configs.values())}:
         check_prepared(name)
     recipes = [recipe(figure, recipe_file) for figure in planned]
     workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
-    configs = [[config for ladder in its_ladders for config in ladder] for its_ladders in planned.values()]
     figures = [
-        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in its))
-        for figure, its in zip(planned, configs, strict=True)
+        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in runs))
+        for figure, runs in configs.items()
     ]
     Store.check(out, figures)  # a folder that is refused is left without a lock
     with locked(Folder(out)) as holder:
@@ -93,8 +94,8 @@ def run(
         store.holder = holder
         for notice in store.notices():
             on_notice(notice)
-        presentation.write(store, recipes, configs)
-        work = Work([ladder for its_ladders in planned.values() for ladder in its_ladders], store)
+        work = Work(list(chain.from_iterable(planned.values())), store)
+        presentation.write(store, recipes, work.configs)
         if missing := [config.num_steps for config in work.configs if not store.has(config.run_id)]:
             store.check_room(max(missing))
         notes = _Notes(work, store, on_progress)

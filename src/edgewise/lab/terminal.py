@@ -24,7 +24,7 @@ from edgewise.lab.configs import RunConfig
 from edgewise.lab.ladders import Ladder
 from edgewise.lab.recipes import RECIPES
 from edgewise.lab.report import presentation
-from edgewise.lab.report.presentation import Presentation
+from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results.documents import one_line
 from edgewise.lab.results.store import Store
 
@@ -114,7 +114,7 @@ def failures(store: Store) -> Text:
     return text
 
 
-def findings(figures: Sequence[Presentation]) -> Table:
+def findings(figures: Sequence[FigureResults]) -> Table:
     """Return the table of claims, figure by figure: expected, measured, holds or not, or why they are not judged."""
     table = Table(title="Findings of the paper: expected, and measured here", box=HORIZONTALS, expand=True)
     table.add_column("finding", ratio=5)

@@ -16,7 +16,7 @@ from edgewise.lab.engines import vectorized
 from edgewise.lab.engines.vectorized import chunks
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
-from lab_cases import TINY_LM, changed, tiny
+from lab_cases import TINY_LM, changed, runs_of, tiny
 
 BATCHED = [name for name in OPTIMIZERS if name != "ri-adam"]
 
@@ -157,7 +157,7 @@ def test_the_same_sweep_gives_the_same_tables(tmp_path):
     local, batched = stores
     assert local.beyond == batched.beyond == {ladder[3].run_id}
     for figure in local.figures:
-        for one, other in zip(local.runs_of(figure), batched.runs_of(figure), strict=True):
+        for one, other in zip(runs_of(local, figure), runs_of(batched, figure), strict=True):
             assert one.config == other.config
             np.testing.assert_allclose(one.columns["train_loss"], other.columns["train_loss"], rtol=1e-4)
     assert list((tmp_path / "vectorized" / "runs").glob(".partial-*")) == []

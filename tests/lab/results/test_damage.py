@@ -16,7 +16,7 @@ from edgewise.lab import sweep
 from edgewise.lab.results.files import Folder, sealed, unsealed
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
-from lab_cases import made, stored, tiny
+from lab_cases import made, runs_of, stored, tiny
 
 FILES = ("config.json", "outcome.json", "rows.parquet", "SHA256SUMS")
 CONFIGS = [tiny(seed=seed) for seed in range(3)]
@@ -162,7 +162,7 @@ def test_reading_a_damaged_folder_changes_nothing(folder):
     with pytest.raises(
         DamagedError, match=rf"{HURT}: rows\.parquet changed since it was stored.* train it anew"
     ):
-        store.runs_of(store.figures[0])
+        runs_of(store, store.figures[0])
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -177,7 +177,7 @@ def test_a_damaged_index_is_moved_aside_and_written_anew_and_the_runs_stay(folde
     assert "sweep.json was " in notices[0]
     assert "written anew" in notices[0]
     assert Store.open(folder).provenance["index"].startswith("written anew")
-    assert [run.outcome["mood"] for run in store.runs_of(store.figures[0])] == ["fine"] * 3
+    assert [run.outcome["mood"] for run in runs_of(store, store.figures[0])] == ["fine"] * 3
     if hurt is not missing:
         assert [name.startswith("sweep.json-") for name in os.listdir(folder / "damaged")] == [True]
     again = []
@@ -211,7 +211,7 @@ def test_a_folder_of_before_checksums_is_read_and_continued_and_that_is_said_onc
     notices = []
     store = run_again(folder, notices)
     assert notices == [notice]
-    assert [run.outcome.get("mood") for run in store.runs_of(store.figures[0])] == ["fine", "fine", None]
+    assert [run.outcome.get("mood") for run in runs_of(store, store.figures[0])] == ["fine", "fine", None]
     assert "2 of 3 runs were stored before" in Store.open(folder).notices()[0]
     (folder / "runs" / CONFIGS[2].run_id / "SHA256SUMS").unlink()  # of one that had them
     assert Store.open(folder).damaged().keys() == {CONFIGS[2].run_id}

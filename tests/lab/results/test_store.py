@@ -20,7 +20,7 @@ from edgewise.lab.results import index as index_module
 from edgewise.lab.results import run_folder
 from edgewise.lab.results.files import checksums, sealed, unsealed
 from edgewise.lab.results.store import FigureRuns, Store
-from lab_cases import TINY, diverged, made, save, tiny
+from lab_cases import TINY, diverged, made, runs_of, save, tiny
 
 TESTS = Path(__file__).parents[2]
 
@@ -208,7 +208,7 @@ def test_a_missing_run_is_named(store):
     with pytest.raises(StoreError, match=f"run {TINY.run_id} is missing from .*run the same command again"):
         store.load(TINY.run_id)
     with pytest.raises(StoreError, match="is missing"):
-        store.runs_of(store.figures[0])
+        runs_of(store, store.figures[0])
 
 
 def test_the_runs_of_a_figure_come_in_its_order(tmp_path):
@@ -216,7 +216,7 @@ def test_the_runs_of_a_figure_come_in_its_order(tmp_path):
     store = Store.create(tmp_path, figures(*configs))
     for config in reversed(configs):
         save(store, made(config))
-    assert [run.config.seed for run in store.runs_of(store.figures[0])] == [3, 1, 2]
+    assert [run.config.seed for run in runs_of(store, store.figures[0])] == [3, 1, 2]
 
 
 def test_the_first_of_two_writers_wins(store):

@@ -270,13 +270,9 @@ class Store:
             self._loaded[run_id] = self._read(run_id)
         return self._loaded[run_id]
 
-    def runs_of(self, figure: FigureRuns) -> list[Run]:
-        """Return a figure's runs, in the recipe's order, without those beyond the failure boundary.
-
-        Raises:
-            StoreError: another one is missing or damaged.
-        """
-        return [self.load(run_id) for run_id in figure.run_ids if run_id not in self.beyond]
+    def shown(self, figure: FigureRuns) -> list[str]:
+        """Return the ids of a figure's runs, in the recipe's order, without those beyond the failure boundary."""
+        return [run_id for run_id in figure.run_ids if run_id not in self.beyond]
 
     def leave_out(self, beyond: Collection[str]) -> None:
         """Record, if there is room, that these runs lie beyond the failure boundary: the figures do without them."""
