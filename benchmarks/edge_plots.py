@@ -38,7 +38,8 @@ from edgewise.lab.recipes.recipe import optimizer_label
 from edgewise.lab.report import panels, plots
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results.phase_diagram import TEST_LOSS
-from edgewise.lab.results.store import Run, Store
+from edgewise.lab.results.runs import Run
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from edgewise.warmup.signals import RiseAlarm, SpikeGuard
 
@@ -73,7 +74,7 @@ def main(path: Path) -> None:
 
 def of_whole_seeds(store: Store) -> list[Run]:
     """Return the runs of the seeds of which all runs of a task are stored."""
-    stored = store.finished()
+    stored = store.runs.finished()
     wanted: dict[tuple[str, int], set[str]] = {}
     configs = RECIPE.configs(store.figures[0].scale)
     for config in configs:
@@ -81,7 +82,7 @@ def of_whole_seeds(store: Store) -> list[Run]:
     whole = set().union(*(ids for ids in wanted.values() if ids <= stored))
     for task in DEVELOPMENT | HELD_OUT:
         print(f"{task}: seeds {[seed for (of, seed), ids in wanted.items() if of == task and ids <= stored]}")
-    return [store.load(config.run_id) for config in configs if config.run_id in whole]
+    return [store.runs.load(config.run_id) for config in configs if config.run_id in whole]
 
 
 def save(figure: Figure, name: str) -> None:

@@ -13,7 +13,9 @@ from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunCo
 from edgewise.lab.recipes import RECIPES, Recipe, edge_warmup, late_stability_limit
 from edgewise.lab.report import presentation
 from edgewise.lab.report.figures import FigureResults
-from edgewise.lab.results.store import Absent, FigureRuns, Run, Store
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 
 TINY = RunConfig(
     data=DataConfig(name="digits"),
@@ -114,7 +116,7 @@ def save(store: Store, run: Run) -> None:
         {name: float(values[i]) for name, values in run.columns.items() if not np.isnan(values[i])}
         for i in range(len(run.columns["step"]))
     ]
-    store.save(run.config, rows, run.outcome)
+    store.runs.save(run.config, rows, run.outcome)
 
 
 def stored(path: Path, runs: dict[str, list[Run]], scale: str = "demo") -> Store:
@@ -136,7 +138,7 @@ def stored(path: Path, runs: dict[str, list[Run]], scale: str = "demo") -> Store
 
 def runs_of(store: Store, figure: FigureRuns) -> list[Run]:
     """All runs that a figure shows, in its order."""
-    return [store.load(run_id) for run_id in store.shown(figure)]
+    return [store.runs.load(run_id) for run_id in store.shown(figure)]
 
 
 def shown(recipe: Recipe, runs: Sequence[Run | Absent]) -> FigureResults:

@@ -513,4 +513,4 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_runs(edgewise, small_disk, 
     monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
     command = ("figure", "fig1", "--out", small_disk / "results", "--engine", "vectorized")
     assert_one_sentence(edgewise(*command), "No space left on device", "Finished runs are kept")
-    assert Store.open(small_disk / "results").finished() == {config.run_id for config in CONFIGS}
+    assert Store.open(small_disk / "results").runs.finished() == {config.run_id for config in CONFIGS}

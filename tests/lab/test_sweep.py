@@ -119,7 +119,7 @@ def test_a_finished_sweep_is_left_as_it_is(tmp_path, monkeypatch):
     assert calls == [([], os.cpu_count())]
     assert progress[0].steps == {TINY.run_id: TINY.num_steps}
     assert files() == before
-    assert store.load(TINY.run_id).outcome["seconds"] == 123.0
+    assert store.runs.load(TINY.run_id).outcome["seconds"] == 123.0
 
 
 def test_all_cores_work_if_not_told_otherwise(tmp_path, monkeypatch):
@@ -186,14 +186,14 @@ def test_a_killed_sweep_leaves_no_orphans_and_is_resumed_bit_for_bit(tmp_path):
         time.sleep(0.05)
 
     store = Store.open(out)
-    assert [store.has(config.run_id) for config in configs] == [True, False]
+    assert [store.runs.has(config.run_id) for config in configs] == [True, False]
     kept = out / "runs" / configs[0].run_id / "outcome.json"
     before = kept.stat().st_mtime_ns
     store = sweep.run({"fig1": [(config,) for config in configs]}, "demo", out, workers=1)
     assert kept.stat().st_mtime_ns == before
     for config in configs:
         expected = train(config)
-        columns = store.load(config.run_id).columns
+        columns = store.runs.load(config.run_id).columns
         for name in ("step", "lr", "train_loss"):
             assert columns[name].tolist() == [row[name] for row in expected.rows]
     assert {p.name for p in (out / "runs").iterdir()} == {config.run_id for config in configs}

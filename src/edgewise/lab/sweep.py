@@ -14,9 +14,11 @@ from edgewise.lab.engines import engine as engine_of
 from edgewise.lab.ladders import Ladder, Work
 from edgewise.lab.recipes import SCALES, recipe
 from edgewise.lab.report import presentation
+from edgewise.lab.results import progress
 from edgewise.lab.results.files import Folder
+from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.lock import locked
-from edgewise.lab.results.store import FigureRuns, Store
+from edgewise.lab.results.store import Store
 
 _NOTE_SECONDS = 2.0  # between two records of the progress in the folder
 
@@ -96,8 +98,8 @@ def run(
             on_notice(notice)
         work = Work(list(chain.from_iterable(planned.values())), store)
         presentation.write(store, recipes, work.configs)
-        if missing := [config.num_steps for config in work.configs if not store.has(config.run_id)]:
-            store.check_room(max(missing))
+        if missing := [config.num_steps for config in work.configs if not store.runs.has(config.run_id)]:
+            store.runs.check_room(max(missing))
         notes = _Notes(work, store, on_progress)
         try:
             execute(work, store, workers, notes.take)
@@ -114,7 +116,7 @@ class _Notes:
     def __init__(self, work: Work, store: Store, on_progress: Progress) -> None:
         self._work, self._store, self._on_progress = work, store, on_progress
         self._lengths = {config.run_id: config.num_steps for config in work.configs}
-        stored = store.finished()
+        stored = store.runs.finished()
         self._steps = {run_id: n if run_id in stored else 0 for run_id, n in self._lengths.items()}
         self._written = time.monotonic()
         self._tell()
@@ -123,14 +125,14 @@ class _Notes:
         """Take in run id → steps, of the runs that have begun."""
         self._steps.update(begun)
         if time.monotonic() - self._written > _NOTE_SECONDS:
-            self._store.note_progress(self._under_way())
+            progress.write(self._store.folder, self._under_way())
             self._written = time.monotonic()
         self._tell()
 
     def finish(self) -> None:
         """Record that nothing is under way any longer."""
-        if self._store.progress()[1]:
-            self._store.note_progress({})
+        if progress.read(self._store.folder)[1]:
+            progress.write(self._store.folder, {})
 
     def _under_way(self) -> dict[str, int]:
         return {

@@ -178,7 +178,7 @@ def test_a_batch_that_raises_is_recorded_and_the_others_are_finished(tmp_path, m
             {"fig1": [(broken,), (whole,)]}, "demo", tmp_path / "out", engine="vectorized", workers=threads
         )
     store = Store.open(tmp_path / "out")
-    assert (store.finished(), store.failed()) == ({whole.run_id}, {broken.run_id})
+    assert (store.runs.finished(), store.failures.ids()) == ({whole.run_id}, {broken.run_id})
 
 
 def test_a_network_of_one_s_own_is_trained_alone(monkeypatch):

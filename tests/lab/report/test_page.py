@@ -316,7 +316,7 @@ def gone(store, runs, error=None):
         shutil.rmtree(store.path / "runs" / run.config.run_id)
         if error:
             trace = f"Traceback (most recent call last):\n  File x\n{error}\nin run {run.config.run_id}: {run.config}\n"
-            store.fail(run.config.run_id, trace)
+            store.failures.add(run.config.run_id, trace)
 
 
 def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path):

@@ -16,7 +16,7 @@ from edgewise.lab.recipes import RECIPES, Quantity, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, parameterization_label, warmup_label
 from edgewise.lab.report import panels, plots, presentation
 from edgewise.lab.results.phase_diagram import phase_diagram
-from edgewise.lab.results.store import Absent, Run
+from edgewise.lab.results.runs import Absent, Run
 from lab_cases import changed, diverged, made, remade, shown, stored, story, tiny
 
 SHARPNESS = Quantity(column="sharpness", label="sharpness", threshold=True)

@@ -14,8 +14,10 @@ from edgewise.lab.recipes.recipe import no_claims
 from edgewise.lab.report import layouts, presentation
 from edgewise.lab.report.presentation import FINDINGS, PRESENTATION
 from edgewise.lab.results import documents
+from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.phase_diagram import CellValue
-from edgewise.lab.results.store import Absent, FigureRuns, Run, Store
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 from lab_cases import made, save, stored, story, tiny
 
 FIGURES = ("fig1", "fig5", "fig6", "fig4", "fig20", "fig26", "table1")
@@ -68,7 +70,7 @@ def judged(path, runs, its):
         if isinstance(run, Absent):
             shutil.rmtree(store.path / "runs" / run.config.run_id)
             if run.failed:
-                store.fail(run.config.run_id, f"Traceback\n  in x\n{run.reason}\nin run x: ...\n")
+                store.failures.add(run.config.run_id, f"Traceback\n  in x\n{run.reason}\nin run x: ...\n")
     store = Store.open(path)
     presentation.judge(store, [its])
     (shown,) = presentation.read(Store.open(path))

@@ -68,8 +68,8 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
                         raise cause from None
                     work.fail(config, cause)
                     continue
-                if not store.has(config.run_id):
-                    store.save(config, result.rows, result.outcome)
+                if not store.runs.has(config.run_id):
+                    store.runs.save(config, result.rows, result.outcome)
                 steps[config.run_id] = config.num_steps
                 submit(work.after(config))
             on_progress(dict(steps))

@@ -12,7 +12,7 @@ from typing import Any
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe, number, optimizer_label
 from edgewise.lab.results.phase_diagram import Cell, cell_of
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 LENGTHS = (1, 8, 32, 64, 128, 200)
 NUM_STEPS = 400

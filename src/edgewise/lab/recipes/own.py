@@ -20,7 +20,7 @@ from edgewise.lab.recipes.recipe import (
     Trajectories,
     no_claims,
 )
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 SCALE = "own"
 _DIAGRAM_RATES = 3  # with so many target rates, runs without measurements are a phase diagram

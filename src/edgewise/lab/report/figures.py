@@ -7,7 +7,7 @@ from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import Claim
 from edgewise.lab.report import layouts, panels
 from edgewise.lab.report.layouts import Layout
-from edgewise.lab.results.store import Absent, Run
+from edgewise.lab.results.runs import Absent, Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from edgewise.lab.recipes import Quantity, stability_limits
 from edgewise.lab.report import panels
 from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 _DASHED = {"dash": "dash", "width": 1.2}
 

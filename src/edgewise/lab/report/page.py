@@ -23,7 +23,8 @@ from edgewise.lab.report import interactive, panels, plots, presentation
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.plots import name_of
 from edgewise.lab.results.documents import one_line
-from edgewise.lab.results.store import Absent, Run, Store
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SCRIPT = Path(__file__).with_name("page.js")
@@ -178,7 +179,7 @@ def _missing(store: Store, shown: FigureResults) -> str:
 
 
 def _why(store: Store, shown: FigureResults, run: Absent) -> str:
-    file = store.traceback_file(run.run_id)
+    file = store.failures.file(run.run_id)
     link = f' (<a href="failures/{quote(file.name)}">traceback</a>)' if file.is_file() else ""
     return f"{html.escape(_name(shown, run))}: <code>{html.escape(run.reason)}</code>{link}"
 

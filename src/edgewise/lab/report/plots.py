@@ -18,7 +18,8 @@ from edgewise.lab.recipes import Quantity, stability_limits
 from edgewise.lab.report import panels
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram
-from edgewise.lab.results.store import Absent, Run, Store
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 
 _LEGEND_INCHES = 1.8  # of one entry
 _LARGE_DIAGRAM = 400  # cells: more are drawn small, without their numbers

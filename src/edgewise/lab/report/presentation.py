@@ -17,7 +17,9 @@ from edgewise.lab.report import layouts
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results import documents
 from edgewise.lab.results.documents import one_line
-from edgewise.lab.results.store import Absent, FigureRuns, Run, Store
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 
 PRESENTATION, FINDINGS, RECIPE = "presentation.json", "findings.json", "recipe.py"
 
@@ -126,13 +128,13 @@ def _figure_to_data(store: Store, recipe: Recipe, configs: Sequence[RunConfig]) 
 def _judged(store: Store, figure: FigureRuns, recipe: Recipe) -> dict[str, Any]:
     """Return the claims on a figure's runs, or why there are none, and the values that no outcome holds."""
     wanted = store.shown(figure)
-    there = [run_id for run_id in wanted if store.has(run_id)]
+    there = [run_id for run_id in wanted if store.runs.has(run_id)]
     judgeable, value = there == wanted or recipe.claims is no_claims, layouts.computed(recipe.layout)
     judged: dict[str, Any] = {"runs": there, "claims": None, "values": {}, "error": None}
     if not judgeable and value is None:
         return judged
     try:
-        runs = [store.load(run_id) for run_id in there]
+        runs = [store.runs.load(run_id) for run_id in there]
         if value is not None:
             judged["values"] = _called(
                 store, lambda: {run_id: float(value(run)) for run_id, run in zip(there, runs, strict=True)}
@@ -173,19 +175,19 @@ def _figure_from_data(
 
 def _runs(store: Store, configs: dict[str, Any]) -> dict[str, Run | Absent]:
     """Return run id → run, or why it is not there, of all that the figures show."""
-    failed = store.failed()
+    failed = store.failures.ids()
     wanted = dict.fromkeys(run_id for figure in store.figures for run_id in store.shown(figure))
     return {run_id: _run(store, run_id, configs, failed) for run_id in wanted}
 
 
 def _run(store: Store, run_id: str, configs: dict[str, Any], failed: set[str]) -> Run | Absent:
     """Return a run, or why it is not there."""
-    reason = store.last_line(run_id) if run_id in failed else "not trained yet"
+    reason = store.failures.last_line(run_id) if run_id in failed else "not trained yet"
     broken = run_id in failed
     try:
-        if store.has(run_id):
-            return store.load(run_id)
-        fault = store.fault(run_id)
+        if store.runs.has(run_id):
+            return store.runs.load(run_id)
+        fault = store.runs.fault(run_id)
     except StoreError as error:
         fault = error
     if fault is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.results.store import Absent, Run
+from edgewise.lab.results.runs import Absent, Run
 
 Row = int | str  # length of the warmup, or the name of one without
 
