@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import StoreError
 from edgewise.lab import sweep
+from edgewise.lab.errors import StoreError
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.report import presentation
 from edgewise.lab.results.store import Store

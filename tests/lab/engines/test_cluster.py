@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edgewise import errors
+from edgewise.errors import EdgewiseError
 from edgewise.lab import sweep
 from edgewise.lab.engines import cluster, engine
+from edgewise.lab.errors import RecipeError, WorkerError
 from edgewise.lab.recipes import own
 from edgewise.lab.results import lock, run_folder
 from edgewise.lab.results.files import Folder
@@ -114,7 +115,7 @@ def test_without_ray_the_error_says_what_to_install_before_anything_is_done(tmp_
             ModuleNotFoundError, match=r"pip install 'edgewise\[ray\]', or choose engine 'local'"
         ) as caught:
             use()
-        assert isinstance(caught.value, errors.EdgewiseError)
+        assert isinstance(caught.value, EdgewiseError)
     assert not (tmp_path / "out").exists()
 
 
@@ -125,9 +126,7 @@ def test_a_cluster_that_cannot_be_reached_is_a_sentence(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(
-        errors.WorkerError, match=r"reached on 10\.0\.0\.1:6379 \(ConnectionError: nobody there\)"
-    ):
+    with pytest.raises(WorkerError, match=r"reached on 10\.0\.0\.1:6379 \(ConnectionError: nobody there\)"):
         cluster._started(1)
 
 
@@ -136,7 +135,7 @@ def test_a_recipe_that_raises_in_workers_alone_is_one_sentence_and_no_run_is_to_
     guard = f"import os\nif os.getpid() != {os.getpid()}: raise ArithmeticError('no port left')\n"
     file.write_text(guard + RECIPE.replace("NAMES", "['fcn']"))
     its = own.load(file)
-    with pytest.raises(errors.RecipeError, match=r"mine\.py, line 2, raised ArithmeticError: no port left"):
+    with pytest.raises(RecipeError, match=r"mine\.py, line 2, raised ArithmeticError: no port left"):
         sweep.run({"mine": its.ladders("own")}, "own", tmp_path / "out", engine="ray", recipe_file=file)
     assert Store.open(tmp_path / "out").failures.ids() == set()
 

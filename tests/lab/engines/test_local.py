@@ -13,9 +13,9 @@ import signal
 import pytest
 
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import RecipeError, WorkerError
 from edgewise.lab import engines, sweep
 from edgewise.lab.engines import local
+from edgewise.lab.errors import RecipeError, WorkerError
 from edgewise.lab.ladders import Work
 from edgewise.lab.recipes import own
 from edgewise.lab.results.index import FigureRuns

@@ -6,8 +6,8 @@ people will write.
 
 import pytest
 
-from edgewise.errors import RecipeError
 from edgewise.lab import data, models, sweep
+from edgewise.lab.errors import RecipeError
 from edgewise.lab.recipes import PhaseDiagrams, Trajectories, own
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train

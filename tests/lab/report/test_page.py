@@ -16,8 +16,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from edgewise.errors import StoreError
 from edgewise.lab import plugins, recipes, report, training
+from edgewise.lab.errors import StoreError
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.report import plots, presentation
 from edgewise.lab.results.documents import one_line

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgewise.errors import RecipeError, StoreError
+from edgewise.lab.errors import RecipeError, StoreError
 from edgewise.lab.recipes import RECIPES, Claim, PhaseDiagrams, Table, Trajectories, own
 from edgewise.lab.recipes.recipe import no_claims
 from edgewise.lab.report import layouts, presentation

@@ -11,8 +11,8 @@ import shutil
 
 import pytest
 
-from edgewise.errors import DamagedError, StoreError
 from edgewise.lab import sweep
+from edgewise.lab.errors import DamagedError, StoreError
 from edgewise.lab.results import progress
 from edgewise.lab.results.files import Folder, sealed, unsealed
 from edgewise.lab.results.store import Store

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results import documents
 from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.store import Store

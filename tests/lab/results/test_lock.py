@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.errors import StoreError
 from edgewise.lab import sweep, terminal
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results import lock
 from edgewise.lab.results.files import Folder
 from edgewise.lab.results.lock import holds, locked
@@ -141,7 +141,7 @@ def test_what_the_lock_s_file_shares_with_another_is_not_written(tmp_path):
 RACING = """
 import sys
 from pathlib import Path
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab import sweep
 from lab_cases import tiny
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results import index as index_module
 from edgewise.lab.results import run_folder
 from edgewise.lab.results.files import checksums, sealed, unsealed
@@ -314,7 +314,7 @@ def test_the_index_is_replaced_whole(store, monkeypatch):
 FULL = """
 import resource, sys
 from pathlib import Path
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab import sweep
 from lab_cases import tiny
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import worker
+from edgewise.lab.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
 from edgewise.lab.ladders import Work
 from edgewise.lab.results import lock, run_folder
 from edgewise.lab.results.files import Folder

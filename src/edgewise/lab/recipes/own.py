@@ -5,9 +5,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgewise.errors import RecipeError
 from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig, to_dict
+from edgewise.lab.errors import RecipeError
 from edgewise.lab.recipes.recipe import (
     LOSS,
     PRECONDITIONED_SHARPNESS,

@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from edgewise.errors import RecipeError, StoreError
 from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig, from_dict, to_dict
+from edgewise.lab.errors import RecipeError, StoreError
 from edgewise.lab.recipes.recipe import Claim, Recipe, Trajectories, no_claims
 from edgewise.lab.report import layouts
 from edgewise.lab.report.figures import FigureResults

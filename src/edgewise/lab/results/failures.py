@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results.files import Folder
 from edgewise.lab.results.run_folder import is_run_id
 

@@ -2,7 +2,7 @@
 
 import os
 
-from edgewise.errors import DamagedError
+from edgewise.lab.errors import DamagedError
 from edgewise.lab.results import index, progress
 from edgewise.lab.results.files import Folder
 from edgewise.lab.results.run_folder import RUNS

@@ -5,7 +5,7 @@ import json
 import math
 import time
 
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results.files import Folder
 from edgewise.lab.results.run_folder import is_run_id
 

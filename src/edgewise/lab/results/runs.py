@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.errors import DamagedError, StoreError
 from edgewise.lab.configs import RunConfig, from_dict
+from edgewise.lab.errors import DamagedError, StoreError
 from edgewise.lab.results import run_folder
 from edgewise.lab.results.files import Folder
 from edgewise.lab.results.run_folder import RUNS, Columns, is_run_id

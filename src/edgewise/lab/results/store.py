@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results import index, mending
 from edgewise.lab.results.failures import Failures
 from edgewise.lab.results.files import Folder
