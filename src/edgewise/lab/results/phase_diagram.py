@@ -139,13 +139,13 @@ def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) ->
     mean, deviation = (np.full((len(warmups), len(rates)), math.nan) for _ in range(2))
     cells = np.full((len(warmups), len(rates)), Cell.MISSING, dtype=object)
     severity = list(Cell)
-    for (row, rate), its_runs in seeds.items():
+    for (row, rate), group in seeds.items():
         at = warmups.index(row), rates.index(rate)
-        values = [value.of(run) for run in its_runs if isinstance(run, Run)]
+        values = [value.of(run) for run in group if isinstance(run, Run)]
         with np.errstate(invalid="ignore"):  # ∞ − ∞, where runs diverged
             mean[at] = np.mean(values) if values else math.nan
             deviation[at] = np.std(values, ddof=1) if len(values) > 1 else math.nan
-        cells[at] = max((_kind(run, value) for run in its_runs), key=severity.index)
+        cells[at] = max((_kind(run, value) for run in group), key=severity.index)
     return PhaseDiagram(
         value=value,
         lr_targets=tuple(rates),
