@@ -18,7 +18,8 @@ from edgewise.lab import data, models, report, sweep, terminal
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import recipe
 from edgewise.lab.report import presentation
-from edgewise.lab.results.store import FigureRuns, Store
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import batch_indices, loss_function, make_optimizer, make_schedule, train
 
 Row = tuple[str, str, str]
@@ -171,7 +172,7 @@ def stored_runs(folder: Path) -> tuple[Store, list[float]]:
     assert len(configs) == STORED_RUNS
     figure = FigureRuns(figure=its.id, scale="own", run_ids=tuple(c.run_id for c in configs))
     store = Store.create(folder / "out", [figure], file)
-    presentation.write(store, [its], [configs])
+    presentation.write(store, [its], configs)
     random, times = np.random.default_rng(0), []
     for config in configs:
         losses = np.linspace(2.3, 0.1, config.num_steps) + 0.1 * random.random(config.num_steps)
@@ -187,7 +188,7 @@ def stored_runs(folder: Path) -> tuple[Store, list[float]]:
             "guess_loss": 2.3,
         }
         outcome |= {"seconds": 1.0, "num_steps": config.num_steps}
-        times.append(seconds(lambda: store.save(config, rows, outcome)))  # noqa: B023
+        times.append(seconds(lambda: store.runs.save(config, rows, outcome)))  # noqa: B023
     presentation.judge(store, [its])
     return store, times
 

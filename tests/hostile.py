@@ -66,6 +66,6 @@ def hostile_store(path: Path, text: str) -> Store:
     lost = store.figures[0].run_ids[0], store.figures[1].run_ids[0]
     for run_id in lost:
         shutil.rmtree(path / "runs" / run_id)
-    store.fail(lost[0], f"Traceback\nValueError: {text.encode(errors='replace').decode()}")
+    store.failures.add(lost[0], f"Traceback\nValueError: {text.encode(errors='replace').decode()}")
     spoil(path, text)
     return Store.open(path)

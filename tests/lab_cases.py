@@ -1,6 +1,7 @@
 """What the laboratory's tests share: configs that train in milliseconds, and stored runs made by hand."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.recipes import RECIPES
+from edgewise.lab.recipes import RECIPES, Recipe
 from edgewise.lab.recipes.edge_warmup.cells import task_of
 from edgewise.lab.report import presentation
-from edgewise.lab.results.store import FigureRuns, Run, Store
+from edgewise.lab.report.figures import FigureResults
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 
 TINY = RunConfig(
     data=DataConfig(name="digits"),
@@ -129,7 +133,7 @@ def save(store: Store, run: Run) -> None:
         {name: float(values[i]) for name, values in run.columns.items() if not np.isnan(values[i])}
         for i in range(len(run.columns["step"]))
     ]
-    store.save(run.config, rows, run.outcome)
+    store.runs.save(run.config, rows, run.outcome)
 
 
 def stored(path: Path, runs: dict[str, list[Run]], scale: str = "demo") -> Store:
@@ -142,11 +146,28 @@ def stored(path: Path, runs: dict[str, list[Run]], scale: str = "demo") -> Store
             for figure, its_runs in runs.items()
         ],
     )
-    presentation.write(store, recipes, [[run.config for run in its_runs] for its_runs in runs.values()])
+    presentation.write(store, recipes, [run.config for its_runs in runs.values() for run in its_runs])
     for run in {run.config.run_id: run for its_runs in runs.values() for run in its_runs}.values():
         save(store, run)
     presentation.judge(store, recipes)
     return store
+
+
+def runs_of(store: Store, figure: FigureRuns) -> list[Run]:
+    """All runs that a figure shows, in its order."""
+    return [store.runs.load(run_id) for run_id in store.shown(figure)]
+
+
+def shown(recipe: Recipe, runs: Sequence[Run | Absent]) -> FigureResults:
+    """A figure of a recipe with these runs, none of its claims judged."""
+    return FigureResults(
+        id=recipe.id,
+        scale="demo",
+        title=recipe.title,
+        finding=recipe.finding,
+        layout=recipe.layout,
+        runs=tuple(runs),
+    )
 
 
 def story(figure: str, scale: str = "demo") -> list[Run]:

@@ -626,7 +626,7 @@ FAULTS = [
     ),
     Fault(
         name="a damaged run counts as done",
-        file="lab/results/store.py",
+        file="lab/results/runs.py",
         old="return self._is_there(run_id) and self.fault(run_id) is None",
         new="return self._is_there(run_id)",
         test="lab/results/test_damage.py",
@@ -690,7 +690,7 @@ FAULTS = [
     Fault(
         name="a continued sweep trains everything again",
         file="lab/ladders.py",
-        old="while not self._ended[i] and self._store.has(ladder[self._rung[i]].run_id):",
+        old="while not self._ended[i] and self._store.runs.has(ladder[self._rung[i]].run_id):",
         new="while not self._ended[i] and ladder[self._rung[i]].run_id in self._begun:",
         test="lab/test_sweep.py",
     ),
@@ -760,7 +760,7 @@ FAULTS = [
     Fault(
         name="how figures are shown is not stored before the training",
         file="lab/sweep.py",
-        old="        presentation.write(store, recipes, configs)\n",
+        old="        presentation.write(store, recipes, work.configs)\n",
         new="",
         test="lab/test_sweep.py",
     ),

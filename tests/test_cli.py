@@ -22,7 +22,7 @@ from edgewise.lab.data import sources
 from edgewise.lab.recipes import PAPER, RECIPES, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
 from edgewise.lab.results.store import Store
-from lab_cases import TINY, stored, story, tiny
+from lab_cases import TINY, runs_of, stored, story, tiny
 
 TESTS = Path(__file__).parent
 
@@ -239,7 +239,8 @@ def test_a_figure_from_end_to_end_and_again(edgewise, tmp_path, monkeypatch):
     assert "report: results/report.html" in out
     text = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
     assert "1 of 1 findings hold" in text
-    runs = Store.open(tmp_path / "results").runs_of(Store.open(tmp_path / "results").figures[0])
+    store = Store.open(tmp_path / "results")
+    runs = runs_of(store, store.figures[0])
     expected = training.train(CONFIGS[1])
     assert runs[1].columns["train_loss"].tolist() == [row["train_loss"] for row in expected.rows]
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "runs").rglob("*")}
@@ -512,4 +513,4 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_runs(edgewise, small_disk, 
     monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
     command = ("figure", "fig1", "--out", small_disk / "results", "--engine", "vectorized")
     assert_one_sentence(edgewise(*command), "No space left on device", "Finished runs are kept")
-    assert Store.open(small_disk / "results").finished() == {config.run_id for config in CONFIGS}
+    assert Store.open(small_disk / "results").runs.finished() == {config.run_id for config in CONFIGS}

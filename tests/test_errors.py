@@ -8,15 +8,9 @@ import pytest
 
 from edgewise import errors
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import (
-    DamagedError,
-    EdgewiseError,
-    LossError,
-    MissingLibraryError,
-    PreconditionerError,
-    Status,
-    StoreError,
-)
+from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Status
+from edgewise.lab import errors as lab_errors
+from edgewise.lab.errors import DamagedError, MissingLibraryError, StoreError
 
 
 @pytest.mark.parametrize(
@@ -41,7 +35,8 @@ def test_each_status_explains_itself_in_its_own_words():
     assert all(len(text.split()) >= 4 for text in words)
 
 
-def test_every_exception_is_documented():
-    for name, value in vars(errors).items():
+@pytest.mark.parametrize("module", [errors, lab_errors])
+def test_every_exception_is_documented(module):
+    for name, value in vars(module).items():
         if isinstance(value, type) and issubclass(value, Exception):
             assert value.__doc__, name

@@ -27,7 +27,8 @@ from edgewise.lab.recipes.edge_warmup.cells import (
     row_of,
 )
 from edgewise.lab.recipes.edge_warmup.grid import DEVELOPMENT, EDGE, HELD_OUT, SEEDS
-from edgewise.lab.results.store import Run, Store
+from edgewise.lab.results.runs import Run
+from edgewise.lab.results.store import Store
 
 NUDGE = 1 + 2**-20  # factor on the rate, a millionth
 Row = tuple[str, str, float, str | int]  # task, optimizer, rate, and what it is trained with
@@ -42,7 +43,7 @@ def main(path: Path, out: Path) -> None:
     planned = {RECIPE.id: [(config,) for config in configs]}
     with terminal.bars(planned, Console()) as move:
         store = sweep.run(planned, "paper", out, on_progress=move)
-    again = [store.load(config.run_id) for config in configs]
+    again = [store.runs.load(config.run_id) for config in configs]
     print("| half | what | ties with the best length | with the best fixed one | fails |")
     print("|---|---|---|---|---|")
     for half in halves:
@@ -53,7 +54,7 @@ def main(path: Path, out: Path) -> None:
 def stored_runs(path: Path) -> list[Run]:
     """Return the runs of the grid, on the first seeds."""
     store = Store.open(path)
-    return [store.load(c.run_id) for c in RECIPE.configs(store.figures[0].scale) if c.seed in SEEDS]
+    return [store.runs.load(c.run_id) for c in RECIPE.configs(store.figures[0].scale) if c.seed in SEEDS]
 
 
 def halves_of(cells: Sequence[CellResult]) -> list[Half]:

@@ -32,8 +32,10 @@ from edgewise.lab.recipes.edge_warmup.cells import (
 from edgewise.lab.recipes.edge_warmup.grid import DEVELOPMENT, HELD_OUT, LENGTHS, OTHER_SEEDS, SEEDS
 from edgewise.lab.recipes.recipe import optimizer_label
 from edgewise.lab.report import panels, plots
+from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results.phase_diagram import TEST_LOSS
-from edgewise.lab.results.store import Run, Store
+from edgewise.lab.results.runs import Run
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from edgewise.signals.losses import RiseAlarm, SpikeGuard
 
@@ -68,7 +70,7 @@ def main(path: Path) -> None:
 
 def of_whole_seeds(store: Store) -> list[Run]:
     """Return the runs of the seeds of which all runs of a task are stored."""
-    stored = store.finished()
+    stored = store.runs.finished()
     wanted: dict[tuple[str, int], set[str]] = {}
     configs = RECIPE.configs(store.figures[0].scale)
     for config in configs:
@@ -76,7 +78,7 @@ def of_whole_seeds(store: Store) -> list[Run]:
     whole = set().union(*(ids for ids in wanted.values() if ids <= stored))
     for task in DEVELOPMENT | HELD_OUT:
         print(f"{task}: seeds {[seed for (of, seed), ids in wanted.items() if of == task and ids <= stored]}")
-    return [store.load(config.run_id) for config in configs if config.run_id in whole]
+    return [store.runs.load(config.run_id) for config in configs if config.run_id in whole]
 
 
 def save(figure: Figure, name: str) -> None:
@@ -152,7 +154,11 @@ def diagram(runs: Sequence[Run]) -> Figure:
     ]
     layout = PhaseDiagrams(panel=panel_label, value=replace(TEST_LOSS, digits=2), columns=2)
     title = "The warmup axis beside one row without a length"
-    return plots.draw(replace(RECIPE, title=title, layout=layout), shown)
+    return plots.draw(
+        FigureResults(
+            id=RECIPE.id, scale="paper", title=title, finding=RECIPE.finding, layout=layout, runs=tuple(shown)
+        )
+    )
 
 
 def guard(runs: Sequence[Run]) -> Figure:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from edgewise.arguments import known_name
-from edgewise.errors import EdgewiseError, StoreError
+from edgewise.errors import EdgewiseError
+from edgewise.lab.errors import StoreError
 
 try:
     import tyro

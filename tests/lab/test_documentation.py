@@ -24,7 +24,7 @@ def test_the_recipe_is_short_and_runs(tmp_path):
     assert len(its.configs("own")) == 48
     short = [tuple(replace(c, num_steps=80) for c in ladder[:1]) for ladder in its.ladders("own")][:2]
     store = sweep.run({its.id: short}, "own", tmp_path / "out", workers=1, recipe_file=file)
-    assert len(store.finished()) == 2
+    assert len(store.runs.finished()) == 2
 
 
 def test_the_network_and_the_data_are_taken(tmp_path):

@@ -6,7 +6,8 @@ Oracle: ladders written out by hand, with made-up outcomes. Cannot see: whether 
 import pytest
 
 from edgewise.lab.ladders import Work, ladders
-from edgewise.lab.results.store import FigureRuns, Store
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.store import Store
 from lab_cases import diverged, made, save, tiny
 
 

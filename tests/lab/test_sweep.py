@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import StoreError
 from edgewise.lab import sweep
+from edgewise.lab.errors import StoreError
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.report import presentation
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
-from lab_cases import TINY, made, save, stored, tiny
+from lab_cases import TINY, made, runs_of, save, stored, tiny
 
 TESTS = Path(__file__).parents[1]
 
@@ -102,7 +102,7 @@ def test_only_what_is_missing_is_trained_and_each_run_once(tmp_path, monkeypatch
         {a.run_id, b.run_id, c.run_id},
     ]
     assert done.figures == store.figures
-    assert [run.config for run in done.runs_of(done.figures[1])] == [b, c]
+    assert [run.config for run in runs_of(done, done.figures[1])] == [b, c]
 
 
 def test_a_finished_sweep_is_left_as_it_is(tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_finished_sweep_is_left_as_it_is(tmp_path, monkeypatch):
     assert calls == [([], os.cpu_count())]
     assert progress[0].steps == {TINY.run_id: TINY.num_steps}
     assert files() == before
-    assert store.load(TINY.run_id).outcome["seconds"] == 123.0
+    assert store.runs.load(TINY.run_id).outcome["seconds"] == 123.0
 
 
 def test_all_cores_work_if_not_told_otherwise(tmp_path, monkeypatch):
@@ -186,14 +186,14 @@ def test_a_killed_sweep_leaves_no_orphans_and_is_resumed_bit_for_bit(tmp_path):
         time.sleep(0.05)
 
     store = Store.open(out)
-    assert [store.has(config.run_id) for config in configs] == [True, False]
+    assert [store.runs.has(config.run_id) for config in configs] == [True, False]
     kept = out / "runs" / configs[0].run_id / "outcome.json"
     before = kept.stat().st_mtime_ns
     store = sweep.run({"fig1": [(config,) for config in configs]}, "demo", out, workers=1)
     assert kept.stat().st_mtime_ns == before
     for config in configs:
         expected = train(config)
-        columns = store.load(config.run_id).columns
+        columns = store.runs.load(config.run_id).columns
         for name in ("step", "lr", "train_loss"):
             assert columns[name].tolist() == [row[name] for row in expected.rows]
     assert {p.name for p in (out / "runs").iterdir()} == {config.run_id for config in configs}
@@ -208,7 +208,7 @@ def test_what_lies_beyond_the_failure_boundary_is_left_out_and_stays_out(tmp_pat
         store = sweep.run({"fig4": [ladder]}, "demo", tmp_path, on_progress=progress.append)
         assert store.beyond == {config.run_id for config in ladder[2:]}
         assert Store.open(tmp_path).beyond == store.beyond
-        assert [run.config for run in store.runs_of(store.figures[0])] == [*ladder[:2]]
+        assert [run.config for run in runs_of(store, store.figures[0])] == [*ladder[:2]]
         assert progress[-1].steps == {config.run_id: config.num_steps for config in ladder}
         assert progress[-1].beyond == store.beyond
     assert [trained for trained, _ in calls] == [[*ladder[:2]], []]
@@ -275,4 +275,4 @@ def test_a_run_that_is_missing_for_no_reason_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "runs" / TINY.run_id).rename(tmp_path / "aside")
     store = Store.open(tmp_path)
     with pytest.raises(StoreError, match="is missing"):
-        store.runs_of(store.figures[0])
+        runs_of(store, store.figures[0])

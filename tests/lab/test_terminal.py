@@ -5,6 +5,7 @@ Oracle: rich's own recorded output. Cannot see: a real terminal.
 
 import io
 import shutil
+from dataclasses import replace
 
 from rich.console import Console
 from rich.text import Text
@@ -12,10 +13,11 @@ from rich.text import Text
 from edgewise.lab import terminal
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.report import presentation
-from edgewise.lab.report.presentation import Presentation
-from edgewise.lab.results.store import FigureRuns, Store
+from edgewise.lab.results import progress
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.store import Store
 from edgewise.lab.sweep import State
-from lab_cases import made, save, stored, story, tiny
+from lab_cases import made, save, shown, stored, story, tiny
 
 
 def state(steps, *, finished=(), failed=(), beyond=()):
@@ -78,17 +80,7 @@ def test_a_bar_fits_into_eighty_columns():
 
 
 def judged(figure, claims, note=""):
-    its = RECIPES[figure]
-    return Presentation(
-        id=figure,
-        scale="demo",
-        title=its.title,
-        finding=its.finding,
-        layout=its.layout,
-        runs=(),
-        claims=tuple(claims),
-        note=note,
-    )
+    return replace(shown(RECIPES[figure], []), claims=tuple(claims), note=note)
 
 
 def test_the_table_shows_each_claim_and_whether_it_holds():
@@ -139,10 +131,10 @@ def test_status_counts_what_is_done_running_failed_beyond_and_waiting(tmp_path):
         [FigureRuns(figure="fig4", scale="demo", run_ids=tuple(c.run_id for c in configs))],
     )
     save(store, made(done))
-    store.fail(failed.run_id, "Traceback: ...")
-    store.note_progress({running.run_id: 3})
+    store.failures.add(failed.run_id, "Traceback: ...")
+    progress.write(store.folder, {running.run_id: 3})
     store.leave_out([beyond.run_id])
-    now = store.progress()[0]
+    now = progress.read(store.folder)[0]
     store = Store.open(tmp_path / "out")
     assert row_of(text_of(terminal.status(store, now + 1)), "fig4") == [
         "fig4",
@@ -174,7 +166,7 @@ def test_status_says_which_runs_failed_and_why_and_where(tmp_path):
     store = stored(tmp_path / "out", {"fig4": runs})
     for run, error in zip(runs[:2], ("RuntimeError: [bold] shapes", "ValueError: a\x1b[2Jb"), strict=True):
         shutil.rmtree(store.path / "runs" / run.config.run_id)
-        store.fail(run.config.run_id, f"Traceback (most recent call last):\n  File x\n{error}\n")
+        store.failures.add(run.config.run_id, f"Traceback (most recent call last):\n  File x\n{error}\n")
     store = Store.open(tmp_path / "out")
     lines = [line.strip() for line in text_of(terminal.failures(store), 60).splitlines()]
     for run, error in zip(runs[:2], ("RuntimeError: [bold] shapes", "ValueError: a\ufffd[2Jb"), strict=True):
@@ -191,7 +183,7 @@ def test_many_failures_are_counted_and_an_old_folder_shows_its_own(tmp_path):
     shutil.rmtree(store.path / "runs")
     (store.path / presentation.PRESENTATION).unlink()
     for run in runs:
-        store.fail(run.config.run_id, "Traceback\nValueError: x\n")
+        store.failures.add(run.config.run_id, "Traceback\nValueError: x\n")
     text = text_of(terminal.failures(Store.open(store.path)))
     assert text.count("ValueError: x") == 20
     assert f"and {len(runs) - 20} more" in text

@@ -51,7 +51,7 @@ class Work:
     def fail(self, config: RunConfig, error: Exception) -> None:
         """Record that the run raised, in the store too; what waits for it is not trained."""
         error.add_note(f"in run {config.run_id}: {config}")
-        self._store.fail(config.run_id, "".join(traceback.format_exception(error)))
+        self._store.failures.add(config.run_id, "".join(traceback.format_exception(error)))
         self._errors[config.run_id] = error
 
     @property
@@ -86,8 +86,8 @@ class Work:
     def _climb(self, i: int) -> None:
         """Go past the rungs that trained, or that failed before any did; end at the top, or where training fails."""
         ladder = self._ladders[i]
-        while not self._ended[i] and self._store.has(ladder[self._rung[i]].run_id):
-            cell = cell_of(self._store.outcome(ladder[self._rung[i]].run_id))
+        while not self._ended[i] and self._store.runs.has(ladder[self._rung[i]].run_id):
+            cell = cell_of(self._store.runs.outcome(ladder[self._rung[i]].run_id))
             self._trained[i] |= cell is Cell.TRAINED
             too_small = cell is Cell.FAILED and not self._trained[i]
             if (cell is Cell.TRAINED or too_small) and self._rung[i] + 1 < len(ladder):

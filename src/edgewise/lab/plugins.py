@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgewise.errors import RecipeError
+from edgewise.lab.errors import RecipeError
 
 MakeData = Callable[..., Any]  # DataConfig → edgewise.lab.data.Dataset
 MakeModel = Callable[..., Any]  # ModelConfig, Dataset → torch.nn.Module

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from edgewise.arguments import known_name, positive_count
@@ -13,9 +14,11 @@ from edgewise.lab.engines import engine as engine_of
 from edgewise.lab.ladders import Ladder, Work
 from edgewise.lab.recipes import SCALES, recipe
 from edgewise.lab.report import presentation
+from edgewise.lab.results import progress
 from edgewise.lab.results.files import Folder
+from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.lock import locked
-from edgewise.lab.results.store import FigureRuns, Store
+from edgewise.lab.results.store import Store
 
 _NOTE_SECONDS = 2.0  # between two records of the progress in the folder
 
@@ -78,14 +81,14 @@ def run(
         Exception: the first error that a run raised, once the others are finished.
     """
     execute = engine_of(engine)
-    for name in {config.data.name for its in planned.values() for ladder in its for config in ladder}:
+    configs = {figure: list(chain.from_iterable(ladders)) for figure, ladders in planned.items()}
+    for name in {config.data.name for config in chain.from_iterable(configs.values())}:
         check_prepared(name)
     recipes = [recipe(figure, recipe_file) for figure in planned]
     workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
-    configs = [[config for ladder in its_ladders for config in ladder] for its_ladders in planned.values()]
     figures = [
-        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in its))
-        for figure, its in zip(planned, configs, strict=True)
+        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in runs))
+        for figure, runs in configs.items()
     ]
     Store.check(out, figures)  # a folder that is refused is left without a lock
     with locked(Folder(out)) as holder:
@@ -93,10 +96,10 @@ def run(
         store.holder = holder
         for notice in store.notices():
             on_notice(notice)
-        presentation.write(store, recipes, configs)
-        work = Work([ladder for its_ladders in planned.values() for ladder in its_ladders], store)
-        if missing := [config.num_steps for config in work.configs if not store.has(config.run_id)]:
-            store.check_room(max(missing))
+        work = Work(list(chain.from_iterable(planned.values())), store)
+        presentation.write(store, recipes, work.configs)
+        if missing := [config.num_steps for config in work.configs if not store.runs.has(config.run_id)]:
+            store.runs.check_room(max(missing))
         notes = _Notes(work, store, on_progress)
         try:
             execute(work, store, workers, notes.take)
@@ -113,7 +116,7 @@ class _Notes:
     def __init__(self, work: Work, store: Store, on_progress: Progress) -> None:
         self._work, self._store, self._on_progress = work, store, on_progress
         self._lengths = {config.run_id: config.num_steps for config in work.configs}
-        stored = store.finished()
+        stored = store.runs.finished()
         self._steps = {run_id: n if run_id in stored else 0 for run_id, n in self._lengths.items()}
         self._written = time.monotonic()
         self._tell()
@@ -122,14 +125,14 @@ class _Notes:
         """Take in run id → steps, of the runs that have begun."""
         self._steps.update(begun)
         if time.monotonic() - self._written > _NOTE_SECONDS:
-            self._store.note_progress(self._under_way())
+            progress.write(self._store.folder, self._under_way())
             self._written = time.monotonic()
         self._tell()
 
     def finish(self) -> None:
         """Record that nothing is under way any longer."""
-        if self._store.progress()[1]:
-            self._store.note_progress({})
+        if progress.read(self._store.folder)[1]:
+            progress.write(self._store.folder, {})
 
     def _under_way(self) -> dict[str, int]:
         return {

@@ -24,7 +24,8 @@ from edgewise.lab.configs import RunConfig
 from edgewise.lab.ladders import Ladder
 from edgewise.lab.recipes import RECIPES
 from edgewise.lab.report import presentation
-from edgewise.lab.report.presentation import Presentation
+from edgewise.lab.report.figures import FigureResults
+from edgewise.lab.results import progress
 from edgewise.lab.results.documents import one_line
 from edgewise.lab.results.store import Store
 
@@ -45,7 +46,7 @@ def bars(planned: dict[str, list[Ladder]], console: Console) -> Iterator[sweep.P
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as lines:
         tasks: dict[str, Task] = {}
 
         def move(state: sweep.State) -> None:
@@ -53,13 +54,13 @@ def bars(planned: dict[str, list[Ladder]], console: Console) -> Iterator[sweep.P
                 configs = list(chain.from_iterable(ladders))
                 if figure not in tasks:
                     total = sum(config.num_steps for config in configs)
-                    task_id = progress.add_task(_short_title(figure), total=total, start=False, counts="")
-                    tasks[figure] = next(task for task in progress.tasks if task.id == task_id)
+                    task_id = lines.add_task(_short_title(figure), total=total, start=False, counts="")
+                    tasks[figure] = next(task for task in lines.tasks if task.id == task_id)
                 completed = sum(state.steps[config.run_id] for config in configs)
                 if completed and not tasks[figure].started:
-                    progress.start_task(tasks[figure].id)
+                    lines.start_task(tasks[figure].id)
                 counts = _counts(configs, state)
-                progress.update(tasks[figure].id, completed=completed, counts=counts)
+                lines.update(tasks[figure].id, completed=completed, counts=counts)
 
         yield move
 
@@ -79,8 +80,8 @@ def _counts(configs: list[RunConfig], state: sweep.State) -> str:
 
 def status(store: Store, now: float) -> Table:
     """Return the table of what is done, running, failed, beyond the boundary and waiting, figure by figure."""
-    finished, failed = store.finished(), store.failed()
-    noted, steps = store.progress()
+    finished, failed = store.runs.finished(), store.failures.ids()
+    noted, steps = progress.read(store.folder)
     running = set(steps) - finished if abs(now - noted) < _STALE_SECONDS else set()
     table = Table(title=escape(one_line(str(store.path))), box=HORIZONTALS, expand=True)
     columns = ("figure", "scale", "runs", "done", "running", "failed", "beyond", "waiting")
@@ -98,7 +99,7 @@ def status(store: Store, now: float) -> Table:
 
 def failures(store: Store) -> Text:
     """Return which runs failed, the last lines of their tracebacks, and where these are; empty if none did."""
-    failed = store.failed() - store.finished()
+    failed = store.failures.ids() - store.runs.finished()
     wanted = dict.fromkeys(run_id for figure in store.figures for run_id in figure.run_ids)
     run_ids = [run_id for run_id in wanted if run_id in failed]
     if not run_ids:
@@ -107,14 +108,14 @@ def failures(store: Store) -> Text:
     text = Text("failed, and tried again by the same command:\n", style="bold")
     for run_id in run_ids[:_MOST_FAILURES]:
         text.append(f"\n{names.get(run_id, run_id)}\n", style="not bold")
-        text.append(f"  {one_line(store.last_line(run_id))}\n", style="not bold red")
-        text.append(f"  {one_line(str(store.traceback_file(run_id)))}\n", style="not bold")
+        text.append(f"  {one_line(store.failures.last_line(run_id))}\n", style="not bold red")
+        text.append(f"  {one_line(str(store.failures.file(run_id)))}\n", style="not bold")
     if more := len(run_ids[_MOST_FAILURES:]):
         text.append(f"\nand {more} more in {one_line(str(store.path / 'failures'))}\n", style="not bold")
     return text
 
 
-def findings(figures: Sequence[Presentation]) -> Table:
+def findings(figures: Sequence[FigureResults]) -> Table:
     """Return the table of claims, figure by figure: expected, measured, holds or not, or why they are not judged."""
     table = Table(title="Findings of the paper: expected, and measured here", box=HORIZONTALS, expand=True)
     table.add_column("finding", ratio=5)

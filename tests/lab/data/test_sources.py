@@ -13,10 +13,10 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import DataError
 from edgewise.lab import data, sweep
 from edgewise.lab.configs import DataConfig
 from edgewise.lab.data import sources
+from edgewise.lab.errors import DataError
 from lab_cases import TINY, tiny
 
 NUM = {"train": 24, "test": 8}

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edgewise import errors
+from edgewise.errors import EdgewiseError
 from edgewise.lab import sweep
 from edgewise.lab.engines import cluster, engine
+from edgewise.lab.errors import RecipeError, WorkerError
 from edgewise.lab.recipes import own
 from edgewise.lab.results import lock, run_folder
 from edgewise.lab.results.files import Folder
@@ -40,7 +41,7 @@ def test_tasks_give_what_one_process_gives_bit_for_bit(tmp_path):
     ]
     store = sweep.run({"fig1": [(c,) for c in configs]}, "demo", tmp_path / "out", engine="ray", workers=2)
     for config in configs:
-        expected, got = train(config), store.load(config.run_id)
+        expected, got = train(config), store.runs.load(config.run_id)
         for name, values in got.columns.items():
             assert [repr(float(row.get(name, float("nan")))) for row in expected.rows] == [
                 *map(repr, values.tolist())
@@ -87,7 +88,7 @@ def test_a_run_whose_worker_dies_is_tried_again(tmp_path):
     store = sweep.run({"mine": its.ladders("own")}, "own", tmp_path / "out", engine="ray", recipe_file=file)
     (config,) = its.configs("own")
     assert (tmp_path / "died-once").exists()
-    assert store.load(config.run_id).columns["train_loss"].tolist() == [
+    assert store.runs.load(config.run_id).columns["train_loss"].tolist() == [
         row["train_loss"] for row in train(config).rows
     ]
 
@@ -98,8 +99,8 @@ def test_an_error_is_recorded_and_the_others_are_finished(tmp_path):
         sweep.run({"mine": its.ladders("own")}, "own", tmp_path / "out", engine="ray", recipe_file=file)
     broken, whole = its.configs("own")
     store = Store.open(tmp_path / "out")
-    assert store.finished() == {whole.run_id}
-    assert store.failed() == {broken.run_id}
+    assert store.runs.finished() == {whole.run_id}
+    assert store.failures.ids() == {broken.run_id}
 
 
 def test_without_ray_the_error_says_what_to_install_before_anything_is_done(tmp_path, monkeypatch):
@@ -114,7 +115,7 @@ def test_without_ray_the_error_says_what_to_install_before_anything_is_done(tmp_
             ModuleNotFoundError, match=r"pip install 'edgewise\[ray\]', or choose engine 'local'"
         ) as caught:
             use()
-        assert isinstance(caught.value, errors.EdgewiseError)
+        assert isinstance(caught.value, EdgewiseError)
     assert not (tmp_path / "out").exists()
 
 
@@ -125,9 +126,7 @@ def test_a_cluster_that_cannot_be_reached_is_a_sentence(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(
-        errors.WorkerError, match=r"reached on 10\.0\.0\.1:6379 \(ConnectionError: nobody there\)"
-    ):
+    with pytest.raises(WorkerError, match=r"reached on 10\.0\.0\.1:6379 \(ConnectionError: nobody there\)"):
         cluster._started(1)
 
 
@@ -136,9 +135,9 @@ def test_a_recipe_that_raises_in_workers_alone_is_one_sentence_and_no_run_is_to_
     guard = f"import os\nif os.getpid() != {os.getpid()}: raise ArithmeticError('no port left')\n"
     file.write_text(guard + RECIPE.replace("NAMES", "['fcn']"))
     its = own.load(file)
-    with pytest.raises(errors.RecipeError, match=r"mine\.py, line 2, raised ArithmeticError: no port left"):
+    with pytest.raises(RecipeError, match=r"mine\.py, line 2, raised ArithmeticError: no port left"):
         sweep.run({"mine": its.ladders("own")}, "own", tmp_path / "out", engine="ray", recipe_file=file)
-    assert Store.open(tmp_path / "out").failed() == set()
+    assert Store.open(tmp_path / "out").failures.ids() == set()
 
 
 def test_a_worker_stores_its_run_where_it_sees_the_very_folder_and_nowhere_else(tmp_path):
@@ -160,7 +159,7 @@ def test_what_a_worker_cannot_store_the_driver_does(tmp_path, monkeypatch):
     real = sweep.locked
     monkeypatch.setattr(sweep, "locked", lambda folder: _WithAnotherHolder(real(folder)))
     store = sweep.run({"fig1": [(tiny(),)]}, "demo", tmp_path / "out", engine="ray", workers=1)
-    assert store.has(tiny().run_id)
+    assert store.runs.has(tiny().run_id)
 
 
 class _WithAnotherHolder:
@@ -209,5 +208,5 @@ def test_nothing_that_was_trained_is_lost_with_the_driver(tmp_path):
     assert driver.returncode == -signal.SIGKILL
     store = Store.open(tmp_path / "out")
     for config in (tiny(seed=seed) for seed in range(2)):
-        columns = store.load(config.run_id).columns
+        columns = store.runs.load(config.run_id).columns
         assert columns["train_loss"].tolist() == [row["train_loss"] for row in train(config).rows]

@@ -13,12 +13,13 @@ import signal
 import pytest
 
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import RecipeError, WorkerError
 from edgewise.lab import engines, sweep
 from edgewise.lab.engines import local
+from edgewise.lab.errors import RecipeError, WorkerError
 from edgewise.lab.ladders import Work
 from edgewise.lab.recipes import own
-from edgewise.lab.results.store import FigureRuns, Store
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from lab_cases import TINY, tiny
 
@@ -40,7 +41,7 @@ def without_time(outcome):
 
 
 def assert_stored_as_trained(store, config):
-    run, expected = store.load(config.run_id), train(config)
+    run, expected = store.runs.load(config.run_id), train(config)
     for name, values in run.columns.items():
         assert [repr(float(row.get(name, float("nan")))) for row in expected.rows] == [
             *map(repr, values.tolist())
@@ -57,7 +58,7 @@ def test_two_processes_give_what_one_gives_bit_for_bit(tmp_path):
     local.run(work_of(configs, store), store, 2, lambda steps: seen.append(dict(steps)))
     for config in configs:
         assert_stored_as_trained(store, config)
-    assert store.load(DIVERGING.run_id).outcome["num_steps"] < 40
+    assert store.runs.load(DIVERGING.run_id).outcome["num_steps"] < 40
     assert seen[-1] == {
         config.run_id: config.num_steps for config in configs
     }  # also of the one that ended early
@@ -70,8 +71,8 @@ def test_an_error_names_its_run_and_leaves_the_others_stored(tmp_path):
     with pytest.raises(ValueError, match="lr_init must be at most the target") as caught:
         local.run(work_of([others[0], FAILING, others[1]], store), store, 1, lambda steps: None)
     assert f"in run {FAILING.run_id}: RunConfig(" in "".join(caught.value.__notes__)
-    assert all(store.has(config.run_id) for config in others)
-    assert not store.has(FAILING.run_id)
+    assert all(store.runs.has(config.run_id) for config in others)
+    assert not store.runs.has(FAILING.run_id)
     assert {p.name for p in (tmp_path / "runs").iterdir()} <= {config.run_id for config in others}
 
 
@@ -100,12 +101,12 @@ def test_a_killed_worker_is_said_and_the_sweep_goes_on_where_it_was(tmp_path):
     store = store_for(tmp_path / "out", configs)
 
     def kill_one(steps):
-        if store.has(configs[0].run_id) and sum(n > 0 for n in steps.values()) == 3:
+        if store.runs.has(configs[0].run_id) and sum(n > 0 for n in steps.values()) == 3:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     with pytest.raises(WorkerError, match=r"a training process was killed.* run the same command again"):
         local.run(work_of(configs, store), store, 2, kill_one)
-    assert store.has(configs[0].run_id)
+    assert store.runs.has(configs[0].run_id)
     kept = tmp_path / "out" / "runs" / configs[0].run_id / "outcome.json"
     before = kept.stat().st_mtime_ns
     local.run(work_of(configs, store), store, 2, lambda steps: None)
@@ -180,7 +181,7 @@ def test_a_recipe_that_raises_in_workers_alone_is_one_sentence_and_no_run_is_to_
     assert "in a process that trains, not where the sweep began" in str(caught.value)
     assert not hasattr(caught.value, "__notes__")
     store = Store.open(tmp_path / "out")
-    assert store.finished() == store.failed() == set()
+    assert store.runs.finished() == store.failures.ids() == set()
 
 
 @pytest.mark.parametrize("engine", ["local", "vectorized"])
@@ -199,7 +200,7 @@ def test_whatever_a_run_raises_the_others_are_finished(tmp_path, engine, raises,
     assert isinstance(caught.value, WorkerError) or type(caught.value).__name__ == kind
     assert kind in str(caught.value) or type(caught.value).__name__ == kind
     store = Store.open(tmp_path / "out")
-    assert len(store.finished()) == len(store.failed()) == 1
+    assert len(store.runs.finished()) == len(store.failures.ids()) == 1
     (failure,) = (tmp_path / "out" / "failures").iterdir()
     assert said in failure.read_text()
     assert ", in broken" in failure.read_text()  # where

@@ -16,7 +16,7 @@ from edgewise.lab.engines.batched_training import is_batchable, train_together
 from edgewise.lab.engines.vectorized import chunks
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
-from lab_cases import TINY_LM, changed, tiny
+from lab_cases import TINY_LM, changed, runs_of, tiny
 
 BATCHED = [name for name, row in catalogue.OPTIMIZERS.items() if row.elementwise]
 
@@ -159,7 +159,7 @@ def test_the_same_sweep_gives_the_same_tables(tmp_path):
     local, batched = stores
     assert local.beyond == batched.beyond == {ladder[3].run_id}
     for figure in local.figures:
-        for one, other in zip(local.runs_of(figure), batched.runs_of(figure), strict=True):
+        for one, other in zip(runs_of(local, figure), runs_of(batched, figure), strict=True):
             assert one.config == other.config
             np.testing.assert_allclose(one.columns["train_loss"], other.columns["train_loss"], rtol=1e-4)
     assert list((tmp_path / "vectorized" / "runs").glob(".partial-*")) == []
@@ -180,7 +180,7 @@ def test_a_batch_that_raises_is_recorded_and_the_others_are_finished(tmp_path, m
             {"fig1": [(broken,), (whole,)]}, "demo", tmp_path / "out", engine="vectorized", workers=threads
         )
     store = Store.open(tmp_path / "out")
-    assert (store.finished(), store.failed()) == ({whole.run_id}, {broken.run_id})
+    assert (store.runs.finished(), store.failures.ids()) == ({whole.run_id}, {broken.run_id})
 
 
 def test_a_network_of_one_s_own_is_trained_alone(monkeypatch):

@@ -6,8 +6,8 @@ people will write.
 
 import pytest
 
-from edgewise.errors import RecipeError
 from edgewise.lab import data, models, sweep
+from edgewise.lab.errors import RecipeError
 from edgewise.lab.recipes import PhaseDiagrams, Trajectories, own
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
@@ -134,7 +134,7 @@ def test_own_data_and_networks_are_trained_in_every_process(tmp_path):
     for config in configs:
         assert type(models.build(config.model, data.load(config.data))).__name__ == "Linear"
         expected = [row["train_loss"] for row in train(config).rows]
-        assert store.load(config.run_id).columns["train_loss"].tolist() == expected
+        assert store.runs.load(config.run_id).columns["train_loss"].tolist() == expected
 
 
 def test_an_own_network_goes_with_any_data(tmp_path):

@@ -16,8 +16,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from edgewise.errors import StoreError
 from edgewise.lab import plugins, recipes, report, training
+from edgewise.lab.errors import StoreError
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.report import plots, presentation
 from edgewise.lab.results.documents import one_line
@@ -316,7 +316,7 @@ def gone(store, runs, error=None):
         shutil.rmtree(store.path / "runs" / run.config.run_id)
         if error:
             trace = f"Traceback (most recent call last):\n  File x\n{error}\nin run {run.config.run_id}: {run.config}\n"
-            store.fail(run.config.run_id, trace)
+            store.failures.add(run.config.run_id, trace)
 
 
 def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path):

@@ -16,11 +16,15 @@ from edgewise.lab.recipes import RECIPES, Quantity, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, parameterization_label, warmup_label
 from edgewise.lab.report import panels, plots, presentation
 from edgewise.lab.results.phase_diagram import phase_diagram
-from edgewise.lab.results.store import Absent, Run
-from lab_cases import changed, diverged, made, remade, stored, story, tiny
+from edgewise.lab.results.runs import Absent, Run
+from lab_cases import changed, diverged, made, remade, shown, stored, story, tiny
 
 SHARPNESS = Quantity(column="sharpness", label="sharpness", threshold=True)
 PRODUCT = Quantity(column="sharpness", label="product", log=False, times_lr=True, threshold=True)
+
+
+def draw(figure, runs):
+    return plots.draw(shown(RECIPES[figure], runs))
 
 
 def panels_of(figure):
@@ -47,7 +51,7 @@ def solid(ax):
     ],
 )
 def test_a_panel_for_each_row_and_each_measured_quantity(figure, scale, shape):
-    drawn = plots.draw(RECIPES[figure], story(figure, scale))
+    drawn = draw(figure, story(figure, scale))
     axes = panels_of(drawn)
     grid = axes[0].get_subplotspec().get_gridspec()
     assert (grid.nrows, grid.ncols) == shape
@@ -57,7 +61,7 @@ def test_a_panel_for_each_row_and_each_measured_quantity(figure, scale, shape):
 
 def test_curves_are_the_measured_values_of_each_run():
     runs = story("fig1")
-    top = panels_of(plots.draw(RECIPES["fig1"], runs))[:3]  # μP
+    top = panels_of(draw("fig1", runs))[:3]  # μP
     for ax in top:
         assert ax.get_title(loc="left") == "μP"
     for run, line in zip(runs[:3], solid(top[0]), strict=True):
@@ -71,7 +75,7 @@ def test_curves_are_the_measured_values_of_each_run():
 
 def test_thresholds_are_the_limit_over_the_rate_of_each_step_and_the_limit_itself():
     runs = story("fig1")
-    _, curvature, product = panels_of(plots.draw(RECIPES["fig1"], runs))[:3]
+    _, curvature, product = panels_of(draw("fig1", runs))[:3]
     for run, line in zip(runs[:3], dashed(curvature), strict=True):
         np.testing.assert_allclose(line.get_ydata(), 2 / run.columns["lr"])
         np.testing.assert_array_equal(line.get_xdata(), run.columns["step"])
@@ -80,19 +84,19 @@ def test_thresholds_are_the_limit_over_the_rate_of_each_step_and_the_limit_itsel
 
 def test_adam_s_threshold_is_38_over_the_rate():
     runs = story("fig2")
-    preconditioned = panels_of(plots.draw(RECIPES["fig2"], runs))[1]
+    preconditioned = panels_of(draw("fig2", runs))[1]
     np.testing.assert_allclose(dashed(preconditioned)[0].get_ydata(), 38 / runs[0].columns["lr"])
 
 
 def test_lion_has_no_threshold():
     runs = [replace(run, config=changed(run.config, optimizer={"name": "lion"})) for run in story("fig1")]
     assert panels.thresholds(runs[0]) == []
-    assert [dashed(ax) for ax in panels_of(plots.draw(RECIPES["fig1"], runs))[:3]] == [[], [], []]
+    assert [dashed(ax) for ax in panels_of(draw("fig1", runs))[:3]] == [[], [], []]
 
 
 def test_a_start_of_one_step_is_no_curve():
     runs = story("fig6")
-    axes = panels_of(plots.draw(RECIPES["fig6"], runs))
+    axes = panels_of(draw("fig6", runs))
     assert [len(solid(ax)) for ax in axes] == [2] * 4  # Adam and GI-Adam, not their one-step twins
 
 
@@ -103,7 +107,7 @@ def test_a_diverged_run_does_not_set_the_axis_and_is_marked_at_its_end():
     assert panels.value_range([well, gone], LOSS) == panels.value_range([well], LOSS)
     low, high = panels.value_range([well, gone], LOSS)
     assert (low, high) == (0.15, 4.0)
-    (ax,) = plots._draw_trajectories(layout, [well, gone]).axes
+    (ax,) = plots.draw(shown(replace(RECIPES["fig1"], layout=layout), [well, gone])).axes
     assert ax.get_ylim() == pytest.approx((low, high))
     (mark,) = [line for line in ax.get_lines() if line.get_marker() == "x"]
     assert mark.get_xdata().tolist() == [3]  # its last finite loss
@@ -114,7 +118,7 @@ def test_if_every_run_diverged_they_are_still_drawn():
     runs = [diverged(made(tiny(optimizer={"lr": lr}))) for lr in (9.0, 99.0)]
     layout = Trajectories(quantities=(LOSS,), row=parameterization_label, line=warmup_label)
     assert panels.value_range(runs, LOSS) is None
-    (ax,) = plots._draw_trajectories(layout, runs).axes
+    (ax,) = plots.draw(shown(replace(RECIPES["fig1"], layout=layout), runs)).axes
     assert ax.get_ylim()[1] >= 1e6
 
 
@@ -150,7 +154,7 @@ def drawn_cells(ax):
 
 def test_failed_diverged_and_missing_cells_are_drawn_apart():
     runs = fig4_with(failed=[("adam", 0.256, 1)], gone=[("adam", 0.256, 32)], missing=[("adam", 0.256, 128)])
-    ax, other = panels_of(plots.draw(RECIPES["fig4"], runs))
+    ax, other = panels_of(draw("fig4", runs))
     cells = drawn_cells(ax)
     assert {corner: cells[corner][0] for corner in ((3, 0), (4, 0), (4, 1))} == {
         (3, 0): None,
@@ -183,7 +187,7 @@ def test_cells_that_wait_or_ended_with_an_error_are_drawn_apart_and_their_row_is
         else run
         for run in story("fig4")
     ]
-    ax, other = panels_of(plots.draw(RECIPES["fig4"], runs))
+    ax, other = panels_of(draw("fig4", runs))
     cells = drawn_cells(ax)
     assert {corner: cells[corner][0] for corner in ((3, 1), (4, 1), (5, 1), (2, 1), (5, 0))} == {
         (3, 1): "\\\\",
@@ -200,7 +204,7 @@ def test_cells_that_wait_or_ended_with_an_error_are_drawn_apart_and_their_row_is
     assert [int(line.get_ydata()[0]) for line in stars] == [0, 2]
     labels = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert labels[-2:] == ["waiting", "error: no result"]
-    labels = [text.get_text() for text in plots.draw(RECIPES["fig4"], story("fig4")).legends[0].get_texts()]
+    labels = [text.get_text() for text in draw("fig4", story("fig4")).legends[0].get_texts()]
     assert not {"waiting", "error: no result"} & set(labels)
 
 
@@ -210,7 +214,7 @@ def test_missing_curves_are_named_in_their_row_and_the_others_keep_their_colours
         absent(run, failed=run.config.model.parameterization == "sp") if run.config.warmup.steps == 1 else run
         for run in whole
     ]
-    before, after = (panels_of(plots.draw(RECIPES["fig1"], its)) for its in (whole, runs))
+    before, after = (panels_of(draw("fig1", its)) for its in (whole, runs))
     assert [text.get_text() for text in after[0].texts] == ["no curve of\nT_wrm = 1: waiting"]
     assert [text.get_text() for text in after[3].texts] == ["no curve of\nT_wrm = 1: error"]
     assert [line.get_color() for line in solid(after[0])] == [line.get_color() for line in solid(before[0])][
@@ -220,22 +224,23 @@ def test_missing_curves_are_named_in_their_row_and_the_others_keep_their_colours
 
 @pytest.mark.parametrize("figure", ["fig1", "fig4", "table1"])
 def test_a_figure_of_which_no_run_is_there_is_drawn(figure):
-    drawn = plots.draw(RECIPES[figure], [absent(run) for run in story(figure)])
+    drawn = draw(figure, [absent(run) for run in story(figure)])
     assert RECIPES[figure].title in drawn.get_suptitle()
 
 
 def test_a_table_counts_its_missing_runs():
     layout, runs = RECIPES["table1"].layout, story("table1")
     runs = [absent(run) if run.config.seed == 1 and run.config.warmup.steps == 1 else run for run in runs]
-    rows, _, texts = panels.table_cells(layout, runs)
-    assert texts[rows.index("Adam")] == ["0.700, 1 missing", "0.905 ± 0.007 (2)"]
+    cells = panels.Cells.of(layout, runs)
+    adam = cells.rows.index("Adam")
+    assert cells.texts[adam] == ("0.700, 1 missing", "0.905 ± 0.007 (2)")
     runs = [absent(run) if isinstance(run, Run) and run.config.warmup.steps == 1 else run for run in runs]
-    assert panels.table_cells(layout, runs)[2][rows.index("Adam")][0] == "–, 2 missing"
+    assert panels.Cells.of(layout, runs).texts[adam][0] == "–, 2 missing"
 
 
 def test_labels_are_text_and_no_mathematics():
     layout = replace(RECIPES["fig1"].layout, row=lambda config: r"$\frac{$", line=lambda config: "a$b$")
-    figure = plots.draw(replace(RECIPES["fig1"], title="$^$", layout=layout), story("fig1"))
+    figure = plots.draw(shown(replace(RECIPES["fig1"], title="$^$", layout=layout), story("fig1")))
     figure.savefig(io.BytesIO())  # where mathematics is parsed
 
 
@@ -248,7 +253,7 @@ def test_names_of_files_stay_in_their_folder(figure):
 
 def test_the_boundary_stands_right_of_the_last_trained_cell():
     runs = fig4_with(failed=[("adam", 0.064, 1)], gone=[("adam", 0.001, 32)])
-    ax = panels_of(plots.draw(RECIPES["fig4"], runs))[0]
+    ax = panels_of(draw("fig4", runs))[0]
     edges = [line for line in ax.get_lines() if line.get_marker() == "None"]
     assert [line.get_xdata().tolist() for line in edges] == [[3, 3], [0, 0], [5, 5]]  # of six rates
     assert [line.get_ydata().tolist() for line in edges] == [[0, 1], [1, 2], [2, 3]]
@@ -264,13 +269,13 @@ def test_the_boundary_stands_right_of_the_last_trained_cell():
 
 
 def test_the_best_of_each_row_has_a_star():
-    ax = panels_of(plots.draw(RECIPES["fig4"], story("fig4")))[0]
+    ax = panels_of(draw("fig4", story("fig4")))[0]
     stars = [line for line in ax.get_lines() if line.get_marker() == "*"]
     assert [line.get_xdata()[0] for line in stars] == [1.5, 3.5, 3.5]  # 0.004, then 0.064
 
 
 def test_colours_span_the_trained_cells_alone():
-    diagrams = list(panels.panel_diagrams(RECIPES["fig4"].layout, story("fig4")).values())
+    diagrams = list(panels.Diagrams.of(RECIPES["fig4"].layout, story("fig4")).diagrams.values())
     low, high = panels.color_limits(diagrams)
     trained = [loss for d in diagrams for loss in d.mean.flatten() if loss < 3.3]
     assert (low, high) == (min(trained), max(trained))
@@ -279,7 +284,7 @@ def test_colours_span_the_trained_cells_alone():
 
 
 def test_a_diagram_in_which_nothing_trained_is_drawn():
-    ax = panels_of(plots.draw(RECIPES["fig4"], [remade(run, test_loss=9.0) for run in story("fig4")]))[0]
+    ax = panels_of(draw("fig4", [remade(run, test_loss=9.0) for run in story("fig4")]))[0]
     assert {hatch for hatch, _ in drawn_cells(ax).values()} == {"//"}
 
 

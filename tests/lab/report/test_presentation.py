@@ -8,14 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from edgewise.errors import RecipeError, StoreError
+from edgewise.lab.errors import RecipeError, StoreError
 from edgewise.lab.recipes import RECIPES, Claim, PhaseDiagrams, Table, Trajectories, own
 from edgewise.lab.recipes.recipe import no_claims
-from edgewise.lab.report import layouts, panels, presentation
+from edgewise.lab.report import layouts, presentation
 from edgewise.lab.report.presentation import FINDINGS, PRESENTATION
 from edgewise.lab.results import documents
+from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.phase_diagram import CellValue
-from edgewise.lab.results.store import Absent, FigureRuns, Run, Store
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 from lab_cases import made, save, stored, story, tiny
 
 FIGURES = ("fig1", "fig5", "fig6", "fig4", "fig20", "fig26", "table1")
@@ -68,7 +70,7 @@ def judged(path, runs, its):
         if isinstance(run, Absent):
             shutil.rmtree(store.path / "runs" / run.config.run_id)
             if run.failed:
-                store.fail(run.config.run_id, f"Traceback\n  in x\n{run.reason}\nin run x: ...\n")
+                store.failures.add(run.config.run_id, f"Traceback\n  in x\n{run.reason}\nin run x: ...\n")
     store = Store.open(path)
     presentation.judge(store, [its])
     (shown,) = presentation.read(Store.open(path))
@@ -174,7 +176,7 @@ def test_runs_finished_after_the_last_judgement_are_shown_and_said(tmp_path):
     (shown,) = presentation.read(store)
     assert shown.note == "not judged: run the same command again."
     assert len(shown.finished) == len(runs)
-    diagram = panels.panel_diagrams(shown.layout, shown.runs)["Adam"]
+    diagram = shown.panels.diagrams["Adam"]
     assert diagram.at(0.004, 1) == 2.20  # an entry of the outcome needs no recipe
 
 
@@ -308,4 +310,4 @@ layout = Trajectories(quantities=(), row=lambda config: "a",
     ids = tuple(config.run_id for config in its.configs("own"))
     store = Store.create(tmp_path / "out", [FigureRuns(figure="mine", scale="own", run_ids=ids)], file)
     with pytest.raises(RecipeError, match=r"mine\.py, line 11, raised KeyError: 0"):
-        presentation.write(store, [its], [its.configs("own")])
+        presentation.write(store, [its], its.configs("own"))

@@ -11,12 +11,13 @@ import shutil
 
 import pytest
 
-from edgewise.errors import DamagedError, StoreError
 from edgewise.lab import sweep
+from edgewise.lab.errors import DamagedError, StoreError
+from edgewise.lab.results import progress
 from edgewise.lab.results.files import Folder, sealed, unsealed
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
-from lab_cases import made, stored, tiny
+from lab_cases import made, runs_of, stored, tiny
 
 FILES = ("config.json", "outcome.json", "rows.parquet", "SHA256SUMS")
 CONFIGS = [tiny(seed=seed) for seed in range(3)]
@@ -63,15 +64,15 @@ def test_no_flipped_bit_of_a_run_is_silent(folder, name):
         flipped[bit // 8] ^= 1 << bit % 8
         file.write_bytes(flipped)
         store = Store.open(folder)
-        told = store.damaged().get(HURT, "")  # a changed checksum looks like a changed file
-        if store.has(HURT) or (name not in told and name != "SHA256SUMS") or "changed" not in told:
+        told = store.runs.damaged().get(HURT, "")  # a changed checksum looks like a changed file
+        if store.runs.has(HURT) or (name not in told and name != "SHA256SUMS") or "changed" not in told:
             silent.append(bit)
-        for read in (store.load, store.outcome):
+        for read in (store.runs.load, store.runs.outcome):
             with pytest.raises(DamagedError):
                 read(HURT)
     assert silent == []
     file.write_bytes(whole)
-    assert Store.open(folder).load(HURT).outcome["mood"] == "fine"
+    assert Store.open(folder).runs.load(HURT).outcome["mood"] == "fine"
 
 
 def test_no_flipped_bit_of_the_index_is_silent(folder):
@@ -123,8 +124,8 @@ def test_a_damaged_run_is_named_moved_aside_and_trained_again_by_the_same_comman
     hurt(folder / "runs" / HURT / name)
     others = [c.run_id for c in CONFIGS if c.run_id != HURT]
     store = Store.open(folder)
-    assert set(others) == store.finished()
-    assert HURT in store.damaged()
+    assert set(others) == store.runs.finished()
+    assert HURT in store.runs.damaged()
     assert any(HURT in notice and "left out" in notice for notice in store.notices())
     before = [(folder / "runs" / i / "outcome.json").stat().st_mtime_ns for i in others]
     notices = []
@@ -134,7 +135,7 @@ def test_a_damaged_run_is_named_moved_aside_and_trained_again_by_the_same_comman
     assert "damaged/" in notice
     assert notice.endswith("trained again.")
     assert [(folder / "runs" / i / "outcome.json").stat().st_mtime_ns for i in others] == before
-    assert store.load(HURT).columns["train_loss"].tolist() == [
+    assert store.runs.load(HURT).columns["train_loss"].tolist() == [
         row["train_loss"] for row in train(CONFIGS[1]).rows
     ]
     aside = [p.name for p in (folder / "damaged").iterdir()]
@@ -149,9 +150,9 @@ def test_all_files_of_a_run_gone_or_another_run_in_its_place_is_damage(folder):
     shutil.rmtree(moved)
     shutil.copytree(folder / "runs" / CONFIGS[2].run_id, moved)
     store = Store.open(folder)
-    assert store.finished() == {CONFIGS[2].run_id}
-    assert store.damaged().keys() == {CONFIGS[0].run_id, CONFIGS[1].run_id}
-    assert run_again(folder).load(HURT).config == CONFIGS[1]
+    assert store.runs.finished() == {CONFIGS[2].run_id}
+    assert store.runs.damaged().keys() == {CONFIGS[0].run_id, CONFIGS[1].run_id}
+    assert run_again(folder).runs.load(HURT).config == CONFIGS[1]
 
 
 def test_reading_a_damaged_folder_changes_nothing(folder):
@@ -162,7 +163,7 @@ def test_reading_a_damaged_folder_changes_nothing(folder):
     with pytest.raises(
         DamagedError, match=rf"{HURT}: rows\.parquet changed since it was stored.* train it anew"
     ):
-        store.runs_of(store.figures[0])
+        runs_of(store, store.figures[0])
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -177,7 +178,7 @@ def test_a_damaged_index_is_moved_aside_and_written_anew_and_the_runs_stay(folde
     assert "sweep.json was " in notices[0]
     assert "written anew" in notices[0]
     assert Store.open(folder).provenance["index"].startswith("written anew")
-    assert [run.outcome["mood"] for run in store.runs_of(store.figures[0])] == ["fine"] * 3
+    assert [run.outcome["mood"] for run in runs_of(store, store.figures[0])] == ["fine"] * 3
     if hurt is not missing:
         assert [name.startswith("sweep.json-") for name in os.listdir(folder / "damaged")] == [True]
     again = []
@@ -205,16 +206,16 @@ def test_a_folder_of_before_checksums_is_read_and_continued_and_that_is_said_onc
     unsealed_as_before(folder)
     (folder / "runs" / CONFIGS[2].run_id).rename(folder.parent / "aside")
     store = Store.open(folder)
-    assert store.load(HURT).outcome["mood"] == "fine"
+    assert store.runs.load(HURT).outcome["mood"] == "fine"
     (notice,) = store.notices()
     assert "2 of 2 runs were stored before runs had checksums" in notice
     notices = []
     store = run_again(folder, notices)
     assert notices == [notice]
-    assert [run.outcome.get("mood") for run in store.runs_of(store.figures[0])] == ["fine", "fine", None]
+    assert [run.outcome.get("mood") for run in runs_of(store, store.figures[0])] == ["fine", "fine", None]
     assert "2 of 3 runs were stored before" in Store.open(folder).notices()[0]
     (folder / "runs" / CONFIGS[2].run_id / "SHA256SUMS").unlink()  # of one that had them
-    assert Store.open(folder).damaged().keys() == {CONFIGS[2].run_id}
+    assert Store.open(folder).runs.damaged().keys() == {CONFIGS[2].run_id}
 
 
 @pytest.mark.parametrize("name", FILES[:3])
@@ -223,9 +224,9 @@ def test_what_can_be_noticed_without_checksums_is(folder, hurt, name):
     unsealed_as_before(folder)
     hurt(folder / "runs" / HURT / name)
     store = Store.open(folder)
-    assert store.damaged().keys() == {HURT}
-    assert name in store.damaged()[HURT]
-    assert run_again(folder).damaged() == {}
+    assert store.runs.damaged().keys() == {HURT}
+    assert name in store.runs.damaged()[HURT]
+    assert run_again(folder).runs.damaged() == {}
 
 
 @pytest.mark.parametrize(
@@ -236,15 +237,15 @@ def test_what_can_be_noticed_without_checksums_is(folder, hurt, name):
 )  # fmt: skip
 def test_progress_that_is_none_is_no_reason_to_fail(folder, text):
     (folder / "progress.json").write_text(text)
-    assert Store.open(folder).progress() == (-float("inf"), {})
+    assert progress.read(Folder(folder)) == (-float("inf"), {})
     shutil.rmtree(folder / "runs" / HURT)
-    assert run_again(folder).has(HURT)
+    assert run_again(folder).runs.has(HURT)
 
 
 def test_progress_names_runs_alone(folder):
     steps = {HURT: 3, "../x": 4, CONFIGS[0].run_id: "many"}
     (folder / "progress.json").write_text(json.dumps({"time": 5, "steps": steps}))
-    assert Store.open(folder).progress() == (5.0, {HURT: 3})
+    assert progress.read(Folder(folder)) == (5.0, {HURT: 3})
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "symlink", "unreadable"])
@@ -268,10 +269,10 @@ def test_progress_that_is_no_file_is_no_reason_to_fail(folder, kind, monkeypatch
                 return real(self, *names)
 
             monkeypatch.setattr(Folder, "read", read)
-    assert Store.open(folder).progress() == (-float("inf"), {})
-    Store.open(folder).note_progress({HURT: 1})
+    assert progress.read(Folder(folder)) == (-float("inf"), {})
+    progress.write(Folder(folder), {HURT: 1})
     shutil.rmtree(folder / "runs" / HURT)
-    assert run_again(folder).has(HURT)
+    assert run_again(folder).runs.has(HURT)
     assert (folder.parent / "mine").read_text() == "mine"
 
 
@@ -305,10 +306,10 @@ def test_a_linked_run_is_left_out_and_named_by_readers(tmp_path, folder):
     (folder / "runs" / HURT).rename(tmp_path / "elsewhere")
     (folder / "runs" / HURT).symlink_to(tmp_path / "elsewhere")
     store = Store.open(folder)
-    assert store.finished() == {config.run_id for config in CONFIGS} - {HURT}
-    assert "is a symlink" in store.damaged()[HURT]
+    assert store.runs.finished() == {config.run_id for config in CONFIGS} - {HURT}
+    assert "is a symlink" in store.runs.damaged()[HURT]
     with pytest.raises(StoreError, match=f"{HURT} is a symlink"):
-        store.load(HURT)
+        store.runs.load(HURT)
 
 
 @pytest.mark.parametrize(
@@ -327,15 +328,15 @@ def test_ids_are_ids(folder, run_id, where):
 def test_an_id_that_is_none_is_never_a_path(tmp_path, folder):
     (tmp_path / "x").mkdir()
     store = Store.open(folder)
-    assert not store.has("../../x")
-    for read in (store.load, store.outcome):
+    assert not store.runs.has("../../x")
+    for read in (store.runs.load, store.runs.outcome):
         with pytest.raises(StoreError, match="is missing"):
             read("../../x")
     with pytest.raises(StoreError, match="lead out"):
-        store.fail("../../x", "Traceback")
+        store.failures.add("../../x", "Traceback")
     (folder / "failures").mkdir(exist_ok=True)
     (folder / "failures" / "notes.txt").write_text("mine")
-    assert Store.create(folder, store.figures).failed() == set()
+    assert Store.create(folder, store.figures).failures.ids() == set()
     assert (folder / "failures" / "notes.txt").read_text() == "mine"
 
 
@@ -357,7 +358,7 @@ def test_a_run_that_may_not_be_read_is_not_moved(folder, monkeypatch):
         return real(self, *names)
 
     monkeypatch.setattr(Folder, "read", read)
-    assert "Permission denied" in Store.open(folder).damaged()[HURT]
+    assert "Permission denied" in Store.open(folder).runs.damaged()[HURT]
     with pytest.raises(StoreError, match="Permission denied"):
         run_again(folder)
     assert (folder / "runs" / HURT / "rows.parquet").exists()
@@ -365,11 +366,11 @@ def test_a_run_that_may_not_be_read_is_not_moved(folder, monkeypatch):
 
 def test_a_run_found_whole_is_not_read_again_to_be_counted_but_what_is_loaded_is_checked(folder):
     store = Store.open(folder)
-    assert HURT in store.finished()
+    assert HURT in store.runs.finished()
     emptied(folder / "runs" / HURT / "rows.parquet")
-    assert HURT in store.finished()
+    assert HURT in store.runs.finished()
     with pytest.raises(DamagedError):
-        store.load(HURT)
+        store.runs.load(HURT)
 
 
 @pytest.mark.parametrize("name", ["report.html", "figures/fig1.png", "figures"])

@@ -8,9 +8,10 @@ import math
 
 import pytest
 
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results import documents
-from edgewise.lab.results.store import FigureRuns, Store
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.store import Store
 from lab_cases import TINY
 
 CONTENT = {"a": ["x", 1.5, None, True], "μ": {"b": "</script>\ud800"}}

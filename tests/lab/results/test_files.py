@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from edgewise.errors import DamagedError, StoreError
+from edgewise.lab.errors import DamagedError, StoreError
 from edgewise.lab.results.files import Folder, checksums, json_object, sealed, unsealed
 
 OPERATIONS = {

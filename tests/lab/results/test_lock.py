@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.errors import StoreError
 from edgewise.lab import sweep, terminal
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results import lock
 from edgewise.lab.results.files import Folder
 from edgewise.lab.results.lock import holds, locked
@@ -74,21 +74,21 @@ def test_a_second_sweep_is_told_who_is_at_work_and_changes_nothing(tmp_path, oth
 def test_a_killed_sweep_leaves_the_folder_free(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
-    assert train(tmp_path / "out").has(TINY.run_id)
+    assert train(tmp_path / "out").runs.has(TINY.run_id)
 
 
 def test_a_sweep_that_ends_leaves_the_folder_free_also_when_it_raised(tmp_path):
     with pytest.raises(ZeroDivisionError), locked(Folder(tmp_path / "out")):
         raise ZeroDivisionError
-    assert train(tmp_path / "out").has(TINY.run_id)
-    assert train(tmp_path / "out").has(TINY.run_id)
+    assert train(tmp_path / "out").runs.has(TINY.run_id)
+    assert train(tmp_path / "out").runs.has(TINY.run_id)
     assert not (tmp_path / "out" / ".sweep.holder").exists()
 
 
 def test_reading_needs_no_lock(tmp_path, other):
     stored(tmp_path / "out", {"fig1": [made(TINY)]})
     store = Store.open(tmp_path / "out")
-    assert store.load(TINY.run_id).config == TINY
+    assert store.runs.load(TINY.run_id).config == TINY
     assert store.notices() == []
     terminal.status(store, 0.0)
 
@@ -141,7 +141,7 @@ def test_what_the_lock_s_file_shares_with_another_is_not_written(tmp_path):
 RACING = """
 import sys
 from pathlib import Path
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab import sweep
 from lab_cases import tiny
 
@@ -175,4 +175,4 @@ def test_of_two_sweeps_started_at_once_one_trains_and_the_other_says_so(tmp_path
     assert [process.returncode for process in both] == [0, 0], printed
     assert sorted(bool(out) for out, _ in printed) == [False, True]
     assert "another sweep is at work" in "".join(out for out, _ in printed)
-    assert len(Store.open(tmp_path / "out").finished()) == 4
+    assert len(Store.open(tmp_path / "out").runs.finished()) == 4

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results import index as index_module
 from edgewise.lab.results import run_folder
 from edgewise.lab.results.files import checksums, sealed, unsealed
-from edgewise.lab.results.store import FigureRuns, Store
-from lab_cases import TINY, diverged, made, save, tiny
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.store import Store
+from lab_cases import TINY, diverged, made, runs_of, save, tiny
 
 TESTS = Path(__file__).parents[2]
 
@@ -42,7 +43,7 @@ def test_a_run_comes_back_as_it_was(store):
     sharpness = [1.5, math.nan, 0.1 + 0.2, math.nan, math.inf, 1e-300]
     run = made(TINY, {"sharpness": sharpness}, test_loss=1 / 3, num_classes=10)
     save(store, run)
-    again = Store.open(store.path).load(TINY.run_id)
+    again = Store.open(store.path).runs.load(TINY.run_id)
     assert again.config == TINY
     assert again.outcome == run.outcome
     assert again.columns.keys() == {"step", "lr", "train_loss", "sharpness"}
@@ -53,7 +54,7 @@ def test_a_run_comes_back_as_it_was(store):
 
 def test_what_was_not_measured_is_left_out_of_a_curve(store):
     save(store, made(TINY, {"sharpness": [1.5, math.nan, 2.5, math.nan, math.inf, math.nan]}))
-    run = store.load(TINY.run_id)
+    run = store.runs.load(TINY.run_id)
     steps, values = run.measured("sharpness")
     assert steps.tolist() == [0, 2, 4]
     assert values.tolist() == [1.5, 2.5, math.inf]
@@ -63,7 +64,7 @@ def test_what_was_not_measured_is_left_out_of_a_curve(store):
 
 def test_a_diverged_run_can_be_stored(store):
     save(store, diverged(made(TINY)))
-    run = store.load(TINY.run_id)
+    run = store.runs.load(TINY.run_id)
     assert run.outcome["diverged"]
     assert math.isnan(run.outcome["test_loss"])
     assert run.columns["train_loss"].tolist() == [1, 1e3, 1e6, 1e9, math.inf]
@@ -77,11 +78,11 @@ def test_a_new_folder_holds_its_plan_and_where_it_was_made(tmp_path):
     assert again.figures == made_now.figures == tuple(figures(TINY))
     assert again.provenance == made_now.provenance
     assert {"edgewise", "torch", "numpy", "python", "cores", "started"} <= again.provenance.keys()
-    assert not again.has(TINY.run_id)
+    assert not again.runs.has(TINY.run_id)
 
 
 def test_an_existing_empty_folder_is_used(tmp_path):
-    assert not Store.create(tmp_path, figures(TINY)).has(TINY.run_id)
+    assert not Store.create(tmp_path, figures(TINY)).runs.has(TINY.run_id)
 
 
 KILLED_AT_THE_START = """
@@ -112,7 +113,7 @@ def test_a_folder_left_by_a_kill_before_the_index_is_used(tmp_path, moment, left
     assert [p.name.startswith(".sweep.json-") for p in path.iterdir()] == [True] * left
     again = Store.create(path, figures(TINY))
     save(again, made(TINY))
-    assert Store.open(path).load(TINY.run_id).config == TINY
+    assert Store.open(path).runs.load(TINY.run_id).config == TINY
 
 
 def test_the_index_is_there_before_any_run(tmp_path):
@@ -135,7 +136,7 @@ def test_runs_without_an_index_are_not_ours(tmp_path):
 def test_the_same_plan_continues_and_keeps_what_is_there(store):
     save(store, made(TINY))
     again = Store.create(store.path, figures(TINY))
-    assert again.has(TINY.run_id)
+    assert again.runs.has(TINY.run_id)
     assert again.provenance == store.provenance
 
 
@@ -206,9 +207,9 @@ def test_a_foreign_sweep_json(tmp_path, text):
 
 def test_a_missing_run_is_named(store):
     with pytest.raises(StoreError, match=f"run {TINY.run_id} is missing from .*run the same command again"):
-        store.load(TINY.run_id)
+        store.runs.load(TINY.run_id)
     with pytest.raises(StoreError, match="is missing"):
-        store.runs_of(store.figures[0])
+        runs_of(store, store.figures[0])
 
 
 def test_the_runs_of_a_figure_come_in_its_order(tmp_path):
@@ -216,13 +217,13 @@ def test_the_runs_of_a_figure_come_in_its_order(tmp_path):
     store = Store.create(tmp_path, figures(*configs))
     for config in reversed(configs):
         save(store, made(config))
-    assert [run.config.seed for run in store.runs_of(store.figures[0])] == [3, 1, 2]
+    assert [run.config.seed for run in runs_of(store, store.figures[0])] == [3, 1, 2]
 
 
 def test_the_first_of_two_writers_wins(store):
     save(store, made(TINY, seconds=1.0))
     save(store, made(TINY, seconds=2.0))
-    assert store.load(TINY.run_id).outcome["seconds"] == 1.0
+    assert store.runs.load(TINY.run_id).outcome["seconds"] == 1.0
     assert entries(store) == [TINY.run_id]
 
 
@@ -235,7 +236,7 @@ def test_a_rename_that_fails_for_another_reason_is_an_error(store, monkeypatch):
         StoreError, match=r"cannot write run .*: disk full\. Finished runs are kept: make room"
     ):
         save(store, made(TINY))
-    assert not store.has(TINY.run_id)
+    assert not store.runs.has(TINY.run_id)
     assert entries(store) == []
 
 
@@ -272,14 +273,14 @@ def test_a_killed_save_leaves_no_run_and_is_cleared_and_done_again(store, moment
     assert killed.returncode == -signal.SIGKILL
     assert [name.startswith(f".partial-{TINY.run_id}-") for name in entries(store)] == [True]
     opened = Store.open(store.path)
-    assert not opened.has(TINY.run_id)
+    assert not opened.runs.has(TINY.run_id)
     with pytest.raises(StoreError, match="is missing"):
-        opened.load(TINY.run_id)
+        opened.runs.load(TINY.run_id)
     again = Store.create(store.path, figures(TINY))
     assert entries(again) == []
     save(again, made(TINY))
     assert entries(again) == [TINY.run_id]
-    assert again.load(TINY.run_id).outcome["test_loss"] == 0.2
+    assert again.runs.load(TINY.run_id).outcome["test_loss"] == 0.2
 
 
 def test_a_run_folder_appears_complete(store, monkeypatch):
@@ -313,7 +314,7 @@ def test_the_index_is_replaced_whole(store, monkeypatch):
 FULL = """
 import resource, sys
 from pathlib import Path
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab import sweep
 from lab_cases import tiny
 
@@ -338,14 +339,14 @@ def test_a_full_disk_is_a_clear_error_and_leaves_earlier_results_intact(tmp_path
     assert f"cannot write run {long.run_id} to {tmp_path / 'out'}: " in ran.stdout
     assert "File too large" in ran.stdout
     store = Store.open(tmp_path / "out")
-    assert store.finished() == {short.run_id}
-    assert len(store.load(short.run_id).columns["train_loss"]) == 3
+    assert store.runs.finished() == {short.run_id}
+    assert len(store.runs.load(short.run_id).columns["train_loss"]) == 3
     assert entries(store) == [short.run_id]
 
 
 def test_unknown_columns_and_outcomes_are_kept(store):
     save(store, made(TINY, {"temperature": 3.0}, mood="fine"))
-    run = store.load(TINY.run_id)
+    run = store.runs.load(TINY.run_id)
     assert run.measured("temperature")[1].tolist() == [3.0] * 6
     assert run.outcome["mood"] == "fine"
 
@@ -362,4 +363,4 @@ def test_a_config_of_another_version_says_so(store):
     with pytest.raises(
         StoreError, match=r"has a config that this edgewise does not know .*sampler.*: read it with"
     ):
-        store.load(TINY.run_id)
+        store.runs.load(TINY.run_id)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edgewise.errors import DataError
+from edgewise.lab.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import datasets
 from datasets.table import embed_table_storage
 
 from edgewise.arguments import known_name
-from edgewise.errors import DataError
+from edgewise.lab.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

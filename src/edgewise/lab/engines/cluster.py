@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import worker
+from edgewise.lab.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
 from edgewise.lab.ladders import Work
 from edgewise.lab.results import lock, run_folder
 from edgewise.lab.results.files import Folder
@@ -68,8 +68,8 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
                         raise cause from None
                     work.fail(config, cause)
                     continue
-                if not store.has(config.run_id):
-                    store.save(config, result.rows, result.outcome)
+                if not store.runs.has(config.run_id):
+                    store.runs.save(config, result.rows, result.outcome)
                 steps[config.run_id] = config.num_steps
                 submit(work.after(config))
             on_progress(dict(steps))

@@ -12,9 +12,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import RecipeError, StoreError, WorkerError
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import worker
+from edgewise.lab.errors import RecipeError, StoreError, WorkerError
 from edgewise.lab.ladders import Work
 from edgewise.lab.results import run_folder
 from edgewise.lab.results.files import Folder

@@ -39,7 +39,7 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
         StoreError: results cannot be written.
     """
     torch.set_num_threads(workers)
-    missing = [config for config in work.configs if not store.has(config.run_id)]
+    missing = [config for config in work.configs if not store.runs.has(config.run_id)]
     for chunk in chunks(missing):
         try:
             trained = _train_what_fits(chunk, on_progress)
@@ -48,7 +48,7 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
                 work.fail(config, as_exception(error))
             continue
         for config, result in trained:
-            store.save(config, result.rows, result.outcome)
+            store.runs.save(config, result.rows, result.outcome)
     work.start()  # climb the ladders, to see what lies beyond
     work.raise_first_error()
 

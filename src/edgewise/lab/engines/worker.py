@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from edgewise.errors import RecipeError, WorkerError
 from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig
+from edgewise.lab.errors import RecipeError, WorkerError
 from edgewise.lab.training import RunResult, train
 
 

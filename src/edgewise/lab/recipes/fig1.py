@@ -16,7 +16,7 @@ from edgewise.lab.recipes.recipe import (
     parameterization_label,
     warmup_label,
 )
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 
 def configs(scale: str) -> tuple[RunConfig, ...]:

@@ -13,7 +13,7 @@ from edgewise.lab.recipes.recipe import (
     number,
     parameterization_label,
 )
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 
 def batch_configs(scale: str) -> tuple[RunConfig, ...]:

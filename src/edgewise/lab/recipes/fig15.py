@@ -18,7 +18,7 @@ from edgewise.lab.recipes.recipe import (
     parameterization_label,
     warmup_label,
 )
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 
 def _wrn_configs(scale: str, loss: str) -> tuple[RunConfig, ...]:

@@ -17,7 +17,7 @@ from edgewise.lab.recipes.recipe import (
     parameterization_label,
     warmup_label,
 )
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 _NEGLIGIBLE_EPS = 1e-20
 _RATES = {"simple-mup": 0.003, "sp": 0.001}

@@ -7,7 +7,7 @@ from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.fig15 import norm_label
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe
 from edgewise.lab.results.phase_diagram import PhaseDiagram, phase_diagram
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 
 def configs(scale: str) -> tuple[RunConfig, ...]:

@@ -7,7 +7,7 @@ from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import fig4, settings
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe, number, optimizer_label
 from edgewise.lab.results.phase_diagram import TEST_ACCURACY, TEST_LOSS, CellValue, phase_diagram
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 
 def image_configs(scale: str, images: str) -> tuple[RunConfig, ...]:

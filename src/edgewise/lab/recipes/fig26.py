@@ -19,7 +19,7 @@ from edgewise.lab.recipes.recipe import (
     optimizer_label,
     parameterization_label,
 )
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 _COLUMNS = {"train_loss": "loss", "gradient_norm": "gradient norm", "second_moment": "norm of v"}
 

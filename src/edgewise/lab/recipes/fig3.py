@@ -6,7 +6,7 @@ from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe, number, parameterization_label
 from edgewise.lab.results.phase_diagram import TEST_ACCURACY, Cell, PhaseDiagram, cell_of, phase_diagram
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 _LOSS_NAMES = {"mse": "MSE", "xent": "cross-entropy"}
 _DATA_NAMES = {

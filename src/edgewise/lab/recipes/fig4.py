@@ -6,7 +6,7 @@ from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe, number, optimizer_label
 from edgewise.lab.results.phase_diagram import PhaseDiagram, phase_diagram
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 
 def configs(scale: str) -> tuple[RunConfig, ...]:

@@ -16,7 +16,7 @@ from edgewise.lab.recipes.recipe import (
     parameterization_label,
 )
 from edgewise.lab.results.phase_diagram import CellValue, OutcomeEntry, PhaseDiagram, phase_diagram
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 # Negative where the search cost more than it saved.
 STEPS_SAVED = CellValue(

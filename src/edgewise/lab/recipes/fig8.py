@@ -16,7 +16,7 @@ from edgewise.lab.recipes.recipe import (
     parameterization_label,
     warmup_label,
 )
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 _BATCH_SIZE = 512
 _MOMENTUM = 0.9

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgewise.lab.recipes.recipe import Claim, at_edge, beside_limit, number, parameterization_label
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 
 def lengths(runs: Sequence[Run]) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgewise.errors import RecipeError
 from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig, to_dict
+from edgewise.lab.errors import RecipeError
 from edgewise.lab.recipes.recipe import (
     LOSS,
     PRECONDITIONED_SHARPNESS,
@@ -20,7 +20,7 @@ from edgewise.lab.recipes.recipe import (
     Trajectories,
     no_claims,
 )
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 SCALE = "own"
 _DIAGRAM_RATES = 3  # with so many target rates, runs without measurements are a phase diagram

@@ -10,7 +10,7 @@ import numpy as np
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.ladders import Ladder, ladders
 from edgewise.lab.results.phase_diagram import TEST_LOSS, CellValue
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 SCALES = ("demo", "embedded", "paper")
 

@@ -7,7 +7,7 @@ from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import settings
 from edgewise.lab.recipes.recipe import Claim, Recipe, Table, optimizer_label
 from edgewise.lab.results.phase_diagram import TEST_ACCURACY
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 _ADAM, _SAVE, _GI_ADAM, _RADAM = "Adam", "Adam from η_c", "GI-Adam", "RAdam"
 

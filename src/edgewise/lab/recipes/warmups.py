@@ -11,7 +11,7 @@ from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import fig1, fig4
 from edgewise.lab.recipes.recipe import Claim, Recipe, Table, number, optimizer_label, warmup_label
 from edgewise.lab.results.phase_diagram import CellValue
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 LENGTHS = (64, 200)
 _SEEDS = {"demo": range(1), "embedded": range(5), "paper": range(5)}

@@ -2,16 +2,15 @@
 
 import html
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from edgewise.lab.recipes import PhaseDiagrams, Quantity, Trajectories, stability_limits
+from edgewise.lab.recipes import Quantity, stability_limits
 from edgewise.lab.report import panels
 from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram
-from edgewise.lab.results.store import Absent, Run
+from edgewise.lab.results.runs import Run
 
 _DASHED = {"dash": "dash", "width": 1.2}
 
@@ -21,40 +20,37 @@ def literal(text: str) -> str:
     return html.escape(text, quote=False).replace("{", "&#123;").replace("$", "&#36;")
 
 
-def trajectories(layout: Trajectories, runs: Sequence[Run | Absent]) -> go.Figure:
+def curves(shown: panels.Curves) -> go.Figure:
     """Return curves over the steps, with their thresholds."""
-    there, _, quantities = panels.shown(layout, runs)
-    planned = [run for run in runs if run.config.num_steps > 1]
-    rows, lines = panels.labels(planned, layout.row), panels.labels(planned, layout.line)
-    titles = [literal(f"{row}: {quantity.label}") for row in rows for quantity in quantities]
+    rows, columns = len(shown.rows), len(shown.quantities)
     figure = make_subplots(
-        rows=len(rows),
-        cols=len(quantities),
-        subplot_titles=titles,
+        rows=rows,
+        cols=columns,
+        subplot_titles=[
+            literal(f"{row}: {quantity.label}") for row in shown.rows for quantity in shown.quantities
+        ],
         vertical_spacing=0.16,
         horizontal_spacing=0.07,
     )
     named: set[str] = set()  # in the legend
-    for run in there:
-        line = layout.line(run.config)
-        color = panels.COLORS[lines.index(line) % len(panels.COLORS)]
-        row = rows.index(layout.row(run.config)) + 1
-        for col, quantity in enumerate(quantities, start=1):
-            for trace in _curves(run, quantity, literal(line), color):
+    for run in shown.runs:
+        line = shown.layout.line(run.config)
+        row = shown.rows.index(shown.layout.row(run.config)) + 1
+        for col, quantity in enumerate(shown.quantities, start=1):
+            for trace in _curves(run, quantity, literal(line), shown.color(line)):
                 trace.showlegend = trace.showlegend and col == 1 and line not in named
                 figure.add_trace(trace, row=row, col=col)
             named.add(line)
-    for i, row_label in enumerate(rows, start=1):
-        in_row = [run for run in there if layout.row(run.config) == row_label]
-        for col, quantity in enumerate(quantities, start=1):
-            _style_axes(figure, in_row, quantity, i, col)
-    figure.update_xaxes(title_text="step", row=len(rows))
+    for i, row_label in enumerate(shown.rows, start=1):
+        for col, quantity in enumerate(shown.quantities, start=1):
+            _style_axes(figure, shown.in_row(row_label), quantity, i, col)
+    figure.update_xaxes(title_text="step", row=rows)
     figure.add_trace(
         go.Scatter(
             x=[None], y=[None], mode="lines", line=_DASHED | {"color": "gray"}, name="stability threshold"
         )
     )
-    return _styled(figure, height=300 * len(rows) + 90)
+    return _styled(figure, height=300 * rows + 90)
 
 
 def _curves(run: Run, quantity: Quantity, name: str, color: str) -> list[go.Scatter]:
@@ -102,54 +98,48 @@ def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int
             figure.add_hline(y=limit, line=_DASHED | {"color": "gray"}, row=row, col=col)
 
 
-def phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run | Absent]) -> go.Figure:
+def phase_diagrams(shown: panels.Diagrams) -> go.Figure:
     """Return a heatmap for each panel, with the failure boundary; each trace has its panel as `meta`."""
-    diagrams = panels.panel_diagrams(layout, runs)
-    across = panels.panel_columns(layout, len(diagrams))
-    down = -(-len(diagrams) // across)
-    rows = max(len(d.warmups) for d in diagrams.values())
-    height = (130 + 70 * rows) * down + 100
+    shared = shown.layout.columns is None  # axes and colours
+    height = (130 + 70 * shown.most_warmups) * shown.down + 100
     figure = make_subplots(
-        rows=down,
-        cols=across,
-        subplot_titles=list(map(literal, diagrams)),
-        shared_yaxes=layout.columns is None,
+        rows=shown.down,
+        cols=shown.across,
+        subplot_titles=list(map(literal, shown.diagrams)),
+        shared_yaxes=shared,
         horizontal_spacing=0.05,
         vertical_spacing=110 / height,
     )
-    limits = panels.panel_limits(layout, list(diagrams.values()))
-    for i, (panel, diagram) in enumerate(diagrams.items()):
-        low, high = limits[i]
-        at = {"row": i // across + 1, "col": i % across + 1}
-        for trace in _heatmaps(diagram, low, high, showscale=i == 0 and layout.columns is None):
+    for i, ((panel, diagram), ends) in enumerate(zip(shown.diagrams.items(), shown.limits, strict=True)):
+        at = {"row": i // shown.across + 1, "col": i % shown.across + 1}
+        for trace in _heatmaps(diagram, ends, shown.color_map, showscale=i == 0 and shared):
             trace.meta = panel
             figure.add_trace(trace, **at)
-        if not layout.value.of_training:
+        if not shown.layout.value.of_training:
             continue
         for y, edge in _boundary_edges(diagram):
             line = {"color": panels.BOUNDARY_COLOR, "width": 4}
             figure.add_shape(type="line", x0=edge, x1=edge, y0=y - 0.5, y1=y + 0.5, line=line, **at)
     figure.update_xaxes(type="category")
-    figure.update_xaxes(title_text=panels.rate_axis(runs), row=down)
+    figure.update_xaxes(title_text=shown.rate_axis, row=shown.down)
     figure.update_yaxes(type="category", showgrid=False)
     figure.update_yaxes(title_text="warmup length (steps)", col=1)
-    _add_legend(figure, layout, list(diagrams.values()))
+    _add_legend(figure, shown)
     return _styled(figure, height=height)
 
 
-def _add_legend(figure: go.Figure, layout: PhaseDiagrams, diagrams: Sequence[PhaseDiagram]) -> None:
+def _add_legend(figure: go.Figure, shown: panels.Diagrams) -> None:
     entries: list[tuple[str, dict[str, Any]]] = []
-    if layout.value.of_training:
+    if shown.layout.value.of_training:
         boundary = {"color": panels.BOUNDARY_COLOR, "symbol": "line-ns-open", "line": {"width": 4}}
         entries = [
             ("failed: learned nothing", {"color": panels.FAILED_COLOR, "symbol": "square"}),
             ("diverged", {"color": panels.DIVERGED_COLOR, "symbol": "square"}),
             ("failure boundary (blank beyond: not trained)", boundary),
         ]
-    kinds = {cell for diagram in diagrams for cell in diagram.cells.flat}
-    if Cell.WAITING in kinds:
+    if Cell.WAITING in shown.kinds:
         entries.append(("waiting: not trained yet", {"color": panels.WAITING_COLOR, "symbol": "square"}))
-    if Cell.ERROR in kinds:
+    if Cell.ERROR in shown.kinds:
         entries.append(("error: no result", {"color": panels.ERROR_COLOR, "symbol": "square"}))
     for name, marker in entries:
         figure.add_trace(
@@ -166,7 +156,9 @@ def _boundary_edges(diagram: PhaseDiagram) -> list[tuple[int, float]]:
     ]
 
 
-def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool) -> list[go.Heatmap]:
+def _heatmaps(
+    diagram: PhaseDiagram, ends: tuple[float, float], color_map: str, *, showscale: bool
+) -> list[go.Heatmap]:
     """Return the trained cells coloured by their loss, and the others in the grey of their kind."""
     x = [f"{lr:g}" for lr in diagram.lr_targets]
     y = [str(steps) for steps in diagram.warmups]
@@ -175,9 +167,9 @@ def _heatmaps(diagram: PhaseDiagram, low: float, high: float, *, showscale: bool
     maps = [
         go.Heatmap(
             z=trained,
-            zmin=low,
-            zmax=high,
-            colorscale=panels.color_map(diagram.value),
+            zmin=ends[0],
+            zmax=ends[1],
+            colorscale=color_map,
             showscale=showscale,
             colorbar={"title": literal(diagram.value.label), "thickness": 14},
             text=[["" if value is None else diagram.value.text(value) for value in row] for row in trained],

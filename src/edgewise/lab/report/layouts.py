@@ -9,7 +9,7 @@ from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes.recipe import PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.results.documents import one_line
 from edgewise.lab.results.phase_diagram import CellValue, OutcomeEntry, row_of
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 Layout = Trajectories | PhaseDiagrams | Table
 

@@ -18,12 +18,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from edgewise.lab.recipes import Claim, PhaseDiagrams, Table, Trajectories
-from edgewise.lab.report import interactive, layouts, panels, plots, presentation
+from edgewise.lab.recipes import Claim
+from edgewise.lab.report import interactive, panels, plots, presentation
+from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.plots import name_of
-from edgewise.lab.report.presentation import Presentation
 from edgewise.lab.results.documents import one_line
-from edgewise.lab.results.store import Absent, Run, Store
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SCRIPT = Path(__file__).with_name("page.js")
@@ -32,7 +33,7 @@ _ALL_POINTS = 80_000
 _MOST_MISSING = 20  # named one by one
 
 
-def write_report(store: Store, figures: Sequence[Presentation] | None = None) -> Path:
+def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -> Path:
     """Write DIR/report.html, claims.md, boundaries.csv and the figures beside them, and return the page.
 
     What is missing is marked as such. No recipe is needed: what a page says is in the folder, see
@@ -71,7 +72,7 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _claims_markdown(figures: Sequence[Presentation]) -> str:
+def _claims_markdown(figures: Sequence[FigureResults]) -> str:
     """Return the claims of all figures as a Markdown table."""
     lines = ["| | finding | expected | measured |", "|---|---|---|---|"]
     for shown in figures:
@@ -89,7 +90,7 @@ def _markdown(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("|", "\\|"))
 
 
-def write_boundaries(store: Store, figures: Sequence[Presentation]) -> None:
+def write_boundaries(store: Store, figures: Sequence[FigureResults]) -> None:
     """Write DIR/boundaries.csv: for each row of each phase diagram its failure boundary, best rate and best value.
 
     They are empty for rows of which runs are missing.
@@ -98,22 +99,21 @@ def write_boundaries(store: Store, figures: Sequence[Presentation]) -> None:
         ("figure", "panel", "warmup", "boundary", "best rate", "best value", "value", "rate unit")
     ]
     for shown in figures:
-        layout = shown.layout
-        if not (isinstance(layout, PhaseDiagrams) and layout.value.of_training):
+        if not (isinstance(shown.panels, panels.Diagrams) and shown.panels.layout.value.of_training):
             continue
         unit = shown.runs[0].config.optimizer.lr_unit if shown.runs else ""
-        for panel, diagram in panels.panel_diagrams(layout, shown.runs).items():
+        for panel, diagram in shown.panels.diagrams.items():
             for row in diagram.warmups:
                 known = diagram.complete(row)
                 numbers = map(str, (diagram.boundary(row), *diagram.best(row))) if known else ("", "", "")
-                lines.append((shown.id, panel, str(row), *numbers, layout.value.label, unit))
+                lines.append((shown.id, panel, str(row), *numbers, diagram.value.label, unit))
     if len(lines) > 1:
         table = io.StringIO()
         csv.writer(table).writerows(lines)
         store.write_file("boundaries.csv", table.getvalue())
 
 
-def _verdict(figures: Sequence[Presentation]) -> str:
+def _verdict(figures: Sequence[FigureResults]) -> str:
     claims = [claim for shown in figures for claim in shown.claims]
     open_ones = [shown.id for shown in figures if shown.note]
     parts = []
@@ -124,14 +124,14 @@ def _verdict(figures: Sequence[Presentation]) -> str:
     return " ".join(parts) or "No findings are claimed of these runs."
 
 
-def _section(store: Store, shown: Presentation) -> str:
-    match shown.layout:
-        case Trajectories():
-            body = _plot(shown, interactive.trajectories(shown.layout, shown.runs))
-        case PhaseDiagrams():
-            body = _plot(shown, interactive.phase_diagrams(shown.layout, shown.runs)) + _cells(shown)
-        case Table():
-            body = _table(shown.layout, shown.runs)
+def _section(store: Store, shown: FigureResults) -> str:
+    match shown.panels:
+        case panels.Curves() as curves:
+            body = _plot(shown, interactive.curves(curves))
+        case panels.Diagrams() as diagrams:
+            body = _plot(shown, interactive.phase_diagrams(diagrams)) + _cells(shown)
+        case panels.Cells() as cells:
+            body = _table(cells)
     name = name_of(shown.id)
     return (
         f'<section id="{name}"><h2>{html.escape(shown.title)} '
@@ -143,7 +143,7 @@ def _section(store: Store, shown: Presentation) -> str:
     )
 
 
-def _plot(shown: Presentation, figure: go.Figure) -> str:
+def _plot(shown: FigureResults, figure: go.Figure) -> str:
     """Return a place for the plot, and its content as data: page.js draws it."""
     name = f"plot-{name_of(shown.id)}"
     return (
@@ -158,7 +158,7 @@ def _data(name: str, content: str) -> str:
     return f'<script type="application/json" id="{name}">{escaped}</script>'
 
 
-def _missing(store: Store, shown: Presentation) -> str:
+def _missing(store: Store, shown: FigureResults) -> str:
     """Return which runs of the figure are missing and why: those that failed one by one, the others together."""
     if not shown.absent:
         return ""
@@ -178,17 +178,17 @@ def _missing(store: Store, shown: Presentation) -> str:
     )
 
 
-def _why(store: Store, shown: Presentation, run: Absent) -> str:
-    file = store.traceback_file(run.run_id)
+def _why(store: Store, shown: FigureResults, run: Absent) -> str:
+    file = store.failures.file(run.run_id)
     link = f' (<a href="failures/{quote(file.name)}">traceback</a>)' if file.is_file() else ""
     return f"{html.escape(_name(shown, run))}: <code>{html.escape(run.reason)}</code>{link}"
 
 
-def _name(shown: Presentation, run: Absent) -> str:
-    return f"{layouts.description(shown.layout, run.config)}, seed {run.config.seed}"
+def _name(shown: FigureResults, run: Absent) -> str:
+    return f"{shown.where(run.config)}, seed {run.config.seed}"
 
 
-def _cells(shown: Presentation) -> str:
+def _cells(shown: FigureResults) -> str:
     """Return the curves behind the cells: chosen from a list, with the keyboard, or by pointing at a cell."""
     runs, name = shown.finished, name_of(shown.id)
     if not runs:
@@ -196,7 +196,7 @@ def _cells(shown: Presentation) -> str:
     points = max(8, min(_CURVE_POINTS, _ALL_POINTS // len(runs)))
     curves: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        curves.setdefault(layouts.description(shown.layout, run.config), []).append(_thinned(run, points))
+        curves.setdefault(shown.where(run.config), []).append(_thinned(run, points))
     options = "".join(f'<option value="{html.escape(cell)}">{html.escape(cell)}</option>' for cell in curves)
     return (
         f'<div class="cell"><label for="cell-{name}">Training behind a cell (point at it, or choose): </label>'
@@ -222,20 +222,19 @@ def _short(x: float) -> float | None:
     return float(f"{x:.4g}") if math.isfinite(x) else None
 
 
-def _table(layout: Table, runs: Sequence[Run | Absent]) -> str:
-    rows, columns, texts = panels.table_cells(layout, runs)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
+def _table(shown: panels.Cells) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *shown.columns))
     body = "".join(
-        f"<tr><th>{html.escape(row)}</th>{''.join(f'<td>{html.escape(t)}</td>' for t in its)}</tr>"
-        for row, its in zip(rows, texts, strict=True)
+        f"<tr><th>{html.escape(row)}</th>{''.join(f'<td>{html.escape(text)}</td>' for text in texts)}</tr>"
+        for row, texts in zip(shown.rows, shown.texts, strict=True)
     )
     return (
-        f'<div class="scroll"><table><caption>{html.escape(layout.value.label)}: mean ± deviation (seeds)</caption>'
+        f'<div class="scroll"><table><caption>{html.escape(shown.title)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _claims_table(shown: Presentation) -> str:
+def _claims_table(shown: FigureResults) -> str:
     note = f'<p class="missing">Findings {html.escape(shown.note)}</p>' if shown.note else ""
     if not shown.claims:
         return note
@@ -252,11 +251,13 @@ def _claims_row(claim: Claim) -> str:
     )
 
 
-def _provenance(store: Store, figures: Sequence[Presentation]) -> str:
-    run_ids = {run_id for figure in store.figures for run_id in figure.run_ids} - store.beyond
-    run_ids -= {run.run_id for shown in figures for run in shown.absent}
-    seconds = sum(store.outcome(run_id)["seconds"] for run_id in run_ids)
-    facts = store.provenance | {"runs": str(len(run_ids)), "training time, all processes": f"{seconds:.0f} s"}
+def _provenance(store: Store, figures: Sequence[FigureResults]) -> str:
+    outcomes = {run.config: run.outcome for shown in figures for run in shown.finished}  # figures share runs
+    seconds = sum(outcome["seconds"] for outcome in outcomes.values())
+    facts = store.provenance | {
+        "runs": str(len(outcomes)),
+        "training time, all processes": f"{seconds:.0f} s",
+    }
     rows = "".join(
         f"<tr><td>{html.escape(one_line(str(k)))}</td><td>{html.escape(one_line(str(v)))}</td></tr>"
         for k, v in facts.items()

@@ -1,13 +1,16 @@
 """What the figures show, whichever library draws them: curves, diagrams and tables, from stored runs alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import PhaseDiagrams, Quantity, Table, Trajectories, stability_limits
-from edgewise.lab.results.phase_diagram import Cell, CellValue, PhaseDiagram, phase_diagram
-from edgewise.lab.results.store import Absent, Run
+from edgewise.lab.report.layouts import Layout
+from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram, phase_diagram
+from edgewise.lab.results.runs import Absent, Run
 
 Array = np.ndarray[Any, Any]
 
@@ -25,9 +28,126 @@ ERROR_COLOR, WAITING_COLOR = "#f3d3e4", "#dfe9f5"
 _PANEL_COLUMNS = 3  # more panels stand in two rows
 
 
-def labels(runs: Sequence[Run | Absent], of: Any) -> list[str]:
-    """Return the distinct labels of the runs, in their order."""
-    return list(dict.fromkeys(of(run.config) for run in runs))
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Panels of curves over the steps: a row of panels for each row label, a column for each quantity."""
+
+    layout: Trajectories
+    rows: tuple[str, ...]
+    lines: tuple[str, ...]
+    quantities: tuple[Quantity, ...]
+    """Those that any run measured; all, while no run is there."""
+    runs: tuple[Run, ...]
+    absent: tuple[Absent, ...]
+
+    @classmethod
+    def of(cls, layout: Trajectories, runs: Sequence[Run | Absent]) -> "Curves":
+        """Return the panels of these runs, without those of one step, which have no trajectory."""
+        planned = [run for run in runs if run.config.num_steps > 1]
+        there = tuple(run for run in planned if isinstance(run, Run))
+        measured = tuple(q for q in layout.quantities if any(q.column in run.columns for run in there))
+        return cls(
+            layout=layout,
+            rows=_labels(planned, layout.row),
+            lines=_labels(planned, layout.line),
+            quantities=measured if there else layout.quantities,
+            runs=there,
+            absent=tuple(run for run in planned if isinstance(run, Absent)),
+        )
+
+    def in_row(self, row: str) -> list[Run]:
+        """Return the runs with a curve in a row of panels."""
+        return [run for run in self.runs if self.layout.row(run.config) == row]
+
+    def color(self, line: str) -> str:
+        """Return the colour of a line, the same whatever is missing."""
+        return COLORS[self.lines.index(line) % len(COLORS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagrams:
+    """Phase diagrams side by side."""
+
+    layout: PhaseDiagrams
+    diagrams: dict[str, PhaseDiagram]
+    """Panel label → diagram."""
+    limits: tuple[tuple[float, float], ...]
+    """The ends of the colours of each panel."""
+    rate_axis: str
+    """What the columns of the diagrams count."""
+
+    @classmethod
+    def of(cls, layout: PhaseDiagrams, runs: Sequence[Run | Absent]) -> "Diagrams":
+        """Arrange the runs of each panel."""
+        diagrams = {
+            panel: phase_diagram([run for run in runs if layout.panel(run.config) == panel], layout.value)
+            for panel in _labels(runs, layout.panel)
+        }
+        in_sharpness = any(run.config.optimizer.lr_unit == "1/sharpness" for run in runs)
+        return cls(
+            layout=layout,
+            diagrams=diagrams,
+            limits=_limits(list(diagrams.values()), layout.columns or len(diagrams)),
+            rate_axis="target learning rate × λ₀" if in_sharpness else "target learning rate",
+        )
+
+    @property
+    def across(self) -> int:
+        """How many panels stand side by side."""
+        number = len(self.diagrams)
+        if self.layout.columns is not None:
+            return min(self.layout.columns, number)
+        return number if number <= _PANEL_COLUMNS else -(-number // 2)
+
+    @property
+    def down(self) -> int:
+        """How many lines of panels there are."""
+        return -(-len(self.diagrams) // self.across)
+
+    @property
+    def most_warmups(self) -> int:
+        """How many rows the tallest diagram has."""
+        return max(len(diagram.warmups) for diagram in self.diagrams.values())
+
+    @property
+    def kinds(self) -> set[Cell]:
+        """What became of the cells, over all panels."""
+        return {cell for diagram in self.diagrams.values() for cell in diagram.cells.flat}
+
+    @property
+    def color_map(self) -> str:
+        """The name of the colours, which matplotlib and plotly share: bright is good."""
+        return "viridis_r" if self.layout.value.lower_is_better else "viridis"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """A table of values."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    """Of each row, in each column: mean ± sample deviation, and over how many seeds."""
+
+    @classmethod
+    def of(cls, layout: Table, runs: Sequence[Run | Absent]) -> "Cells":
+        """Return the table of these runs; what is absent is counted."""
+        rows, columns = _labels(runs, layout.row), _labels(runs, layout.column)
+        texts = tuple(tuple(_cell_text(layout, runs, (row, column)) for column in columns) for row in rows)
+        title = f"{layout.value.label}: mean ± deviation (seeds)"
+        return cls(title=title, rows=rows, columns=columns, texts=texts)
+
+
+def panels_of(layout: Layout, runs: Sequence[Run | Absent]) -> Curves | Diagrams | Cells:
+    """Return what a figure of this layout shows of these runs."""
+    match layout:
+        case Trajectories():
+            return Curves.of(layout, runs)
+        case PhaseDiagrams():
+            return Diagrams.of(layout, runs)
+        case Table():
+            return Cells.of(layout, runs)
 
 
 def curve(run: Run, quantity: Quantity) -> tuple[Array, Array]:
@@ -55,24 +175,6 @@ def value_range(runs: Sequence[Run], quantity: Quantity) -> tuple[float, float] 
     return 0.0, float(values.max() * 1.1)
 
 
-def shown(
-    layout: Trajectories, runs: Sequence[Run | Absent]
-) -> tuple[list[Run], list[Absent], list[Quantity]]:
-    """Return the runs with a trajectory (more than one step), those absent, and the quantities that any measured."""
-    there = [run for run in runs if isinstance(run, Run) and run.config.num_steps > 1]
-    absent = [run for run in runs if isinstance(run, Absent) and run.config.num_steps > 1]
-    measured = [q for q in layout.quantities if any(q.column in run.columns for run in there)]
-    return there, absent, measured if there else list(layout.quantities)
-
-
-def panel_diagrams(layout: PhaseDiagrams, runs: Sequence[Run | Absent]) -> dict[str, PhaseDiagram]:
-    """Return panel label → diagram."""
-    return {
-        panel: phase_diagram([run for run in runs if layout.panel(run.config) == panel], layout.value)
-        for panel in labels(runs, layout.panel)
-    }
-
-
 def color_limits(diagrams: Sequence[PhaseDiagram]) -> tuple[float, float]:
     """Return the smallest and largest value over the trained cells."""
     trained = np.concatenate([d.mean[d.cells == Cell.TRAINED] for d in diagrams])
@@ -80,45 +182,22 @@ def color_limits(diagrams: Sequence[PhaseDiagram]) -> tuple[float, float]:
     return (float(trained.min()), float(trained.max())) if len(trained) else (0.0, 1.0)
 
 
-def panel_limits(layout: PhaseDiagrams, diagrams: Sequence[PhaseDiagram]) -> list[tuple[float, float]]:
-    """Return the ends of the colours of each panel."""
-    line = layout.columns or len(diagrams)
+def _limits(diagrams: Sequence[PhaseDiagram], line: int) -> tuple[tuple[float, float], ...]:
+    """Return the ends of the colours of each diagram; those in one line of so many share them."""
     lines = (diagrams[start : start + line] for start in range(0, len(diagrams), line))
-    return [color_limits(its) for its in lines for _ in its]
+    return tuple(color_limits(together) for together in lines for _ in together)
 
 
-def panel_columns(layout: PhaseDiagrams, number: int) -> int:
-    """Return in how many columns so many panels stand."""
-    if layout.columns is not None:
-        return min(layout.columns, number)
-    return number if number <= _PANEL_COLUMNS else -(-number // 2)
+def _labels(runs: Sequence[Run | Absent], of: Callable[[RunConfig], str]) -> tuple[str, ...]:
+    """Return the distinct labels of the runs, in their order."""
+    return tuple(dict.fromkeys(of(run.config) for run in runs))
 
 
-def color_map(value: CellValue) -> str:
-    """Return the name of the colours, which matplotlib and plotly share: bright is good."""
-    return "viridis_r" if value.lower_is_better else "viridis"
-
-
-def rate_axis(runs: Sequence[Run | Absent]) -> str:
-    """Return what the columns of the diagrams count."""
-    in_sharpness = any(run.config.optimizer.lr_unit == "1/sharpness" for run in runs)
-    return "target learning rate × λ₀" if in_sharpness else "target learning rate"
-
-
-def table_cells(layout: Table, runs: Sequence[Run | Absent]) -> tuple[list[str], list[str], list[list[str]]]:
-    """Return row labels, column labels, and the texts between: mean ± sample deviation, and over how many seeds."""
-    rows, columns = labels(runs, layout.row), labels(runs, layout.column)
-    texts: list[list[str]] = []
-    for row in rows:
-        texts.append([])
-        for column in columns:
-            its = [
-                run for run in runs if (layout.row(run.config), layout.column(run.config)) == (row, column)
-            ]
-            values = [layout.value.of(run) for run in its if isinstance(run, Run)]
-            missing = f", {len(its) - len(values)} missing" if len(values) < len(its) else ""
-            texts[-1].append(_mean_and_deviation(values, layout.value.digits) + missing)
-    return rows, columns, texts
+def _cell_text(layout: Table, runs: Sequence[Run | Absent], at: tuple[str, str]) -> str:
+    inside = [run for run in runs if (layout.row(run.config), layout.column(run.config)) == at]
+    values = [layout.value.of(run) for run in inside if isinstance(run, Run)]
+    missing = f", {len(inside) - len(values)} missing" if len(values) < len(inside) else ""
+    return _mean_and_deviation(values, layout.value.digits) + missing
 
 
 def _mean_and_deviation(values: list[float], digits: int) -> str:

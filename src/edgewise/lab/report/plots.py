@@ -14,18 +14,12 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from edgewise.lab.recipes import (
-    PhaseDiagrams,
-    Quantity,
-    Recipe,
-    Table,
-    Trajectories,
-    stability_limits,
-)
+from edgewise.lab.recipes import Quantity, stability_limits
 from edgewise.lab.report import panels
-from edgewise.lab.report.presentation import Presentation
+from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram
-from edgewise.lab.results.store import Absent, Run, Store
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 
 _LEGEND_INCHES = 1.8  # of one entry
 _LARGE_DIAGRAM = 400  # cells: more are drawn small, without their numbers
@@ -44,21 +38,21 @@ _STYLE: Any = {
 }
 
 
-def draw(recipe: Recipe | Presentation, runs: Sequence[Run | Absent]) -> Figure:
-    """Return the recipe's figure; what is absent is marked as such."""
+def draw(shown: FigureResults) -> Figure:
+    """Return the figure; what is absent is marked as such."""
     with mpl.rc_context(_STYLE):
-        match recipe.layout:
-            case Trajectories():
-                figure = _draw_trajectories(recipe.layout, runs)
-            case PhaseDiagrams():
-                figure = _draw_phase_diagrams(recipe.layout, runs)
-            case Table():
-                figure = _draw_table(recipe.layout, runs)
-        figure.suptitle(_literal(f"{recipe.title} ({recipe.id})"), fontsize=11)
+        match shown.panels:
+            case panels.Curves() as curves:
+                figure = _draw_curves(curves)
+            case panels.Diagrams() as diagrams:
+                figure = _draw_diagrams(diagrams)
+            case panels.Cells() as cells:
+                figure = _draw_table(cells)
+        figure.suptitle(_literal(f"{shown.title} ({shown.id})"), fontsize=11)
         return figure
 
 
-def save_figures(store: Store, figures: Sequence[Presentation]) -> list[str]:
+def save_figures(store: Store, figures: Sequence[FigureResults]) -> list[str]:
     """Draw the figures into DIR/figures and return the names of the PNG files, below DIR.
 
     Raises:
@@ -66,7 +60,7 @@ def save_figures(store: Store, figures: Sequence[Presentation]) -> list[str]:
     """
     written = []
     for shown in figures:
-        figure = draw(shown, shown.runs)
+        figure = draw(shown)
         for ending in ("pdf", "png"):
             with mpl.rc_context(_STYLE):
                 picture = io.BytesIO()
@@ -90,40 +84,35 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _draw_trajectories(layout: Trajectories, runs: Sequence[Run | Absent]) -> Figure:
-    there, absent, quantities = panels.shown(layout, runs)
-    planned = [run for run in runs if run.config.num_steps > 1]
-    rows, lines = panels.labels(planned, layout.row), panels.labels(planned, layout.line)
-    figure = Figure(figsize=(3.4 * len(quantities), 2.5 * len(rows) + 0.9), layout="constrained")
-    axes = figure.subplots(len(rows), len(quantities), squeeze=False)
-    for i, row in enumerate(rows):
-        in_row = [run for run in there if layout.row(run.config) == row]
-        for quantity, ax in zip(quantities, axes[i], strict=True):
+def _draw_curves(shown: panels.Curves) -> Figure:
+    rows, columns = len(shown.rows), len(shown.quantities)
+    figure = Figure(figsize=(3.4 * columns, 2.5 * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i, row in enumerate(shown.rows):
+        in_row = shown.in_row(row)
+        for quantity, ax in zip(shown.quantities, axes[i], strict=True):
             _finish_axes(ax, in_row, quantity)
             for run in in_row:
-                line = lines.index(layout.line(run.config))
-                _draw_curve(ax, run, quantity, panels.COLORS[line % len(panels.COLORS)])
+                _draw_curve(ax, run, quantity, shown.color(shown.layout.line(run.config)))
             ax.set_title(_literal(row), loc="left", fontsize=9)
-            if i == len(rows) - 1:
+            if i == rows - 1:
                 ax.set_xlabel("step")
-        _name_missing(axes[i, 0], layout, [run for run in absent if layout.row(run.config) == row])
+        absent = [run for run in shown.absent if shown.layout.row(run.config) == row]
+        _name_missing(axes[i, 0], [(shown.layout.line(run.config), run) for run in absent])
     handles = [
-        *(
-            mpl.lines.Line2D([], [], color=panels.COLORS[i % len(panels.COLORS)], label=_literal(line))
-            for i, line in enumerate(lines)
-        ),
+        *(mpl.lines.Line2D([], [], color=shown.color(line), label=_literal(line)) for line in shown.lines),
         mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability threshold"),
     ]
-    if any(run.outcome["diverged"] for run in there):
+    if any(run.outcome["diverged"] for run in shown.runs):
         handles.append(mpl.lines.Line2D([], [], color="0.3", ls="", marker="x", label="diverged"))
-    columns = min(len(handles), int(figure.get_figwidth() / _LEGEND_INCHES))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    entries = min(len(handles), int(figure.get_figwidth() / _LEGEND_INCHES))
+    figure.legend(handles=handles, loc="outside lower center", ncols=entries)
     return figure
 
 
-def _name_missing(ax: Axes, layout: Trajectories, absent: Sequence[Absent]) -> None:
-    """Say in a panel which of its curves are missing."""
-    counts = Counter((layout.line(run.config), "error" if run.failed else "waiting") for run in absent)
+def _name_missing(ax: Axes, absent: Sequence[tuple[str, Absent]]) -> None:
+    """Say in a panel which of its curves are missing: line label and run of each."""
+    counts = Counter((line, "error" if run.failed else "waiting") for line, run in absent)
     notes = [f"{line}: {why}" + (f" ({n} runs)" if n > 1 else "") for (line, why), n in counts.items()]
     if more := len(notes[_MOST_NOTES:]):
         notes[_MOST_NOTES:] = [f"and {more} more"]
@@ -155,75 +144,69 @@ def _finish_axes(ax: Axes, runs: list[Run], quantity: Quantity) -> None:
             ax.annotate(f"{limit:g}", (1.0, limit), xycoords=("axes fraction", "data"), fontsize=8)
 
 
-def _draw_phase_diagrams(layout: PhaseDiagrams, runs: Sequence[Run | Absent]) -> Figure:
-    diagrams = panels.panel_diagrams(layout, runs)
-    across = panels.panel_columns(layout, len(diagrams))
-    down = -(-len(diagrams) // across)
-    columns, rows = (
-        max(len(d.lr_targets) for d in diagrams.values()),
-        max(len(d.warmups) for d in diagrams.values()),
-    )
-    large = columns * rows > _LARGE_DIAGRAM
+def _draw_diagrams(shown: panels.Diagrams) -> Figure:
+    columns = max(len(diagram.lr_targets) for diagram in shown.diagrams.values())
+    large = columns * shown.most_warmups > _LARGE_DIAGRAM
     cell = (0.12, 0.12) if large else (0.62, 0.55)
-    size = ((cell[0] * columns + 1) * across, (cell[1] * rows + 1.3) * down + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False, sharey=layout.columns is None)
-    limits = panels.panel_limits(layout, list(diagrams.values()))
-    cmap = mpl.colormaps[panels.color_map(layout.value)]
-    for ax, (panel, diagram), ends in zip(axes.flat, diagrams.items(), limits, strict=False):
+    width, height = (
+        (cell[0] * columns + 1) * shown.across,
+        (cell[1] * shown.most_warmups + 1.3) * shown.down + 0.6,
+    )
+    figure = Figure(figsize=(width, height), layout="constrained")
+    side_by_side = shown.layout.columns
+    axes = figure.subplots(shown.down, shown.across, squeeze=False, sharey=side_by_side is None)
+    cmap = mpl.colormaps[shown.color_map]
+    for ax, (panel, diagram), ends in zip(axes.flat, shown.diagrams.items(), shown.limits, strict=False):
         _draw_cells(ax, diagram, mpl.colors.Normalize(*ends), cmap, with_numbers=not large)
         ax.set_title(_literal(panel), loc="left", fontsize=9)
-    for ax in axes.flat[len(diagrams) :]:
+    for ax in axes.flat[len(shown.diagrams) :]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("warmup length $T_{wrm}$ (steps)")
     for ax in axes[-1]:
-        ax.set_xlabel(panels.rate_axis(runs))
-    for i in range(0, len(limits), layout.columns or len(limits)):
-        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(*limits[i]), cmap)
-        its = axes[i // across] if layout.columns else axes.flat
-        figure.colorbar(scale, ax=list(its), label=_literal(layout.value.label), pad=0.01)
-    handles = _diagram_legend(layout, list(diagrams.values()))
-    columns = min(len(handles), max(2, int(size[0] / _LEGEND_INCHES)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
+        ax.set_xlabel(shown.rate_axis)
+    for i in range(0, len(shown.limits), side_by_side or len(shown.limits)):
+        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(*shown.limits[i]), cmap)
+        beside = axes[i // shown.across] if side_by_side else axes.flat
+        figure.colorbar(scale, ax=list(beside), label=_literal(shown.layout.value.label), pad=0.01)
+    handles = _diagram_legend(shown)
+    entries = min(len(handles), max(2, int(width / _LEGEND_INCHES)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=entries, fontsize=8)
     return figure
 
 
-def _diagram_legend(layout: PhaseDiagrams, diagrams: Sequence[PhaseDiagram]) -> list[Any]:
+def _diagram_legend(shown: panels.Diagrams) -> list[Any]:
     handles: list[Any] = [mpl.lines.Line2D([], [], color="0.2", ls="", marker="*", label="best of its row")]
-    if layout.value.of_training:
+    if shown.layout.value.of_training:
+        failed = "failed (learned nothing)"
         handles += [
-            Patch(
-                facecolor=panels.FAILED_COLOR, hatch="//", edgecolor="0.4", label="failed (learned nothing)"
-            ),
+            Patch(facecolor=panels.FAILED_COLOR, hatch="//", edgecolor="0.4", label=failed),
             Patch(facecolor=panels.DIVERGED_COLOR, hatch="xx", edgecolor="0.9", label="diverged"),
             Patch(facecolor="white", edgecolor="0.8", label="not trained: beyond"),
             mpl.lines.Line2D([], [], color=panels.BOUNDARY_COLOR, lw=2, label="failure boundary"),
         ]
-    kinds = {cell for diagram in diagrams for cell in diagram.cells.flat}
-    if Cell.WAITING in kinds:
+    if Cell.WAITING in shown.kinds:
         handles.append(Patch(facecolor=panels.WAITING_COLOR, hatch="..", edgecolor="0.6", label="waiting"))
-    if Cell.ERROR in kinds:
-        handles.append(
-            Patch(facecolor=panels.ERROR_COLOR, hatch="\\\\", edgecolor="0.4", label="error: no result")
-        )
+    if Cell.ERROR in shown.kinds:
+        no_result = "error: no result"
+        handles.append(Patch(facecolor=panels.ERROR_COLOR, hatch="\\\\", edgecolor="0.4", label=no_result))
     return handles
 
 
-def _draw_table(layout: Table, runs: Sequence[Run | Absent]) -> Figure:
-    rows, columns, texts = panels.table_cells(layout, runs)
-    figure = Figure(figsize=(1.9 * (len(columns) + 1), 0.32 * (len(rows) + 1) + 0.7), layout="constrained")
+def _draw_table(shown: panels.Cells) -> Figure:
+    size = 1.9 * (len(shown.columns) + 1), 0.32 * (len(shown.rows) + 1) + 0.7
+    figure = Figure(figsize=size, layout="constrained")
     ax = figure.subplots()
     ax.axis("off")
     table = ax.table(
-        cellText=[[_literal(text) for text in its] for its in texts],
-        rowLabels=list(map(_literal, rows)),
-        colLabels=list(map(_literal, columns)),
+        cellText=[list(map(_literal, texts)) for texts in shown.texts],
+        rowLabels=list(map(_literal, shown.rows)),
+        colLabels=list(map(_literal, shown.columns)),
         loc="center",
         cellLoc="center",
     )
     table.scale(1, 1.4)
-    ax.set_title(f"{_literal(layout.value.label)}: mean ± deviation (seeds)", fontsize=9)
+    ax.set_title(_literal(shown.title), fontsize=9)
     return figure
 
 
@@ -238,9 +221,9 @@ def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any, *, with_n
         (Cell.ERROR, panels.ERROR_COLOR, "\\\\", "0.4"),
     ):
         if (diagram.cells == kind).any():
-            its = np.where(diagram.cells == kind, 0.0, np.nan)
+            marked = np.where(diagram.cells == kind, 0.0, np.nan)
             one_color = mpl.colors.ListedColormap([color])
-            ax.pcolor(its, cmap=one_color, hatch=hatch, edgecolors=hatch_color, linewidth=0.5)
+            ax.pcolor(marked, cmap=one_color, hatch=hatch, edgecolors=hatch_color, linewidth=0.5)
     if with_numbers:
         _write_numbers(ax, diagram, norm, cmap)
     for i, steps in enumerate(diagram.warmups):

@@ -6,69 +6,48 @@ DIR/recipe.py           a recipe of one's own as it was run, for the reader: not
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from edgewise.errors import RecipeError, StoreError
 from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig, from_dict, to_dict
+from edgewise.lab.errors import RecipeError, StoreError
 from edgewise.lab.recipes.recipe import Claim, Recipe, Trajectories, no_claims
 from edgewise.lab.report import layouts
-from edgewise.lab.report.layouts import Layout
+from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results import documents
 from edgewise.lab.results.documents import one_line
-from edgewise.lab.results.store import Absent, FigureRuns, Run, Store
+from edgewise.lab.results.index import FigureRuns
+from edgewise.lab.results.runs import Absent, Run
+from edgewise.lab.results.store import Store
 
 PRESENTATION, FINDINGS, RECIPE = "presentation.json", "findings.json", "recipe.py"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Presentation:
-    """A figure as its folder has it."""
-
-    id: str
-    scale: str
-    title: str
-    finding: str
-    layout: Layout
-    """The recipe's, but its functions look up what those of the recipe returned."""
-    runs: tuple[Run | Absent, ...]
-    """All that the figure is made of, in the recipe's order, without those beyond the failure boundary."""
-    claims: tuple[Claim, ...]
-    """As the recipe judged them."""
-    note: str
-    """On how many runs they were judged, if not on all, or why they were not."""
-
-    @property
-    def finished(self) -> list[Run]:
-        """The runs that are there."""
-        return [run for run in self.runs if isinstance(run, Run)]
-
-    @property
-    def absent(self) -> list[Absent]:
-        """The runs that are not."""
-        return [run for run in self.runs if isinstance(run, Absent)]
-
-
-def write(store: Store, recipes: Sequence[Recipe], planned: Sequence[Sequence[RunConfig]]) -> None:
+def write(store: Store, recipes: Sequence[Recipe], configs: Iterable[RunConfig]) -> None:
     """Store how figures are shown, and a copy of a recipe of one's own.
 
     Args:
         store: the results folder.
         recipes: of its figures.
-        planned: the runs of each.
+        configs: all runs of these.
 
     Raises:
         RecipeError: a recipe of one's own has no label for a run.
         StoreError: the folder cannot be written to.
     """
+    recipe_of, config_of = (
+        {recipe.id: recipe for recipe in recipes},
+        {config.run_id: config for config in configs},
+    )
     figures = {
-        recipe.id: _figure_to_data(store, recipe, configs)
-        for recipe, configs in zip(recipes, planned, strict=True)
+        figure.figure: _figure_to_data(
+            store, recipe_of[figure.figure], [config_of[run_id] for run_id in figure.run_ids]
+        )
+        for figure in store.figures
     }
-    configs = {config.run_id: to_dict(config) for its in planned for config in its}
-    documents.write(store, PRESENTATION, {"configs": configs, "figures": figures})
+    settings = {run_id: to_dict(config) for run_id, config in config_of.items()}
+    documents.write(store, PRESENTATION, {"configs": settings, "figures": figures})
     if store.recipe_file is not None:
         documents.copy(store, RECIPE, store.recipe_file)
 
@@ -84,7 +63,7 @@ def judge(store: Store, recipes: Sequence[Recipe]) -> None:
         documents.write(store, FINDINGS, findings)
 
 
-def read(store: Store) -> list[Presentation]:
+def read(store: Store) -> list[FigureResults]:
     """Return the store's figures, with what there is of their runs.
 
     Raises:
@@ -103,8 +82,15 @@ def read(store: Store) -> list[Presentation]:
     except StoreError as error:
         unreadable = str(error)
     try:
+        runs = _runs(store, content["configs"])
         return [
-            _figure_from_data(store, figure, content, findings.get(figure.figure), unreadable)
+            _figure_from_data(
+                figure,
+                content["figures"][figure.figure],
+                {run_id: runs[run_id] for run_id in store.shown(figure)},
+                findings.get(figure.figure),
+                unreadable,
+            )
             for figure in store.figures
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -141,14 +127,14 @@ def _figure_to_data(store: Store, recipe: Recipe, configs: Sequence[RunConfig]) 
 
 def _judged(store: Store, figure: FigureRuns, recipe: Recipe) -> dict[str, Any]:
     """Return the claims on a figure's runs, or why there are none, and the values that no outcome holds."""
-    wanted = _wanted(store, figure)
-    there = [run_id for run_id in wanted if store.has(run_id)]
+    wanted = store.shown(figure)
+    there = [run_id for run_id in wanted if store.runs.has(run_id)]
     judgeable, value = there == wanted or recipe.claims is no_claims, layouts.computed(recipe.layout)
     judged: dict[str, Any] = {"runs": there, "claims": None, "values": {}, "error": None}
     if not judgeable and value is None:
         return judged
     try:
-        runs = [store.load(run_id) for run_id in there]
+        runs = [store.runs.load(run_id) for run_id in there]
         if value is not None:
             judged["values"] = _called(
                 store, lambda: {run_id: float(value(run)) for run_id, run in zip(there, runs, strict=True)}
@@ -161,27 +147,21 @@ def _judged(store: Store, figure: FigureRuns, recipe: Recipe) -> dict[str, Any]:
     return judged
 
 
-def _wanted(store: Store, figure: FigureRuns) -> list[str]:
-    return [run_id for run_id in figure.run_ids if run_id not in store.beyond]
-
-
 def _figure_from_data(
-    store: Store,
     figure: FigureRuns,
-    content: dict[str, Any],
+    data: dict[str, Any],
+    runs: dict[str, Run | Absent],
     judged: dict[str, Any] | None,
     unreadable: str,
-) -> Presentation:
-    data, values = content["figures"][figure.figure], judged["values"] if judged else {}
-    failed = store.failed()
-    runs = {run_id: _run(store, run_id, content["configs"], failed) for run_id in _wanted(store, figure)}
+) -> FigureResults:
+    values = judged["values"] if judged else {}
     layout = layouts.from_data(data["layout"], {run.config: i for i, run in runs.items()}, values)
     if layouts.computed(layout) is not None:
         runs = {run_id: run if run_id in values else _not_valued(run_id, run) for run_id, run in runs.items()}
     for run in runs.values():
         if isinstance(run, Run) and not isinstance(layout, Trajectories):
             layout.value.of(run)  # raises here rather than in a plot, if no outcome has the entry
-    return Presentation(
+    return FigureResults(
         id=one_line(figure.figure),
         scale=one_line(figure.scale),
         title=one_line(data["title"]),
@@ -193,14 +173,21 @@ def _figure_from_data(
     )
 
 
+def _runs(store: Store, configs: dict[str, Any]) -> dict[str, Run | Absent]:
+    """Return run id → run, or why it is not there, of all that the figures show."""
+    failed = store.failures.ids()
+    wanted = dict.fromkeys(run_id for figure in store.figures for run_id in store.shown(figure))
+    return {run_id: _run(store, run_id, configs, failed) for run_id in wanted}
+
+
 def _run(store: Store, run_id: str, configs: dict[str, Any], failed: set[str]) -> Run | Absent:
     """Return a run, or why it is not there."""
-    reason = store.last_line(run_id) if run_id in failed else "not trained yet"
+    reason = store.failures.last_line(run_id) if run_id in failed else "not trained yet"
     broken = run_id in failed
     try:
-        if store.has(run_id):
-            return store.load(run_id)
-        fault = store.fault(run_id)
+        if store.runs.has(run_id):
+            return store.runs.load(run_id)
+        fault = store.runs.fault(run_id)
     except StoreError as error:
         fault = error
     if fault is not None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import DamagedError, StoreError
+from edgewise.lab.errors import DamagedError, StoreError
 from edgewise.lab.results.store import Store
 
 SCHEMA = 1

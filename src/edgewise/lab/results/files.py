@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import DamagedError, StoreError
+from edgewise.lab.errors import DamagedError, StoreError
 
 _SEAL = "sha256"  # the key under which a sealed JSON file has its own checksum
 _PROBE = 4096  # bytes

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import DamagedError, StoreError
+from edgewise.lab.errors import DamagedError, StoreError
 from edgewise.lab.results.files import Folder, is_plain, sealed, unsealed
 from edgewise.lab.results.run_folder import RUNS, is_run_id
 

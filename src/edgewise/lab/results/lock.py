@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from filelock import FileLock, Timeout
 
-from edgewise.errors import StoreError
+from edgewise.lab.errors import StoreError
 from edgewise.lab.results.files import Folder
 
 _LOCK, _HOLDER = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.results.store import Absent, Run
+from edgewise.lab.results.runs import Absent, Run
 
 Row = int | str  # length of the warmup, or the name of one without
 
@@ -136,13 +136,13 @@ def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) ->
     mean, deviation = (np.full((len(warmups), len(rates)), math.nan) for _ in range(2))
     cells = np.full((len(warmups), len(rates)), Cell.MISSING, dtype=object)
     severity = list(Cell)
-    for (row, rate), runs_of_seeds in seeds.items():
+    for (row, rate), group in seeds.items():
         at = warmups.index(row), rates.index(rate)
-        values = [value.of(run) for run in runs_of_seeds if isinstance(run, Run)]
+        values = [value.of(run) for run in group if isinstance(run, Run)]
         with np.errstate(invalid="ignore"):  # ∞ − ∞, where runs diverged
             mean[at] = np.mean(values) if values else math.nan
             deviation[at] = np.std(values, ddof=1) if len(values) > 1 else math.nan
-        cells[at] = max((_kind(run, value) for run in runs_of_seeds), key=severity.index)
+        cells[at] = max((_kind(run, value) for run in group), key=severity.index)
     return PhaseDiagram(
         value=value,
         lr_targets=tuple(rates),

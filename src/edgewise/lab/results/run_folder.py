@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from edgewise.errors import DamagedError, StoreError
 from edgewise.lab.configs import RunConfig, to_dict
+from edgewise.lab.errors import DamagedError, StoreError
 from edgewise.lab.results.files import Folder, checksums, json_object
 
 RUNS = "runs"

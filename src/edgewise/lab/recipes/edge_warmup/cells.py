@@ -10,7 +10,7 @@ from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes.edge_warmup.grid import EDGE, LENGTHS, LINEAR, SEEDS, TASKS
 from edgewise.lab.recipes.recipe import optimizer_label
 from edgewise.lab.results.phase_diagram import Cell, cell_of
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 _CLOSE = 0.01  # relative gap that counts as a tie, or one deviation over the seeds if that is larger
 

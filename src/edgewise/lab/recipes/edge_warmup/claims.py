@@ -16,7 +16,7 @@ from edgewise.lab.recipes.edge_warmup.cells import (
 from edgewise.lab.recipes.edge_warmup.grid import DEVELOPMENT, HELD_OUT, LENGTHS, LINEAR, OTHER_SEEDS, SEEDS
 from edgewise.lab.recipes.recipe import Claim, number
 from edgewise.lab.results.phase_diagram import Cell, cell_of
-from edgewise.lab.results.store import Run
+from edgewise.lab.results.runs import Run
 
 
 def claims(runs: Sequence[Run]) -> list[Claim]:

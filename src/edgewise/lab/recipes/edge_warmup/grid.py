@@ -1,7 +1,7 @@
 """The runs: optimizers × target rates × tasks × seeds, with EdgeWarmup, catapults and linear lengths.
 
-The constants of EdgeWarmup were chosen on the tasks of `DEVELOPMENT` and then left alone; `HELD_OUT` shows what that was
-worth.
+The constants of EdgeWarmup were chosen on the tasks of `DEVELOPMENT` and then left alone. What that was worth is seen
+on those of `HELD_OUT`.
 """
 
 from collections.abc import Iterable
