@@ -23,18 +23,18 @@ from edgewise.curvature.hessian import ROUTES
 from edgewise.errors import EdgewiseError, SecondDerivativeError, SideEffectError
 from edgewise.lab.models.fcn import FCN
 from edgewise.lab.models.lm import LM
-from edgewise.side_effects import _GLOBAL_HOOKS
+from edgewise.torch_internals import GLOBAL_HOOKS
 
 
 @pytest.fixture(autouse=True)
 def _undone():
     """What is changed for all modules and optimizers is changed back."""
-    assert not any(hooks for hooks in _GLOBAL_HOOKS.values())
+    assert not any(hooks for hooks in GLOBAL_HOOKS.values())
     yield
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
     torch.set_autocast_enabled("cpu", False)
-    for hooks in _GLOBAL_HOOKS.values():
+    for hooks in GLOBAL_HOOKS.values():
         if hooks:
             hooks.clear()
 

@@ -6,6 +6,8 @@ of ours extends one of torch's, but for those listed here; names that are put to
 
 import ast
 import inspect
+import sys
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -394,6 +396,20 @@ def test_what_a_thread_keeps_reaches_its_backward_passes():
     finally:
         internals.stash("a test of edgewise", None)
     assert seen == [("kept",)]
+
+
+def test_what_a_thread_keeps_is_held_until_it_is_replaced():
+    class Thing:
+        pass
+
+    thing = Thing()
+    before, kept = sys.getrefcount(thing), weakref.ref(thing)
+    internals.stash("a test of edgewise", thing)
+    assert sys.getrefcount(thing) == before + 1
+    internals.stash("a test of edgewise", None)
+    assert sys.getrefcount(thing) == before
+    del thing
+    assert kept() is None
 
 
 def test_the_store_of_the_default_group_holds_notes(tmp_path):
