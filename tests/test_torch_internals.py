@@ -6,6 +6,8 @@ of ours extends one of torch's, but for those listed here; names that are put to
 
 import ast
 import inspect
+import sys
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -70,12 +72,12 @@ def test_writes_to_a_tensor_are_counted_but_for_those_through_data():
 
 
 def test_the_parts_of_a_sparse_tensor_are_not_coalesced():
-    tensor = torch.sparse_coo_tensor(
-        torch.tensor([[1, 1]]), torch.tensor([2.0, 3.0]), (4,), check_invariants=True
-    )
+    embedding = nn.Embedding(4, 1, sparse=True)
+    (embedding(torch.tensor([1, 1])) * torch.tensor([[2.0], [3.0]])).sum().backward()
+    tensor = embedding.weight.grad
     indices, values = internals.sparse_parts(tensor)
     assert indices.tolist() == [[1, 1]]
-    assert values.tolist() == [2.0, 3.0]
+    assert values.tolist() == [[2.0], [3.0]]
 
 
 def test_hooks_on_a_gradient_do_not_run_while_they_are_out_of_their_registry():
@@ -394,6 +396,20 @@ def test_what_a_thread_keeps_reaches_its_backward_passes():
     finally:
         internals.stash("a test of edgewise", None)
     assert seen == [("kept",)]
+
+
+def test_what_a_thread_keeps_is_held_until_it_is_replaced():
+    class Thing:
+        pass
+
+    thing = Thing()
+    before, kept = sys.getrefcount(thing), weakref.ref(thing)
+    internals.stash("a test of edgewise", thing)
+    assert sys.getrefcount(thing) == before + 1
+    internals.stash("a test of edgewise", None)
+    assert sys.getrefcount(thing) == before
+    del thing
+    assert kept() is None
 
 
 def test_the_store_of_the_default_group_holds_notes(tmp_path):

@@ -4,6 +4,8 @@ A release of torch that breaks one shows in tests/test_torch_internals.py, which
 methods that our subclasses of torch's classes override (`_init_group`, `_update_lr`, …), which that test lists.
 """
 
+import ctypes
+import sys
 from collections import OrderedDict
 from types import CodeType
 from typing import Any, cast
@@ -154,12 +156,26 @@ CHAINED_STEP: CodeType = ChainedScheduler.step.__code__
 
 def stash(key: str, value: object) -> None:
     """Keep an object under a key in this thread, for the autograd threads of its backward passes, too."""
+    if _TAKES_A_REFERENCE:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
     torch._C._stash_obj_in_tls(key, value)
 
 
 def stashed(key: str) -> Any:
     """Return what this thread keeps under a key; `None` if nothing."""
     return torch._C._get_obj_in_tls(key) if torch._C._is_key_in_tls(key) else None
+
+
+def _takes_a_reference() -> bool:
+    """Whether a stash lets go of a reference that it never took, as before torch 2.12: the object would be freed."""
+    probe = object()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(probe))
+    before = sys.getrefcount(probe)
+    torch._C._stash_obj_in_tls("edgewise probe", probe)
+    return sys.getrefcount(probe) == before
+
+
+_TAKES_A_REFERENCE = _takes_a_reference()
 
 
 # Processes
