@@ -57,7 +57,7 @@ def test_what_is_not_marked_starts_no_process(start):
         start()
 
 
-@pytest.mark.parametrize("name", [name for telling in sets.USES.values() for name in telling])
+@pytest.mark.parametrize("name", sorted(set().union(*sets.USES.values())))
 def test_what_brings_a_mark_is_there(name):
     pytest.importorskip(name.split(":")[0].split(".")[0])
     assert sets.name_of(pkgutil.resolve_name(name)) == name
