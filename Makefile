@@ -67,7 +67,7 @@ clean: ## remove the environment, caches and builds; results in runs/ stay
 # Where torch comes as a CPU build, pip takes that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 .venv-oldest/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oldest
-	grep -v '^torch' constraints.txt > .venv-oldest/constraints.txt
+	grep -vE '^(torch|torchvision|setuptools|sympy)==' constraints.txt > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python $(PIP) .venv-oldest/constraints.txt 'torch==$(OLDEST_TORCH)' -e '.[lab,dev]'
 	touch $@
 
