@@ -17,6 +17,7 @@ import pytest
 TESTS = Path(__file__).parent
 USES = {  # of a module, a class or a function: by mark
     "processes": {
+        "edgewise.lab.sweep:run",
         "subprocess",
         "multiprocessing",
         "ray",
@@ -26,10 +27,10 @@ USES = {  # of a module, a class or a function: by mark
     "training": {
         "edgewise.lab.training:train",
         "edgewise.lab.batched_training:train_together",
-        "edgewise.lab.sweep:run",
     },
     "slow": {"edgewise.lab.report:write_report"},  # draws every figure
 }
+LEFT_OUT = tuple(USES)  # by `make quick`
 SLOW = {  # neither, but seconds of work
     "test_a_constant_added_to_the_loss_changes_nothing",
     "test_a_constant_factor_of_the_loss_changes_nothing",
