@@ -1,9 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench docs figures mutate clean
+.PHONY: help demo test quick oldest lint types bench docs figures mutate clean
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check -c
+INSTALL := $(BIN)/python $(PIP) constraints.txt
+# A file's tests stay in one process: they share what is expensive.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+LIBRARY := --ignore=tests/lab --ignore=tests/test_cli.py --ignore=src/edgewise/lab --ignore=src/edgewise/cli.py
+OLDEST_TORCH = $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -12,7 +17,13 @@ demo: .venv/.lab ## the paper's main findings on this machine, in two and a half
 	$(BIN)/edgewise demo
 
 test: .venv/.dev ## all tests and the examples in the docstrings
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+quick: .venv/.dev ## the tests that train nothing in the laboratory and start no process, in less than a minute
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not processes and not training"
+
+oldest: .venv-oldest/.dev ## the library's tests with the oldest torch that pyproject.toml promises
+	.venv-oldest/bin/pytest $(PARALLEL) $(LIBRARY)
 
 lint: .venv/.dev ## style and formatting
 	$(BIN)/ruff check
@@ -34,7 +45,7 @@ mutate: .venv/.dev ## plant faults and see that the tests notice
 	$(BIN)/python tests/mutate.py
 
 clean: ## remove the environment, caches and builds; results in runs/ stay
-	rm -rf .venv site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment; a stamp for each set of dependencies, so that a second call installs nothing.
@@ -52,6 +63,13 @@ clean: ## remove the environment, caches and builds; results in runs/ stay
 .venv/.bench: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e '.[lab,dev,bench]'
 	touch $@ .venv/.dev .venv/.lab
+
+# Where torch comes as a CPU build, pip takes that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+.venv-oldest/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-oldest
+	grep -vE '^(torch|torchvision|setuptools|sympy)==' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python $(PIP) .venv-oldest/constraints.txt 'torch==$(OLDEST_TORCH)' -e '.[lab,dev]'
+	touch $@
 
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e '.[docs]'

@@ -4,15 +4,19 @@ A fault is a piece of text that occurs exactly once in its file. The copy is imp
 installed package by PYTHONPATH. Exit status 1 if a fault survives, or no longer fits the source.
 """
 
+import argparse
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PARALLEL = ("--dist", "loadfile", "-n")  # and a number of processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,28 +183,28 @@ FAULTS = [
         file="batches.py",
         old="sum(ranks.gather(sum(size or 0 for size in self.sizes)))",
         new="sum(size or 0 for size in self.sizes)",
-        test="test_distributed.py",
+        test="distributed/test_loss.py",
     ),
     Fault(
         name="norms of this rank's shards only",
         file="loss/objective.py",
         old="return self.ranks.sum(partial) if self.ranks.sharded else partial",
         new="return partial",
-        test="test_distributed.py",
+        test="distributed/test_curvature.py",
     ),
     Fault(
         name="each rank's own clock decides",
         file="monitor.py",
         old="wait = max(self._ranks.gather(self._overhead.steps_in(seconds, now, step)))",
         new="wait = self._overhead.steps_in(seconds, now, step)",
-        test="test_distributed.py",
+        test="distributed/test_monitor.py",
     ),
     Fault(
         name="hooks of shards run in a measurement",
         file="isolation/snapshot.py",
         old="self._saved_hooks = dict(self._hooks)\n        self._hooks.clear()\n",
         new="self._saved_hooks = dict(self._hooks)\n",
-        test="test_distributed.py",
+        test="distributed/test_isolation.py",
     ),
     Fault(
         name="autocast on where the loss enters it",
@@ -832,7 +836,7 @@ FAULTS = [
         file="warmup/scheduler.py",
         old="return float(ranks.sum(own.cpu())) / ranks.num",
         new="return float(own)",
-        test="test_distributed.py",
+        test="distributed/test_warmup.py",
     ),
     Fault(
         name="forwards of single losses not counted",
@@ -1315,12 +1319,12 @@ FAULTS = [
         file="warmup/apart.py",
         old="len(set(losses)) > 1",
         new="len(set(losses)) > 9",
-        test="test_distributed.py",
+        test="distributed/test_warmup.py",
     ),
 ]
 
 
-def run(tests: list[str], fault: Fault | None = None) -> tuple[int, str]:
+def run(tests: list[str], fault: Fault | None = None, *, workers: int = 0) -> tuple[int, str]:
     """Return pytest's exit status and output on a copy of the source, with the fault planted if given."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "edgewise"
@@ -1333,7 +1337,18 @@ def run(tests: list[str], fault: Fault | None = None) -> tuple[int, str]:
             target.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
         paths = [str(ROOT / "tests" / test) for test in tests]
         ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                *PARALLEL,
+                str(workers),
+                *paths,
+            ],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
@@ -1343,22 +1358,46 @@ def run(tests: list[str], fault: Fault | None = None) -> tuple[int, str]:
     return ran.returncode, ran.stdout[-300:]
 
 
+def is_caught(status: int, output: str) -> bool:
+    """Whether a test failed: no collection error (2), no misfit (-1); an error is one of the two ranks'."""
+    return status == 1 and (" failed" in output or " error" in output)
+
+
+def chosen(share: float, seed: int) -> list[Fault]:
+    """Return that share of the faults at random, in the table's order; at least one."""
+    num = max(1, round(share * len(FAULTS)))
+    return [FAULTS[i] for i in sorted(random.Random(seed).sample(range(len(FAULTS)), num))]
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="plant this share of the faults, at random")
+    parser.add_argument("--seed", type=int, help="of the share; another each time where it is not given")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="faults planted at a time")
+    return parser.parse_args()
+
+
 def main() -> int:
-    """Plant all faults, print a table, and return 1 if one survives."""
-    status, output = run(sorted({fault.test for fault in FAULTS}))
+    """Plant the faults, print a table, and return 1 if one survives."""
+    options = parsed()
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    faults = chosen(options.share, seed)
+    print(f"{len(faults)} of {len(FAULTS)} faults: --share {options.share} --seed {seed}", flush=True)
+    status, output = run(sorted({fault.test for fault in faults}), workers=options.workers)
     if status != 0:
         print(f"the tests fail without a fault:\n{output}")
         return 1
-    width = max(len(fault.name) for fault in FAULTS)
+    width = max(len(fault.name) for fault in faults)
     survivors = 0
-    for fault in FAULTS:
-        status, output = run([fault.test], fault)
-        # Not a collection error (2) or a misfit (-1); an error is one of the processes of test_distributed.py.
-        caught = status == 1 and (" failed" in output or " error" in output)
-        survivors += not caught
-        verdict = f"caught by {fault.test}" if caught else f"SURVIVES: pytest {status}, {output}"
-        print(f"{fault.name:{width}}  {fault.file:22}  {verdict}", flush=True)
-    print(f"{len(FAULTS) - survivors} of {len(FAULTS)} faults caught")
+    with ThreadPoolExecutor(options.workers) as pool:
+        for fault, (status, output) in zip(
+            faults, pool.map(lambda fault: run([fault.test], fault), faults), strict=True
+        ):
+            caught = is_caught(status, output)
+            survivors += not caught
+            verdict = f"caught by {fault.test}" if caught else f"SURVIVES: pytest {status}, {output}"
+            print(f"{fault.name:{width}}  {fault.file:22}  {verdict}", flush=True)
+    print(f"{len(faults) - survivors} of {len(faults)} faults caught")
     return 1 if survivors else 0
 
 

@@ -212,6 +212,7 @@ class Augmented(torch.utils.data.Dataset):
         return i + torch.rand(()) + random.random()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("own", [False, True], ids=["torchs-generator", "its-own"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_passes_are_alike_and_fetching_is_not_seen_outside(own, workers):

@@ -307,6 +307,7 @@ def configs():
 """
 
 
+@pytest.mark.processes
 def test_an_own_recipe_from_end_to_end_and_its_report_again(edgewise, tmp_path):
     (tmp_path / "mine.py").write_text(RECIPE)
     status, out, _ = edgewise("sweep", "mine.py", "--workers", 1)
@@ -331,6 +332,7 @@ def claims(runs):
 )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("becomes", ["edited", "moved", "broken", "an attack"])
 def test_a_report_shows_runs_as_they_were_trained_whatever_becomes_of_the_recipe(edgewise, tmp_path, becomes):
     file, page = tmp_path / "mine.py", tmp_path / "runs/mine/report.html"
@@ -355,6 +357,7 @@ def test_a_report_shows_runs_as_they_were_trained_whatever_becomes_of_the_recipe
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.processes
 def test_only_the_recipe_given_again_judges_anew(edgewise, tmp_path):
     file, page = tmp_path / "mine.py", tmp_path / "runs/mine/report.html"
     file.write_text(CLAIMING)
@@ -370,6 +373,7 @@ def test_only_the_recipe_given_again_judges_anew(edgewise, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/mine/runs").rglob("*")} == trained
 
 
+@pytest.mark.processes
 def test_own_data_and_networks_need_no_recipe_to_be_shown(edgewise, tmp_path):
     (tmp_path / "mine.py").write_text(
         RECIPE.replace('"digits"', '"stripes"').replace('"fcn"', '"line"')
@@ -398,6 +402,7 @@ def line(config, dataset):
     assert (tmp_path / "runs/mine/report.html").read_text() == before
 
 
+@pytest.mark.processes
 def test_a_recipe_whose_network_raises_keeps_the_other_runs(edgewise, tmp_path):
     (tmp_path / "mine.py").write_text(
         RECIPE
@@ -462,6 +467,7 @@ def test_a_missing_ray_is_one_sentence_before_anything_is_done(edgewise, tmp_pat
     assert os.listdir(tmp_path) == ["mine.py"]
 
 
+@pytest.mark.processes
 def test_a_recipe_that_raises_in_workers_alone_is_one_sentence(edgewise, tmp_path):
     guard = "import multiprocessing\nif multiprocessing.parent_process(): raise ArithmeticError('no port')\n"
     (tmp_path / "mine.py").write_text(guard + RECIPE)

@@ -2,7 +2,7 @@
 
 Ladder: closed forms (the first step, a late first step, the automatic warmup) → reference.py in float64, on which
 torch's own Adam and AdamW are known-good rows → gradcheck. Habits that any Adam has: test_common.py; shards:
-tests/test_distributed.py. Cannot see: kernels of other devices; CI has a CPU.
+tests/distributed. Cannot see: kernels of other devices; CI has a CPU.
 """
 
 import copy

@@ -65,6 +65,7 @@ def test_two_processes_give_what_one_gives_bit_for_bit(tmp_path):
     assert all(before[i] <= after[i] for before, after in itertools.pairwise(seen) for i in before)
 
 
+@pytest.mark.processes
 def test_an_error_names_its_run_and_leaves_the_others_stored(tmp_path):
     others = [tiny(seed=seed) for seed in (1, 2)]
     store = store_for(tmp_path, [others[0], FAILING, others[1]])
@@ -115,6 +116,7 @@ def test_a_killed_worker_is_said_and_the_sweep_goes_on_where_it_was(tmp_path):
         assert_stored_as_trained(store, config)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("num_runs", [1, 3000])
 def test_what_a_process_is_sent_does_not_grow_with_the_sweep(tmp_path, monkeypatch, num_runs):
     store = store_for(tmp_path / "out", [tiny(seed=seed) for seed in range(num_runs)])

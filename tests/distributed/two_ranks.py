@@ -1,0 +1,94 @@
+"""Two processes, over gloo on the CPU, started once for all the tests of this folder.
+
+EDGEWISE_TEST_PATIENCE is how many seconds they may take for what one room asks of them (240 where it is not set);
+after a quarter of it, a collective call that waits for the other rank fails. Both are far beyond what a quiet machine
+needs; set it higher on one that is busier still.
+"""
+
+import datetime
+import multiprocessing
+import os
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+NUM = 2
+_PATIENCE = float(os.environ.get("EDGEWISE_TEST_PATIENCE", "240"))
+
+
+class TwoRanks:
+    """Started when they are first needed, and again after one has failed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._runs = 0
+        self._processes: list = []
+        self._pipes: list = []
+
+    def run(self, body) -> list:
+        """Run `body(rank)` in each process and return what they return; fail if one raises or hangs."""
+        if not self._processes:
+            self._start()
+        self._runs += 1
+        files = [self._folder / f"{self._runs} {what}" for what in ("rendezvous", *range(NUM))]
+        try:
+            for pipe, result in zip(self._pipes, files[1:], strict=True):
+                pipe.send((body, files[0], result))
+            failures = self._failures()
+        except BaseException:
+            self.stop()
+            raise
+        if failures:
+            self.stop()
+        assert not failures, "\n".join(failures)
+        return [torch.load(result, weights_only=False) for result in files[1:]]
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        for rank in range(NUM):
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(pipe)
+
+    def _failures(self) -> list[str]:
+        """What the ranks raised; a hanging one is told by number."""
+        deadline = time.monotonic() + _PATIENCE
+        ended = [pipe.poll(max(0.0, deadline - time.monotonic())) for pipe in self._pipes]
+        hanging = [rank for rank, end in enumerate(ended) if not end]
+        failures = [pipe.recv() for pipe, end in zip(self._pipes, ended, strict=True) if end]
+        return [f"ranks {hanging} hang"] * bool(hanging) + [failure for failure in failures if failure]
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._pipes = [], []
+
+
+def _serve(rank: int, pipe) -> None:
+    """Run what is asked for, each time in a group of its own; leave after a failure, so that no other waits."""
+    torch.set_num_threads(1)
+    while True:
+        body, rendezvous, result = pipe.recv()
+        torch.manual_seed(0)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{rendezvous}",
+            rank=rank,
+            world_size=NUM,
+            timeout=datetime.timedelta(seconds=_PATIENCE / 4),
+        )
+        try:
+            torch.save(body(rank), result)
+        except Exception:
+            pipe.send(traceback.format_exc())
+            return
+        dist.barrier()
+        dist.destroy_process_group()
+        pipe.send("")

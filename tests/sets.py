@@ -1,0 +1,123 @@
+"""Which tests `make quick` leaves out, and what holds the others to it.
+
+A test is marked by what its code names, with that of its fixtures and of the tests' functions behind it: a new one
+falls in its set by itself. Where that does not show a process that it starts, it fails until it is marked by hand.
+"""
+
+import multiprocessing.process
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parent
+USES = {  # of a module, a class or a function: by mark
+    "processes": {
+        "edgewise.lab.sweep:run",
+        "subprocess",
+        "multiprocessing",
+        "ray",
+        "playwright.sync_api:sync_playwright",
+        "distributed.two_ranks:TwoRanks",
+    },
+    "training": {
+        "edgewise.lab.training:train",
+        "edgewise.lab.batched_training:train_together",
+    },
+    "slow": {"edgewise.lab.report:write_report"},  # draws every figure
+}
+LEFT_OUT = tuple(USES)  # by `make quick`
+SLOW = {  # neither, but seconds of work
+    "test_a_constant_added_to_the_loss_changes_nothing",
+    "test_a_constant_factor_of_the_loss_changes_nothing",
+    "test_a_copy_goes_on_as_the_original_does",
+    "test_a_first_update_that_says_nothing_is_waited_out",
+    "test_a_group_added_under_way_goes_along_with_its_own_target",
+    "test_a_half_precision_model_is_measured_as_its_cast_copy",
+    "test_a_rate_that_is_found_is_right",
+    "test_a_resumed_run_has_the_same_rates_bit_for_bit",
+    "test_a_second_network_that_only_the_loss_knows_is_bitwise_equal",
+    "test_a_skipped_batch_changes_no_rate",
+    "test_a_thousandth_below_it_converges_and_above_it_diverges",
+    "test_activations_neither_grow_nor_shrink_and_only_mup_outputs_shrink",
+    "test_damage_is_named_by_every_command_and_mended_by_the_one_that_trains",
+    "test_every_config_survives_json",
+    "test_no_flipped_bit_of_a_run_is_silent",
+    "test_observing_inside_the_step_is_as_observing_before_it",
+    "test_preconditioned_sharpness_is_the_dense_symmetric_form",
+    "test_probes_hold_two_copies_of_the_parameters",
+    "test_random_matrices_have_their_dense_eigenvalues",
+    "test_sharpness_scales_with_the_loss",
+    "test_the_forward_route_sees_the_masks_of_the_others_or_refuses",
+    "test_the_interval_holds_the_critical_rate_of_all_batches_nineteen_times_of_twenty",
+    "test_the_rates_follow_the_optimizer_however_often_step_is_called",
+    "test_the_share_is_exceeded_by_a_misjudged_measurement_at_most",
+    "test_training_by_closures_is_bitwise_equal",
+    "test_training_is_bitwise_equal_where_measurements_raise_and_the_loop_goes_on",
+    "test_training_that_is_followed_is_bitwise_equal",
+    "test_training_that_is_measured_in_turn_is_bitwise_equal",
+    "test_trainings_in_two_threads_are_bitwise_equal",
+    "test_updates_scale_with_the_width_as_theory_says",
+    "test_where_v_never_decays_a_warning_says_so",
+}
+
+
+def marks_of(functions: Iterable[FunctionType]) -> set[str]:
+    """Return the marks for what a test runs: its function and its fixtures'."""
+    used = used_by(functions)
+    return {mark for mark, telling in USES.items() if used & telling}
+
+
+def used_by(functions: Iterable[FunctionType]) -> set[str]:
+    """Return what is named in the functions' code, and in the tests' functions that it names in turn."""
+    waiting, seen, used = list(functions), set(), set()
+    while waiting:
+        function = waiting.pop()
+        if function in seen or not Path(function.__code__.co_filename).is_relative_to(TESTS):
+            continue
+        seen.add(function)
+        for thing in _named(function):
+            used.add(name_of(thing))
+            if isinstance(thing, FunctionType):
+                waiting.append(thing)
+    return used
+
+
+def _named(function: FunctionType) -> Iterator[Any]:
+    """The globals that a function names, and what it may name of a module among them."""
+    names = set(_names_in(function.__code__))
+    for name in names & function.__globals__.keys():
+        thing = function.__globals__[name]
+        yield thing
+        if isinstance(thing, ModuleType):
+            yield from (vars(thing)[attribute] for attribute in names & vars(thing).keys())
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def name_of(thing: Any) -> str:
+    if isinstance(thing, ModuleType):
+        return thing.__name__
+    return f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '')}"
+
+
+@contextmanager
+def no_process() -> Iterator[None]:
+    """Fail where a process is started."""
+
+    def refused(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("a test that starts a process must be marked: @pytest.mark.processes")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", refused)
+        patch.setattr(multiprocessing.process.BaseProcess, "start", refused)
+        yield
