@@ -326,6 +326,27 @@ FAULTS = [
         test="curvature/routes/test_difference.py",
     ),
     Fault(
+        name="the loss a step away remembered as that at the parameters",
+        file="loss/evaluation.py",
+        old="if self._is_whole(index, batch) and not self._shift:",
+        new="if self._is_whole(index, batch):",
+        test="loss/test_evaluation.py",
+    ),
+    Fault(
+        name="parameters left a step away",
+        file="loss/evaluation.py",
+        old="                self._shift = []\n                self.rewind()\n",
+        new="                self._shift = []\n",
+        test="loss/test_evaluation.py",
+    ),
+    Fault(
+        name="a second forward for the gradient in P",
+        file="curvature/routes/reverse.py",
+        old="kept = [(share, list(graph)) for share, graph in self._kept]",
+        new="kept = []",
+        test="curvature/routes/test_reverse.py",
+    ),
+    Fault(
         name="other dropout masks on the forward route",
         file="curvature/routes/second_derivative.py",
         old="if expected is not None and not",
