@@ -404,6 +404,27 @@ FAULTS = [
         test="curvature/test_lanczos.py",
     ),
     Fault(
+        name="a start of whatever parameters",
+        file="curvature/follow.py",
+        old="if start is not None and start.parameters != signature(",
+        new="if False and start.parameters != signature(",
+        test="curvature/test_follow.py",
+    ),
+    Fault(
+        name="a start that is not finite",
+        file="curvature/follow.py",
+        old="if math.isfinite(result.value):",
+        new="if True:",
+        test="curvature/test_follow.py",
+    ),
+    Fault(
+        name="a provisional sharpness passes for one to be used",
+        file="curvature/results.py",
+        old="        return self.converged",
+        new="        return True",
+        test="curvature/test_sharpness.py",
+    ),
+    Fault(
         name="one start vector for a degenerate eigenvalue",
         file="curvature/lanczos.py",
         old="max(0, num - len(start))",

@@ -140,8 +140,7 @@ class Monitor:
             params=self._params,
             seed=nonnegative_count("seed", seed),
         )
-        self._limit = stability_limit(optimizer)
-        self._measure = _measures(model, optimizer, measure, self._limit, self._params)
+        self._measure = _measures(model, optimizer, measure, stability_limit(optimizer), self._params)
         self._rows: deque[MonitorRow] = deque(maxlen=WINDOW)
         self._step = 0
         self._ask_at = 0  # step before which ranks need not ask each other
@@ -200,7 +199,7 @@ class Monitor:
         if self._max_overhead is not None:
             max_hvps = min(self._ranks.gather(max_hvps))  # clocks differ
         try:
-            self._limit = stability_limit(self._optimizer)  # the rates may have changed
+            limit = stability_limit(self._optimizer)  # of the rates as they are now
             results = self._results(batches, max_hvps)
         finally:
             ended = self._synchronized()
@@ -216,10 +215,10 @@ class Monitor:
             sharpness=values.get("sharpness", math.nan),
             preconditioned_sharpness=values.get("preconditioned_sharpness", math.nan),
             lr_sharpness=edge,
-            limit=self._limit.value,
-            fraction=edge / self._limit.value if self._limit.value else math.inf,
+            limit=limit.value,
+            fraction=edge / limit.value if limit.value else math.inf,
             regime="unknown",
-            status=_status(results.values(), self._limit),
+            status=_status(results.values(), limit),
             num_hvps=num_hvps,
             seconds=ended - began,
             overhead=self._overhead.share(ended),
