@@ -68,8 +68,8 @@ class CatapultWarmup(AdaptiveWarmup):
       that is more; and again where it rises by a quarter more. So it is where three losses in a row are not finite, or
       an update was made on one. Gradients that are all zero or not finite are waited out, within the patience.
     - *Fallback:* if the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss
-      rises below 1/512 of the first rate, it goes on from where it is as linear warmup of that length, once.
-      `fallback` and a warning say why.
+      rises below 1/512 of the first rate, it goes on as linear warmup of that length, once. `fallback` and a warning
+      say why.
     - *End:* when the loss has come down at the target rate.
 
     Args:
