@@ -1,6 +1,7 @@
 """The runs: optimizers × target rates × tasks × seeds, with EdgeWarmup, catapults and linear lengths.
 
-EdgeWarmup's constants were chosen on the tasks of `DEVELOPMENT` and then left alone; `HELD_OUT` shows what that was worth.
+EdgeWarmup's constants were chosen on the tasks of `DEVELOPMENT` and then left alone; `HELD_OUT` shows what that was
+worth.
 """
 
 from collections.abc import Iterable
