@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import sets
-from edgewise.preconditioner import diagonal
+from edgewise.optimizers.preconditioner import diagonal
 
 settings.register_profile(
     "suite",
@@ -68,4 +68,4 @@ def registry(monkeypatch):
     fresh = functools.singledispatch(diagonal.dispatch(object))
     for cls in diagonal.registry:
         fresh.register(cls, diagonal.registry[cls])
-    monkeypatch.setattr("edgewise.preconditioner.diagonal", fresh)
+    monkeypatch.setattr("edgewise.optimizers.preconditioner.diagonal", fresh)

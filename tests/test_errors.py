@@ -8,9 +8,10 @@ import pytest
 
 from edgewise import errors
 from edgewise.arguments import UnknownNameError
-from edgewise.errors import EdgewiseError, LossError, PreconditionerError, Status
+from edgewise.errors import EdgewiseError, LossError, PreconditionerError
 from edgewise.lab import errors as lab_errors
 from edgewise.lab.errors import DamagedError, MissingLibraryError, StoreError
+from edgewise.status import Status
 
 
 @pytest.mark.parametrize(

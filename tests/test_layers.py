@@ -1,12 +1,14 @@
-"""The floors of the house (docs/design): what may import what.
+"""The floors of the house (docs/design.md, whose table this reads): what may import what.
 
 Ladder: the source itself, parsed; a fresh interpreter for what `import edgewise` loads. Cannot see: imports
 by name at run time (importlib), which the house does not use.
 """
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,44 +16,11 @@ import pytest
 import edgewise
 
 SOURCE = Path(edgewise.__file__).parent
+DESIGN = (Path(__file__).resolve().parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
 
-# A room imports from its own floor and from lower ones; on floor 3 nobody imports a neighbour.
-FLOORS = {
-    "errors": 0,
-    "torch_internals": 0,
-    "arguments": 0,
-    "warn": 0,
-    "warmup.schedules": 0,
-    "lab.catalogue": 0,
-    "lab.errors": 0,
-    "lab.configs": 0,
-    "lab.plugins": 0,
-    "overhead": 0,
-    "ranks": 1,
-    "batches": 1,
-    "isolation": 1,
-    "parameters": 1,
-    "attention": 1,
-    "precision": 1,
-    "losses": 1,
-    "regime": 1,
-    "memory": 2,
-    "repeats": 2,
-    "loss": 2,
-    "optimizers": 2,
-    "preconditioner": 2,
-    "curvature": 3,
-    "critical": 3,
-    "stability": 3,
-    "optim": 3,
-    "signals": 3,
-    "warmup": 4,
-    "monitor": 4,
-    "lab": 5,
-    "integrations": 5,
-    "cli": 6,
-    "__main__": 6,
-}
+FLOORS = {room: int(floor) for floor, room in re.findall(r"^\| (\d) \| `(\w+)` \|", DESIGN, re.MULTILINE)}
+ALONE = {3, 4, 5}  # floors on which nobody imports a neighbour
+LIBRARY = 6  # the highest floor below the laboratory
 FORBIDDEN = {"warmup": {"curvature"}}  # beyond the floors
 
 # Inside lab, two staircases that meet in `sweep`. The light one, which reads results, needs no torch.
@@ -126,14 +95,11 @@ def own_imports(module):
 
 
 def room_of(module):
-    """The most specific entry of the table of floors."""
-    rooms = [room for room in FLOORS if belongs(module, room)]
-    if not rooms:
-        pytest.fail(
-            f"{module or 'edgewise'} stands on no floor: give it one in FLOORS here "
-            "and in the table of the design."
-        )
-    return max(rooms, key=len)
+    """The folder or file at the root of the package that a module stands in."""
+    room = module.partition(".")[0]
+    if room not in FLOORS:
+        pytest.fail(f"{module or 'edgewise'} stands on no floor: give its room a line in docs/design.md.")
+    return room
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m])
@@ -141,22 +107,48 @@ def test_a_module_imports_from_lower_floors(module):
     room = room_of(module)
     for other in own_imports(module):
         if not other:
-            assert FLOORS[room] >= 5, f"{module} imports the package that re-exports it"
+            assert FLOORS[room] > LIBRARY, f"{module} imports the package that re-exports it"
             continue
         if room_of(other) == room:
             continue
         floor, below = FLOORS[room], FLOORS[room_of(other)]
         assert below <= floor, f"{module} (floor {floor}) imports {other} (floor {below})"
         if below == floor:
-            assert floor != 3, f"{module} imports its neighbour {other} on floor {floor}"
+            assert floor not in ALONE, f"{module} imports its neighbour {other} on floor {floor}"
         assert room_of(other) not in FORBIDDEN.get(room, ()), f"{room} never uses {other}"
 
 
+def test_no_module_imports_itself_through_others():
+    graph = {module: own_imports(module) - {module} for module in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' → '.join(error.args[1])}")
+
+
+def test_the_plan_has_a_line_for_each_room_and_no_other():
+    assert set(FLOORS) == {module.partition(".")[0] for module in MODULES if module}
+    rooms = {module.split(".")[1] for module in MODULES if module.startswith("lab.")}
+    assert set(re.findall(r"`lab\.(\w+)`", DESIGN)) == rooms
+    entries = [e for e in SOURCE.iterdir() if e.name not in ("__pycache__", "__init__.py", "py.typed")]
+    assert len(entries) <= 18
+
+
 def test_the_library_never_imports_the_lab():
-    library = [m for m in MODULES if m == "" or (FLOORS[room_of(m)] <= 4 and not belongs(m, "lab"))]
+    library = [m for m in MODULES if m == "" or FLOORS[room_of(m)] <= LIBRARY]
     assert "critical" in library
     for module in library:
         assert not any(belongs(other, "lab") for other in own_imports(module)), module
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_files_and_classes_have_one_subject(module):
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert text.count("\n") <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            methods = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+            assert len(methods) <= 20, node.name
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)

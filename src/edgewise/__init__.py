@@ -8,15 +8,15 @@ from edgewise.errors import (
     PreconditionerError,
     SecondDerivativeError,
     SideEffectError,
-    Status,
 )
 from edgewise.isolation import isolated
 from edgewise.isolation.side_effects import assert_no_side_effects
-from edgewise.monitor import Monitor
-from edgewise.optim import GIAdam, GIAdamW
-from edgewise.preconditioner import register_preconditioner
-from edgewise.regime import MonitorRow
-from edgewise.stability import StabilityLimitResult, stability_limit
+from edgewise.monitor.monitor import Monitor
+from edgewise.monitor.regime import MonitorRow
+from edgewise.optimizers import GIAdam, GIAdamW
+from edgewise.optimizers.preconditioner import register_preconditioner
+from edgewise.optimizers.stability import StabilityLimitResult, stability_limit
+from edgewise.status import Status
 from edgewise.warmup import CatapultWarmup, EdgeWarmup, LinearWarmup, WarmupReport
 
 __version__ = "0.1.0"

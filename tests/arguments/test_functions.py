@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import edgewise as ew
 from arguments.entries import ENTRIES, WARMUPS, Run, mse
-from edgewise.batches import Batches
 from edgewise.errors import LossError
+from edgewise.loss.batches import Batches
 
 # Functions
 

@@ -17,7 +17,7 @@ import edgewise as ew
 from cases import MLP, cross_entropy, mlp
 from edgewise.curvature.doubts import Doubts
 from edgewise.errors import SecondDerivativeError
-from edgewise.precision import rounding_of_products
+from edgewise.loss.precision import rounding_of_products
 
 
 class CutProduct(torch.autograd.Function):

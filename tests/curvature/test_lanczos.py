@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgewise.curvature.lanczos import random_directions, top_eigenpairs
 from edgewise.curvature.operators import SymmetricOperator
-from edgewise.errors import Status
+from edgewise.status import Status
 from oracles import top
 
 EPS = torch.finfo(torch.float64).eps

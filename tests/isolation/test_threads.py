@@ -22,11 +22,11 @@ from torch.optim.optimizer import (
 
 import edgewise as ew
 from cases import mse
-from edgewise.attention import plain_attention
+from edgewise.curvature.routes.attention import plain_attention
 from edgewise.isolation import isolated
 from edgewise.isolation.threads import Override
-from edgewise.losses import forward_only
-from edgewise.precision import without_autocast
+from edgewise.loss.checks import forward_only
+from edgewise.loss.precision import without_autocast
 
 FUSED = functional.scaled_dot_product_attention
 

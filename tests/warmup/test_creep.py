@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgewise.critical import BestStepResult
-from edgewise.errors import Status
+from edgewise.status import Status
 from edgewise.warmup.creep import Creep
 
 

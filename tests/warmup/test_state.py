@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
 
 from edgewise import CatapultWarmup, EdgeWarmup, LinearWarmup
-from edgewise.errors import Status
+from edgewise.status import Status
 from edgewise.warmup.climb import Climb
 from edgewise.warmup.creep import Creep
 from edgewise.warmup.rate_table import RateTable

@@ -2,18 +2,16 @@
 
 from edgewise.critical.along import gradient_size
 from edgewise.critical.best_step import search_best_step
-from edgewise.critical.critical_lr import critical_lr, search_critical_lr
 from edgewise.critical.landscape import closure_loss
+from edgewise.critical.measure import critical_lr, search_critical_lr
 from edgewise.critical.results import BestStepResult, CriticalLRResult
 from edgewise.critical.searching import FEWEST_FORWARDS, Searching
-from edgewise.critical.update import check_steps_alone
 
 __all__ = [
     "FEWEST_FORWARDS",
     "BestStepResult",
     "CriticalLRResult",
     "Searching",
-    "check_steps_alone",
     "closure_loss",
     "critical_lr",
     "gradient_size",

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.critical.landscape import ClosureLoss
-from edgewise.critical.update import Update
 from edgewise.isolation import isolated
+from edgewise.optimizers.update import Update
 from edgewise.parameters import check_real_groups, inner, unflatten
 from edgewise.ranks import Ranks, local
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.critical.along import along_update
+from edgewise.critical.methods import Line, Trace, check_gradient
 from edgewise.critical.results import BestStepResult
-from edgewise.critical.search import Line, Trace, check_gradient
-from edgewise.errors import Status
+from edgewise.status import Status
 
 _FACTOR = 4.0  # between the rates that are tried
 

@@ -10,12 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edgewise.errors import UnrepeatableError
 from edgewise.isolation import Snapshot, isolated
+from edgewise.loss.checks import GraphOnDemand, calling, checked_loss, forward_only
 from edgewise.loss.objective import Objective
-from edgewise.losses import GraphOnDemand, calling, checked_loss, forward_only
+from edgewise.loss.precision import without_autocast
+from edgewise.loss.repeats import MARGIN, first_unrepeatable, refuse_to_repeat, repeated, told
 from edgewise.parameters import unflatten
-from edgewise.precision import without_autocast
 from edgewise.ranks import Ranks, is_sharded, local, ranks_of
-from edgewise.repeats import MARGIN, first_unrepeatable, refuse_to_repeat, repeated, told
 
 _HERE = "the current parameters"
 

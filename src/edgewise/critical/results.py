@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgewise.errors import Status
+from edgewise.status import Status
 
 BRACKETED = (Status.FOUND, Status.MULTIPLE_CROSSINGS)
 

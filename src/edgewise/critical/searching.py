@@ -6,10 +6,10 @@ from typing import Literal
 
 from edgewise.arguments import known_name, nonnegative_number, positive_count, positive_number, positive_share
 from edgewise.critical.landscape import BatchesLoss, ClosureLoss
+from edgewise.critical.methods import Line, Trace, check_gradient, paper_search, secant_search
 from edgewise.critical.results import BRACKETED, CriticalLRResult
-from edgewise.critical.search import Line, Trace, check_gradient, paper_search, secant_search
-from edgewise.critical.update import HIGHEST, Update
-from edgewise.errors import Status
+from edgewise.optimizers.update import HIGHEST, Update
+from edgewise.status import Status
 
 Method = Literal["secant", "paper"]
 _SEARCHES = {"secant": secant_search, "paper": paper_search}

@@ -16,7 +16,7 @@ from edgewise.curvature.routes.route import HvpRoute
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
 from edgewise.errors import SecondDerivativeError
 from edgewise.loss.objective import Objective
-from edgewise.precision import rounding_of_products
+from edgewise.loss.precision import rounding_of_products
 
 _SHORTER = (1.0, 1 / 8, 1 / 64)  # steps aside, of which the shortest tells a jump from a change
 _MEND = 'use hvp="difference", or another implementation of that operation.'

@@ -9,9 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from edgewise.curvature.hessian import Route
+from edgewise.curvature.measure import preconditioned_sharpness, sharpness
 from edgewise.curvature.results import SharpnessResult, signature
-from edgewise.curvature.sharpness import preconditioned_sharpness, sharpness
-from edgewise.losses import LossFunction
+from edgewise.loss.checks import LossFunction
 from edgewise.parameters import select_parameters
 
 Measure: TypeAlias = Literal["sharpness", "preconditioned_sharpness"]

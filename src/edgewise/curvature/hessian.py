@@ -36,11 +36,11 @@ from edgewise.curvature.routes.route import HvpRoute
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
 from edgewise.errors import ClosedError, SecondDerivativeError
 from edgewise.isolation import isolated
+from edgewise.loss.checks import LossFunction
 from edgewise.loss.measuring import Measuring
 from edgewise.loss.objective import Objective
-from edgewise.losses import LossFunction
-from edgewise.preconditioner import check_covered
-from edgewise.repeats import check_repeats
+from edgewise.loss.repeats import check_repeats
+from edgewise.optimizers.preconditioner import check_covered
 
 Route = Literal["auto", "reverse", "forward", "difference", "checked"]
 

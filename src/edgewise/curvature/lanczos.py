@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgewise.curvature.operators import SymmetricOperator
 from edgewise.curvature.results import EigenResult
-from edgewise.errors import Status
+from edgewise.status import Status
 
 FLOOR = 16  # times ε: a residual below this share of ‖A‖ is rounding
 _MAX_BASIS = 32  # vectors kept before a restart: bounds memory at about 2 · 32 vectors

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.loss.objective import Objective
+from edgewise.optimizers.preconditioner import Diagonal, preconditioner_of
 from edgewise.parameters import unflatten
-from edgewise.preconditioner import Diagonal, preconditioner_of
 from edgewise.ranks import local
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgewise.arguments import a_vector
 from edgewise.errors import SecondDerivativeError
-from edgewise.preconditioner import Diagonal
+from edgewise.optimizers.preconditioner import Diagonal
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator

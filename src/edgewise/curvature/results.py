@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from edgewise.errors import Status
+from edgewise.status import Status
 
 Signature = tuple[tuple[str, tuple[int, ...]], ...]  # (name, shape) of each parameter, in order
 

@@ -11,7 +11,7 @@ from edgewise.curvature.lanczos import random_directions, top_eigenpairs
 from edgewise.curvature.operators import SymmetricOperator
 from edgewise.curvature.results import EigenResult, SharpnessResult, Signature
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
-from edgewise.errors import Status
+from edgewise.status import Status
 
 # Warm starts before one is checked by a cold one: after a crossing, they may follow the lower eigenvalue.
 _COLD_EVERY = 50

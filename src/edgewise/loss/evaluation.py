@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.arguments import positive_count
-from edgewise.batches import Batches, batch_size, cast
 from edgewise.isolation import Snapshot
-from edgewise.loss.functional import evaluated_at
-from edgewise.loss.measuring import Measuring
-from edgewise.losses import (
+from edgewise.loss.batches import Batches, batch_size, cast
+from edgewise.loss.checks import (
     GraphOnDemand,
     LossFunction,
     calling,
@@ -20,8 +18,10 @@ from edgewise.losses import (
     differentiable_loss,
     forward_only,
 )
+from edgewise.loss.functional import evaluated_at
+from edgewise.loss.measuring import Measuring
+from edgewise.loss.precision import CastCopy, measuring_dtype, without_autocast
 from edgewise.parameters import select_parameters, unflatten
-from edgewise.precision import CastCopy, measuring_dtype, without_autocast
 from edgewise.ranks import check_sharded_options, local, ranks_of, reshard, unwrapped
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewise.losses import LossFunction
+from edgewise.loss.checks import LossFunction
 
 
 def evaluated_at(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from edgewise.errors import LossError
+from edgewise.loss.checks import differentiable_loss
 from edgewise.loss.evaluation import Evaluation
-from edgewise.losses import differentiable_loss
-from edgewise.memory import GraphBudget
+from edgewise.loss.graph_budget import GraphBudget
 from edgewise.parameters import unflatten, weighted_sum
 
 _REENTRANT = "incompatible with .grad()"  # torch's refusal of torch.autograd.grad over a reentrant checkpoint

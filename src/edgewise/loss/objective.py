@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.isolation import Snapshot
+from edgewise.loss.checks import LossFunction, forward_only
 from edgewise.loss.evaluation import Evaluation
 from edgewise.loss.gradients import Gradients
+from edgewise.loss.graph_budget import GraphBudget
 from edgewise.loss.measuring import ALL, Measuring
-from edgewise.losses import LossFunction, forward_only
-from edgewise.memory import GraphBudget
 
 
 class Objective:

@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from edgewise.arguments import an_optimizer
-from edgewise.critical import check_steps_alone
+from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups
 from edgewise.warmup.rate_table import RateTable
 from edgewise.warmup.scheduler import Warmup

@@ -16,11 +16,11 @@ from edgewise.arguments import (
     positive_number,
 )
 from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching
-from edgewise.errors import Status
+from edgewise.optimizers.averages import momentum
 from edgewise.signals.losses import Overflows
+from edgewise.status import Status
 from edgewise.warmup.adaptive import AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
-from edgewise.warmup.averages import momentum
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import MOST_FORWARDS
 from edgewise.warmup.state import Saved, as_plain

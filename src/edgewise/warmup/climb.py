@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from edgewise.optimizers.averages import momentum, num_averages
 from edgewise.ranks import Ranks
 from edgewise.signals.slopes import RateShare
-from edgewise.warmup.averages import momentum, num_averages
 from edgewise.warmup.copies import ParameterCopies
 from edgewise.warmup.state import Saved
 

@@ -9,11 +9,12 @@ from torch.optim import Optimizer
 
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, positive_count
 from edgewise.critical import BestStepResult, search_best_step
-from edgewise.errors import Status
+from edgewise.errors import warn
+from edgewise.optimizers.averages import heavy_ball
 from edgewise.optimizers.groups import rates
+from edgewise.status import Status
 from edgewise.warmup.adaptive import AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
-from edgewise.warmup.averages import heavy_ball
 from edgewise.warmup.climb import Climb, forgetting
 from edgewise.warmup.copies import ParameterCopies
 from edgewise.warmup.creep import Creep
@@ -23,7 +24,6 @@ from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.settling import Settling
 from edgewise.warmup.state import Saved, as_plain
 from edgewise.warmup.watch import LossWatch
-from edgewise.warn import warn
 
 # One set for every optimizer, here and in the parts; docs/edge-warmup.md has what each does at its extremes.
 _START = 1 / 4  # of the rate at which the first update lowers the loss most

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from edgewise.errors import warn
 from edgewise.ranks import local
 from edgewise.torch_internals import num_writes, step_pre_hooks
 from edgewise.warmup.position import stands
-from edgewise.warn import warn
 
 _MOST_PARAMETERS, _MOST_ENTRIES = 16, 64  # that are compared by value, and of each of them
 _SAME = 0.01  # relative difference that does not matter

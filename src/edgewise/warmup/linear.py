@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
-from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching, check_steps_alone
-from edgewise.errors import Status
+from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching
 from edgewise.optimizers.groups import initial_rates, targets
+from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups
+from edgewise.status import Status
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup

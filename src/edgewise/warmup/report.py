@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgewise.errors import Status
+from edgewise.status import Status
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from edgewise.critical import (
     gradient_size,
     search_critical_lr,
 )
-from edgewise.errors import UnrepeatableError
-from edgewise.losses import checked_loss
+from edgewise.errors import UnrepeatableError, warn
+from edgewise.loss.checks import checked_loss
 from edgewise.optimizers.groups import floats, like_rates
 from edgewise.ranks import Ranks
 from edgewise.warmup.apart import check_not_apart
@@ -28,7 +28,6 @@ from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.state import FORMAT, Result, Saved
 from edgewise.warmup.then import WarmupThen, agree_on_targets, check_follower
 from edgewise.warmup.updates import UpdateSchedule
-from edgewise.warn import warn
 
 _COUNTS = ("_step_count", "_updates", "num_forwards", "num_searches")
 _SINCE_FORMAT = ("format", "lr")  # entries that states without a format lack

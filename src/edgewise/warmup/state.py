@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from edgewise.critical import BestStepResult, CriticalLRResult
-from edgewise.errors import Status
 from edgewise.signals.signal import Signal
+from edgewise.status import Status
 
 FORMAT = 2  # of states; those before had none, and fewer entries
 Result = TypeVar("Result", BestStepResult, CriticalLRResult)

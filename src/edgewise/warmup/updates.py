@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from edgewise.errors import warn
 from edgewise.optimizers.groups import (
     floats,
     initial_rates,
@@ -24,7 +25,6 @@ from edgewise.warmup.gradients import GradientWatch
 from edgewise.warmup.position import StepHooks, UsedGradients, let_hooks_run, listeners, steps_running
 from edgewise.warmup.step_share import StepShare
 from edgewise.warmup.written_rates import WrittenRates
-from edgewise.warn import warn
 
 _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
 _UNCOPIED = ("_hooks", "_used", "_then", "_ranks")  # belong to one optimizer, or one process

@@ -24,7 +24,7 @@ from edgewise.lab import catalogue, data, models, training
 from edgewise.lab.configs import DECAYED, OPTIMIZERS, DataConfig, OptimizerConfig, WarmupConfig
 from edgewise.lab.training import evaluate, guess_loss, loss_function, make_optimizer, make_schedule, train
 from edgewise.lab.training.ri_adam import RIAdam
-from edgewise.preconditioner import diagonal
+from edgewise.optimizers.preconditioner import diagonal
 from lab_cases import TINY, TINY_CNN, TINY_LM, changed, paper_limit, tiny
 from oracles import dense_hessian, preconditioned, top
 

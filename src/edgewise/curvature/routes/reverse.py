@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgewise.attention import plain_attention
+from edgewise.curvature.routes.attention import plain_attention
 from edgewise.curvature.routes.route import HvpRoute
 from edgewise.curvature.routes.second_derivative import differentiate, gradient_with_graph
 from edgewise.errors import SecondDerivativeError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from edgewise.attention import plain_attention
+from edgewise.curvature.routes.attention import plain_attention
 from edgewise.errors import EdgewiseError, SecondDerivativeError
 from edgewise.parameters import dense
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from edgewise.preconditioner import diagonal
+from edgewise.optimizers.preconditioner import diagonal
 
 
 class RIAdam(Adam):

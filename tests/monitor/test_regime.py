@@ -16,7 +16,7 @@ import edgewise as ew
 from edgewise.lab import data, models
 from edgewise.lab.configs import DataConfig, ModelConfig
 from edgewise.lab.training import loss_function
-from edgewise.regime import WINDOW, regime
+from edgewise.monitor.regime import WINDOW, regime
 
 
 def rows_of(values, fraction=0.1, every=5):

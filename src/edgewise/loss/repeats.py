@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from edgewise.errors import LossError
 from edgewise.isolation.hooks import CALLS
+from edgewise.loss.checks import forward_only
 from edgewise.loss.evaluation import Evaluation
-from edgewise.losses import forward_only
 from edgewise.torch_internals import tree_leaves
 
 _MORE = 2  # evaluations, where there is more than rounding, to tell how much

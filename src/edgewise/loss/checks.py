@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from edgewise.batches import tensors_of, unlike_a_batch
 from edgewise.errors import LossError
 from edgewise.isolation.threads import Override
+from edgewise.loss.batches import tensors_of, unlike_a_batch
 from edgewise.torch_internals import BACKWARD
 
 LossFunction = Callable[[nn.Module, Any], Tensor]

@@ -14,8 +14,8 @@ from torch import nn
 
 import edgewise as ew
 from cases import MLP, bias_free_mlp, every_optimizer, made, mse, train_step
-from edgewise.critical.update import Update, check_steps_alone
 from edgewise.isolation import isolated
+from edgewise.optimizers.update import Update, check_steps_alone
 from edgewise.ranks import Ranks
 from oracles import bits
 

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import edgewise as ew
 from cases import MLP, OPT, PRECONDITIONED, ids, mse, train_step
-from edgewise.preconditioner import diagonal
+from edgewise.optimizers.preconditioner import diagonal
 from oracles import bits
 
 LR = 0.01

@@ -21,8 +21,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from edgewise.batches import Batches, batch_size, cast, map_tensors, split, tensors_of
 from edgewise.errors import LossError
+from edgewise.loss.batches import Batches, batch_size, cast, map_tensors, split, tensors_of
 from oracles import bits
 
 

@@ -18,7 +18,7 @@ from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.isolation import isolated
 from edgewise.loss.measuring import Measuring
 from edgewise.loss.objective import Objective
-from edgewise.precision import measuring_dtype
+from edgewise.loss.precision import measuring_dtype
 from oracles import bits, top
 
 # Two float64 evaluations of sums of fewer than 100 terms of order 1: they agree to a few 100 ε.

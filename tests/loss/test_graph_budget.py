@@ -17,9 +17,9 @@ from cases import BY_NAME, mse
 from edgewise import hessian, sharpness
 from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.errors import LossError
+from edgewise.loss.graph_budget import GraphSize, SavedBytes
 from edgewise.loss.measuring import Measuring
 from edgewise.loss.objective import Objective
-from edgewise.memory import GraphSize, SavedBytes
 
 
 def wide_mlp():

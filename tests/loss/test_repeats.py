@@ -17,7 +17,7 @@ from cases import MLP, mse
 from edgewise.critical import Searching, search_critical_lr
 from edgewise.critical.best_step import search_best_step
 from edgewise.errors import LossError, UnrepeatableError
-from edgewise.repeats import repeated
+from edgewise.loss.repeats import repeated
 
 
 def own_generator(size, seed):

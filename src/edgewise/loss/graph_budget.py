@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from edgewise.batches import Batches, batch_size, share_of, split, tensors_of
 from edgewise.errors import LossError
+from edgewise.loss.batches import Batches, batch_size, share_of, split, tensors_of
 from edgewise.torch_internals import BatchNorm
 
 

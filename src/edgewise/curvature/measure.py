@@ -23,10 +23,10 @@ from edgewise.curvature.hessian import Route, measured_operator
 from edgewise.curvature.lanczos import FLOOR
 from edgewise.curvature.results import SharpnessResult, Signature, signature
 from edgewise.curvature.solve import top_of_spectrum
+from edgewise.loss.checks import LossFunction
 from edgewise.loss.measuring import Measuring
-from edgewise.losses import LossFunction
+from edgewise.loss.precision import measuring_dtype, without_autocast
 from edgewise.parameters import select_parameters
-from edgewise.precision import measuring_dtype, without_autocast
 from edgewise.ranks import local
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgewise.critical.search import Line, Trace, check_gradient, paper_search, secant_search
-from edgewise.errors import Status
+from edgewise.critical.methods import Line, Trace, check_gradient, paper_search, secant_search
+from edgewise.status import Status
 
 SEARCHES = [secant_search, paper_search]
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from edgewise.arguments import an_optimizer
-from edgewise.errors import PreconditionerError, Status
+from edgewise.errors import PreconditionerError
 from edgewise.isolation import isolated
 from edgewise.optimizers.groups import measured_rates
-from edgewise.preconditioner import check_covered, preconditioner_of
+from edgewise.optimizers.preconditioner import check_covered, preconditioner_of
+from edgewise.status import Status
 from edgewise.torch_internals import tree_map
 
 Array: TypeAlias = npt.NDArray[np.float64]

@@ -25,19 +25,19 @@ from edgewise.arguments import (
     positive_number,
     positive_share,
 )
-from edgewise.batches import Batches
 from edgewise.curvature.follow import MEASURES, Follower, Measure
 from edgewise.curvature.hessian import ROUTES, Route
 from edgewise.curvature.results import SharpnessResult
-from edgewise.errors import Status
-from edgewise.losses import LossFunction, calling
+from edgewise.loss.batches import Batches
+from edgewise.loss.checks import LossFunction, calling
+from edgewise.monitor.overhead import Overhead
+from edgewise.monitor.regime import WINDOW, MonitorRow, regime, row_of
 from edgewise.optimizers.groups import rate_ratios
-from edgewise.overhead import Overhead
+from edgewise.optimizers.preconditioner import check_covered, diagonal
+from edgewise.optimizers.stability import StabilityLimitResult, stability_limit
 from edgewise.parameters import select_parameters
-from edgewise.preconditioner import check_covered, diagonal
 from edgewise.ranks import ranks_of
-from edgewise.regime import WINDOW, MonitorRow, regime, row_of
-from edgewise.stability import StabilityLimitResult, stability_limit
+from edgewise.status import Status
 
 _DEFAULT_OVERHEAD = 0.02
 _FORMAT = 2  # of states; those before had none

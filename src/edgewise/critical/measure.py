@@ -26,11 +26,11 @@ from edgewise.critical.along import along_update, current_gradients, slope_along
 from edgewise.critical.landscape import BatchesLoss
 from edgewise.critical.results import CriticalLRResult
 from edgewise.critical.searching import Method, Searching, search_along
-from edgewise.critical.update import Update, check_steps_alone
 from edgewise.isolation import isolated
+from edgewise.loss.checks import LossFunction
 from edgewise.loss.objective import Objective
-from edgewise.losses import LossFunction
 from edgewise.optimizers.groups import rate_ratios
+from edgewise.optimizers.update import Update, check_steps_alone
 from edgewise.ranks import reshard, sharded_like
 
 

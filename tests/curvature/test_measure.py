@@ -22,7 +22,7 @@ from edgewise import PreconditionerError, Status, preconditioned_sharpness, shar
 from edgewise.arguments import UnknownNameError
 from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.errors import LossError
-from edgewise.preconditioner import known_optimizers, preconditioner_of
+from edgewise.optimizers.preconditioner import known_optimizers, preconditioner_of
 from oracles import dense_gradient, dense_hessian, preconditioned, theta_of, top, trainable
 
 # With rtol = 1e-8 the value misses an eigenvalue by at most the residual 1e-8·λ, and usually by its square.

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from edgewise.errors import Status
+from edgewise.status import Status
 
 Regime: TypeAlias = Literal[
     "unknown", "progressive sharpening", "sharpness reduction", "constant", "edge of stability"

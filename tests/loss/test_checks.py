@@ -13,7 +13,7 @@ from torch import nn
 import edgewise as ew
 from edgewise.errors import LossError
 from edgewise.isolation.side_effects import assert_no_side_effects
-from edgewise.losses import GraphOnDemand, forward_only
+from edgewise.loss.checks import GraphOnDemand, forward_only
 
 
 def network():

@@ -15,8 +15,8 @@ import edgewise as ew
 from cases import BY_NAME, MLP, OPT, PRECONDITIONED, Opt, ids, mse, train_step
 from edgewise.errors import PreconditionerError
 from edgewise.optimizers.groups import rate_ratios
+from edgewise.optimizers.preconditioner import Diagonal, check_covered, known_optimizers, preconditioner_of
 from edgewise.parameters import flatten
-from edgewise.preconditioner import Diagonal, check_covered, known_optimizers, preconditioner_of
 
 # P and the optimizer's kernel evaluate the same expression in float64, in another order: a few 10 ε; the
 # difference θ − θ' amplifies that by |θ|/lr·|u|, at most 1e5 with RAdam's small first rectification.

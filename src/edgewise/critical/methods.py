@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from edgewise.errors import Status
+from edgewise.status import Status
 
 _VISIBLE = 16  # times the loss's resolution: the smallest change that is taken for one
 _CLEAR = 64  # times the resolution: a change whose mean slope can be told

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Adam, AdamW
 
 from edgewise import GIAdam, GIAdamW
-from optim.runs import KERNELS, apply, gradients, run
+from optimizers.runs import KERNELS, apply, gradients, run
 from oracles import bits
 
 ROWS = [

@@ -12,7 +12,8 @@ from torch.optim import Adam, AdamW
 from torch.optim.optimizer import ParamsT
 
 from edgewise.arguments import a_flag, described, nonnegative_number, number_below_one
-from edgewise.preconditioner import Options, decayed_gradient, diagonal
+from edgewise.errors import warn
+from edgewise.optimizers.preconditioner import Options, decayed_gradient, diagonal
 from edgewise.torch_internals import (
     foreach_add,
     foreach_addcmul_,
@@ -21,7 +22,6 @@ from edgewise.torch_internals import (
     foreach_sub_,
     takes_foreach,
 )
-from edgewise.warn import warn
 
 _COARSE = (torch.bfloat16, torch.float16)
 

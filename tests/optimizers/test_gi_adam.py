@@ -17,10 +17,10 @@ from torch import nn
 from torch.optim import Adam, AdamW
 
 from edgewise import GIAdam, GIAdamW
-from edgewise.optim import gi_adam
-from edgewise.preconditioner import preconditioner_of
-from optim.reference import adam
-from optim.runs import KERNELS, apply, gradients, run
+from edgewise.optimizers import gi_adam
+from edgewise.optimizers.preconditioner import preconditioner_of
+from optimizers.reference import adam
+from optimizers.runs import KERNELS, apply, gradients, run
 from oracles import bits
 
 # One evaluation order against another in float64, ten steps: a few 10 ε relative to steps of lr.
