@@ -236,9 +236,26 @@ ENTRIES = {name: lambda measure=measure: with_batch(measure) for name, measure i
 }
 
 
+def adam_steps_elsewhere():
+    """Whether torch's own Adam steps where its parameters are: before torch 2.12 its count is on the default device."""
+    model, optimizer, batch = fitted()
+    torch.set_default_device("meta")
+    try:
+        mse(model, batch).backward()
+        optimizer.step()
+    except RuntimeError:
+        return False
+    finally:
+        torch.set_default_device(None)
+    return True
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("default", ["device", "dtype"])
 def test_the_default_device_and_dtype_change_nothing(entry, default, monkeypatch):
+    if default == "device" and not adam_steps_elsewhere():
+        pytest.skip("this torch's Adam cannot step on another device than the default one")
+
     def result():
         torch.manual_seed(0)
         return ENTRIES[entry]()
