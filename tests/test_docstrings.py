@@ -21,6 +21,7 @@ MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "hessian", "critical_lr
 CALLS = {name: getattr(edgewise, name) for name in MEASUREMENTS}
 # Options that share a name with those of another call, but not the meaning.
 OF_THEIR_OWN = {
+    "hessian": {"optimizer"},
     "critical_lr": {"model", "optimizer", "batches", "rtol"},
     "Monitor": {"optimizer", "batches"},
 }

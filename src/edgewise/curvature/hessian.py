@@ -232,23 +232,25 @@ def hessian(
     flattened in order. Products that are not symmetric, which `sharpness` refuses, are for its user to see.
 
     Args:
-        model: any module; multiplied in the train or eval mode it is in.
+        model: any module; measured in the train or eval mode it is in. Unchanged afterwards, bit for bit.
         loss_fn: `loss_fn(model, batch)` returns the mean loss over the batch as a scalar tensor.
         batches: a list of batches (`[batch]` for one) or another re-iterable, such as a data loader that does not
             shuffle, of which one batch is held at a time; weighted by their sizes nᵢ. A batch holds tensors, one row
             per sample, in any nest of tuples, mappings and dataclasses.
         optimizer: whose next update has the preconditioner P, with the gradient of `loss_fn` on `batches` already
-            in it; over all of the parameters. `None` for the plain Hessian.
-        hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse), "difference" (of
-            gradients, with an error bar), "auto": the first of these that the loss allows, or "checked": as "auto",
-            with the first product compared with that of differences.
+            in it; over all of the parameters. `None` for the plain Hessian. With `dtype`, its state is cast as the
+            parameters are.
+        hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse) or "difference" (of
+            gradients, with an error bar). "auto" takes the first of these that the loss allows; "checked" does as
+            well, and compares the first product with that of differences.
         params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
             inside `DistributedDataParallel`.
         dtype: precision to measure in, float32 or float64; `None` for that of the parameters, float32 if they are of
-            half precision. A model of another precision is measured as a cast copy, and the batch and the state of
-            the optimizer with it; autocast is off inside `loss_fn` and the model.
-        max_graph_bytes: what autograd's kept graphs may hold, > 0; a batch whose graph does not fit is split into
+            half precision. A model of another precision is measured as a cast copy, and the batch with it; autocast is
+            off, also where the model or `loss_fn` enters it.
+        max_graph_bytes: what autograd's kept graphs may hold; a batch whose graph does not fit is split into
             micro-batches along the first dimension. `None` keeps the graph of a single batch, whatever its size.
+            A product needs further memory for its backward pass.
 
     Yields:
         The symmetric operator.

@@ -2,7 +2,7 @@
 
 The method is Rayleigh–Ritz on a growing orthonormal basis V, extended by the residual of the first Ritz pair
 that has not converged. From a single start vector that residual is the next Lanczos vector, so this *is* Lanczos
-with full reorthogonalization; written this way it also starts from several vectors, the Ritz vectors of an
+with full reorthogonalization. Written this way it also starts from several vectors, the Ritz vectors of an
 earlier call, which keeps the top eigenvalue in sight when two eigenvalues cross. AV is stored beside V, so the
 residuals are computed, not inferred from a recurrence, and each pair of vectors shows whether A is symmetric.
 (Saad, Numerical Methods for Large Eigenvalue Problems, 2011, ch. 6; Wu & Simon, SIAM J. Matrix Anal. Appl. 22,

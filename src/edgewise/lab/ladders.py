@@ -24,7 +24,7 @@ def ladders(configs: Sequence[RunConfig]) -> list[Ladder]:
 class Work:
     """Hands out configs to train, each once, as those they wait for are finished.
 
-    A rate far above the failure boundary costs as much as one below it and says nothing more, so a ladder ends at
+    A rate far above the failure boundary costs as much as one below it and says nothing more. So a ladder ends at
     its first run that diverged, or that failed where a smaller rate trained; the rungs above are `beyond`.
     """
 

@@ -33,9 +33,9 @@ class Objective:
 
     Raises:
         TypeError: `batches` can be read only once, or is a bare tensor.
-        ValueError: no batch, no parameter that requires a gradient, a dtype that does not do, a budget that one
-            sample exceeds or that BatchNorm forbids to meet (raised by the first gradient), or a budget or another
-            precision for a sharded model.
+        ValueError: no batch, no parameter that requires a gradient, a dtype that does not do, or a budget or another
+            precision for a sharded model. Raised by the first gradient: a budget that one sample exceeds, or that
+            BatchNorm forbids to meet.
         LossError: the loss is not a finite scalar with a graph (raised by the first evaluation), batches differ
             between passes, or the loss of a split batch is not the mean over its micro-batches.
         EdgewiseError: another rank raised one of these.

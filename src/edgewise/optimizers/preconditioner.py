@@ -1,8 +1,8 @@
 """The diagonal preconditioner P of an optimizer's *next* update, read from its live state.
 
 An adaptive optimizer steps along P⁻¹n, n linear in the gradients. P is what the next `step()` will divide by: its
-second moment already contains the current gradient, its bias corrections are those of the coming step
-(Kalra & Barkeshli 2024, eq. for λ^{P⁻¹H}; the square root their text omits is in their code).
+second moment already contains the current gradient, its bias corrections are those of the coming step.
+(Kalra & Barkeshli 2024, eq. for λ^{P⁻¹H}; the square root their text omits is in their code.)
 
 What is n and what is P? Weights that change with t belong to P, so that the current gradient enters n with the
 same weight at every step. That is 1 − β₁ for Adam, RAdam and Adamax, 1 − β₁² for NAdam, 1 for the others (P = 1
