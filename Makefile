@@ -64,7 +64,6 @@ clean: ## remove the environment, caches and builds; results in runs/ stay
 	$(INSTALL) -e '.[lab,dev,bench]'
 	touch $@ .venv/.dev .venv/.lab
 
-# Where torch comes as a CPU build, pip takes that: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 .venv-oldest/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oldest
 	grep -vE '^(torch|torchvision|setuptools|sympy)==' constraints.txt > .venv-oldest/constraints.txt

@@ -1,8 +1,10 @@
 """How a folder's figures are shown, as data, so that a report needs no recipe and runs no code.
 
-DIR/presentation.json   titles, labels and panels, and the settings of every planned run; written as a sweep begins
-DIR/findings.json       the claims as judged, and what else only the recipe can compute; written as it ends
-DIR/recipe.py           a recipe of one's own as it was run, for the reader: nothing executes it
+| file in the folder | what it holds | written |
+|---|---|---|
+| presentation.json | titles, labels and panels, and the settings of every planned run | as a sweep begins |
+| findings.json | the claims as judged, and what else only the recipe can compute | as it ends |
+| recipe.py | a recipe of one's own as it was run, for the reader: nothing executes it | as it begins |
 """
 
 import contextlib
