@@ -25,10 +25,10 @@ USES = {  # of a module, a class or a function: by mark
         "distributed.two_ranks:TwoRanks",
     },
     "training": {
-        "edgewise.lab.training:train",
-        "edgewise.lab.batched_training:train_together",
+        "edgewise.lab.training.loop:train",
+        "edgewise.lab.engines.batched_training:train_together",
     },
-    "slow": {"edgewise.lab.report:write_report"},  # draws every figure
+    "slow": {"edgewise.lab.report.page:write_report"},  # draws every figure
 }
 LEFT_OUT = tuple(USES)  # by `make quick`
 SLOW = {  # neither, but seconds of work

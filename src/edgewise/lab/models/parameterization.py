@@ -8,8 +8,8 @@
 
 Normal distributions are truncated at two deviations and keep their variance; biases start at zero (Kalra & Barkeshli
 2024, app.). With Adam, μP scales the learning rates of input, hidden and last layers by 1/√fan_out,
-1/√(fan_in·fan_out) and 1/√fan_in; simple-μP does not. So an update of any layer changes its output by as much at any width (Yang et
-al. 2022, in these multipliers). The paper's list gives the hidden and the last layer each other's
+1/√(fan_in·fan_out) and 1/√fan_in; simple-μP does not. So an update of any layer changes its output by as much at any
+width (Yang et al. 2022, in these multipliers). The paper's list gives the hidden and the last layer each other's
 factor: with those, updates of hidden layers grow as √width, as the tests of this file show.
 """
 
