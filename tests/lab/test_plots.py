@@ -17,7 +17,7 @@ from edgewise.lab.phase_diagram import phase_diagram
 from edgewise.lab.recipes import RECIPES, Quantity, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, parameterization_label, warmup_label
 from edgewise.lab.store import Absent, Run
-from lab_cases import changed, diverged, made, remade, stored, story, tiny
+from lab_cases import changed, diverged, made, paper_limit, remade, stored, story, tiny
 
 SHARPNESS = Quantity(column="sharpness", label="sharpness", threshold=True)
 PRODUCT = Quantity(column="sharpness", label="product", log=False, times_lr=True, threshold=True)
@@ -85,7 +85,11 @@ def test_adam_s_threshold_is_38_over_the_rate():
 
 
 def test_lion_has_no_threshold():
-    runs = [replace(run, config=changed(run.config, optimizer={"name": "lion"})) for run in story("fig1")]
+    configs = [changed(run.config, optimizer={"name": "lion"}) for run in story("fig1")]
+    runs = [
+        replace(run, config=config, outcome=run.outcome | {"stability_limit": paper_limit(config.optimizer)})
+        for run, config in zip(story("fig1"), configs, strict=True)
+    ]
     assert panels.thresholds(runs[0]) == []
     assert [dashed(ax) for ax in panels_of(plots.draw(RECIPES["fig1"], runs))[:3]] == [[], [], []]
 
