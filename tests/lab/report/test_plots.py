@@ -17,7 +17,7 @@ from edgewise.lab.recipes.recipe import LOSS, parameterization_label, warmup_lab
 from edgewise.lab.report import panels, plots, presentation
 from edgewise.lab.results.phase_diagram import phase_diagram
 from edgewise.lab.results.runs import Absent, Run
-from lab_cases import changed, diverged, made, remade, shown, stored, story, tiny
+from lab_cases import changed, diverged, made, paper_limit, remade, shown, stored, story, tiny
 
 SHARPNESS = Quantity(column="sharpness", label="sharpness", threshold=True)
 PRODUCT = Quantity(column="sharpness", label="product", log=False, times_lr=True, threshold=True)
@@ -89,7 +89,11 @@ def test_adam_s_threshold_is_38_over_the_rate():
 
 
 def test_lion_has_no_threshold():
-    runs = [replace(run, config=changed(run.config, optimizer={"name": "lion"})) for run in story("fig1")]
+    configs = [changed(run.config, optimizer={"name": "lion"}) for run in story("fig1")]
+    runs = [
+        replace(run, config=config, outcome=run.outcome | {"stability_limit": paper_limit(config.optimizer)})
+        for run, config in zip(story("fig1"), configs, strict=True)
+    ]
     assert panels.thresholds(runs[0]) == []
     assert [dashed(ax) for ax in panels_of(draw("fig1", runs))[:3]] == [[], [], []]
 
