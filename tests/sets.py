@@ -114,16 +114,16 @@ def name_of(thing: Any) -> str:
 
 @contextmanager
 def no_process() -> Iterator[None]:
-    """Fail where a process is started, but for git, which is asked for the state of the source."""
+    """Fail where a process is started, but for those that name the source and the machine."""
     start = subprocess.Popen.__init__
 
     def refused(*args: Any, **kwargs: Any) -> None:
         pytest.fail("a test that starts a process must be marked: @pytest.mark.processes")
 
-    def git_alone(process: Any, command: Any, *args: Any, **kwargs: Any) -> None:
-        (start if command[0] == "git" else refused)(process, command, *args, **kwargs)
+    def but_for_names(process: Any, command: Any, *args: Any, **kwargs: Any) -> None:
+        (start if command[0] in ("git", "uname") else refused)(process, command, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess.Popen, "__init__", git_alone)
+        patch.setattr(subprocess.Popen, "__init__", but_for_names)
         patch.setattr(multiprocessing.process.BaseProcess, "start", refused)
         yield
