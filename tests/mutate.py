@@ -478,7 +478,7 @@ FAULTS = [
         file="isolation/random_states.py",
         old="torch.set_rng_state(self._cpu)",
         new="pass",
-        test="isolation/test_snapshot.py",
+        test="isolation/test_random_states.py",
     ),
     Fault(
         name="gradients not restored",
@@ -506,7 +506,7 @@ FAULTS = [
         file="isolation/bits.py",
         old="return torch.equal(a.detach().view(integer), b.view(integer))",
         new="return torch.equal(a.detach(), b)",
-        test="isolation/test_snapshot.py",
+        test="isolation/test_bits.py",
     ),
     Fault(
         name="side effects: values compared in place of bits",
@@ -1018,7 +1018,7 @@ FAULTS = [
         file="isolation/bits.py",
         old="    try:\n        yield\n    finally:\n        _exchange(pairs[::-1])",
         new="    yield\n    _exchange(pairs[::-1])",
-        test="isolation/test_snapshot.py",
+        test="isolation/test_bits.py",
     ),
     Fault(
         name="the saved rates go on changing",
