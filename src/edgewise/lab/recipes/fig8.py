@@ -110,12 +110,11 @@ FIG11 = Recipe(
     layout=_LAYOUT,
 )
 
-FIG12 = Recipe(
+FIG12 = replace(
+    FIG11,
     id="fig12",
     title="Two ways to start, with cross-entropy",
     finding="Figures 1 and 9 with cross-entropy. From the flat start sharpness rises, and falls again late. From "
     "the sharp start the loss spikes, less the longer the warmup, with and without momentum.",
     configs=_variations(momenta=(0.0, _MOMENTUM), loss="xent"),
-    claims=cross_entropy_claims,
-    layout=_LAYOUT,
 )
