@@ -118,12 +118,7 @@ def critical_lr(
     _check_batch(batch, batches)
     current = _current_rate(optimizer)
     asked = Searching(
-        guess=guess,
-        max_lr=max_lr,
-        rtol=rtol,
-        tolerance=tolerance,
-        max_forwards=max_forwards,
-        method=method,
+        guess=guess, max_lr=max_lr, rtol=rtol, tolerance=tolerance, max_forwards=max_forwards, method=method
     )
     check_steps_alone(optimizer)
     _check_members(optimizer, model)

@@ -1,4 +1,4 @@
-"""Where a function of the learning rate first rises: scalar searches that count what they evaluate. No torch.
+"""The methods of search: where a function of one number, the learning rate, first rises. No torch, no model.
 
 Both searches see the change of the loss ΔL(η) = L(θ + ηu) − L(θ) and nothing else; u is the optimizer's update at
 rate 1. A change that is not finite counts as a rise.

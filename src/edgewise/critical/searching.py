@@ -1,4 +1,4 @@
-"""A search for the critical learning rate: what is asked of it, and how it is answered along an update."""
+"""One search for the critical learning rate: what is asked, and a method of `methods` applied along an update."""
 
 import math
 from dataclasses import dataclass

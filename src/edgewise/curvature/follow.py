@@ -1,4 +1,4 @@
-"""Curvatures along a run: each measurement starts from where the one before it ended."""
+"""Curvatures along a run: calls `measure` again and again, each time from where the last one ended."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""The two entry points: sharpness and preconditioned sharpness, one code path."""
+"""The entry points `sharpness` and `preconditioned_sharpness`: what is given is checked; `solve` finds the values."""
 
 from collections.abc import Iterable
 from itertools import zip_longest

@@ -1,4 +1,4 @@
-"""The top of an operator's spectrum: from a start, checked by a cold one, and by a route that holds."""
+"""The top of one operator's spectrum: Lanczos from a start, checked by a cold one, by a route that holds."""
 
 from collections.abc import Callable
 from dataclasses import replace

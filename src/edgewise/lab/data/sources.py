@@ -7,7 +7,7 @@ training: `edgewise prepare NAME` does it before, or takes files that are alread
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -33,24 +33,12 @@ class Source:
     label_column: str = "label"
 
 
+_CIFAR10 = Source(
+    hub=("uoft-cs/cifar10",), test_split="test", size="150 MB", pixels=32, num_classes=10, image_column="img"
+)
 SOURCES = {
-    "cifar10": Source(
-        hub=("uoft-cs/cifar10",),
-        test_split="test",
-        size="150 MB",
-        pixels=32,
-        num_classes=10,
-        image_column="img",
-    ),
-    "cifar100": Source(
-        hub=("uoft-cs/cifar100",),
-        test_split="test",
-        size="150 MB",
-        pixels=32,
-        num_classes=100,
-        image_column="img",
-        label_column="fine_label",
-    ),
+    "cifar10": _CIFAR10,
+    "cifar100": replace(_CIFAR10, hub=("uoft-cs/cifar100",), num_classes=100, label_column="fine_label"),
     "tiny-imagenet": Source(
         hub=("zh-plus/tiny-imagenet",), test_split="valid", size="170 MB", pixels=64, num_classes=200
     ),
@@ -99,9 +87,9 @@ def prepare(name: str, source: Path | None = None) -> Path:
         UnknownNameError: there is no such data set.
         DataError: the folder does not hold it.
     """
-    its = SOURCES[known_name("data set", name, SOURCES)]
-    splits = _downloaded(its) if source is None else _local(source)
-    train, test = (_as_expected(name, its, split) for split in splits)
+    wanted = SOURCES[known_name("data set", name, SOURCES)]
+    splits = _downloaded(wanted) if source is None else _local(source)
+    train, test = (_as_expected(name, wanted, split) for split in splits)
     (root() / name).mkdir(parents=True, exist_ok=True)
     for split, content in (("train", train), ("test", test)):
         partial = _file(name, f".{split}")
@@ -114,8 +102,8 @@ def _file(name: str, split: str) -> Path:
     return root() / name / f"{split}.parquet"
 
 
-def _downloaded(its: Source) -> tuple[datasets.Dataset, datasets.Dataset]:
-    train, test = (datasets.load_dataset(*its.hub, split=split) for split in ("train", its.test_split))
+def _downloaded(wanted: Source) -> tuple[datasets.Dataset, datasets.Dataset]:
+    train, test = (datasets.load_dataset(*wanted.hub, split=split) for split in ("train", wanted.test_split))
     return train, test
 
 
@@ -141,30 +129,30 @@ def _files_of(source: Path, pattern: str, names: tuple[str, ...]) -> list[Path]:
     return []
 
 
-def _as_expected(name: str, its: Source, split: datasets.Dataset) -> datasets.Dataset:
+def _as_expected(name: str, wanted: Source, split: datasets.Dataset) -> datasets.Dataset:
     """Return the split with the columns' own names, images decoded to see that they are the right ones."""
-    if its.pixels is None:
+    if wanted.pixels is None:
         if "text" not in split.column_names:
             raise DataError(f"{name} needs a column 'text', got {', '.join(split.column_names)}.")
         return split.select_columns(["text"])
-    names = {its.image_column: "image", its.label_column: "label"}
+    names = {wanted.image_column: "image", wanted.label_column: "label"}
     names = {old: new for old, new in names.items() if old in split.column_names}
     split = split.rename_columns({old: new for old, new in names.items() if old != new})
     if not {"image", "label"} <= set(split.column_names):
         raise DataError(
-            f"{name} needs columns {its.image_column!r} and {its.label_column!r}, got "
+            f"{name} needs columns {wanted.image_column!r} and {wanted.label_column!r}, got "
             f"{', '.join(split.column_names)}."
         )
     image = split[0]["image"]
-    if image.size != (its.pixels, its.pixels):
+    if image.size != (wanted.pixels, wanted.pixels):
         raise DataError(
-            f"{name} has images of {its.pixels} × {its.pixels} pixels, got {image.size[0]} × {image.size[1]}: "
+            f"{name} has images of {wanted.pixels} × {wanted.pixels} pixels, got {image.size[0]} × {image.size[1]}: "
             "is this another data set?"
         )
     labels = set(split["label"])
-    if not labels <= set(range(its.num_classes or 0)):
+    if not labels <= set(range(wanted.num_classes or 0)):
         raise DataError(
-            f"{name} has labels from 0 to {(its.num_classes or 0) - 1}, got {min(labels)} to {max(labels)}: is "
+            f"{name} has labels from 0 to {(wanted.num_classes or 0) - 1}, got {min(labels)} to {max(labels)}: is "
             "this another data set?"
         )
     # Images of a folder are paths so far: the Parquet file is to hold them.

@@ -81,7 +81,7 @@ class _Cells:
         names = [name for name, _ in self._template.named_parameters()]
         own = [dict(network.named_parameters()) for network in networks]
         self.parameters = {
-            name: torch.stack([its[name].detach() for its in own]).requires_grad_() for name in names
+            name: torch.stack([weights[name].detach() for weights in own]).requires_grad_() for name in names
         }
         groups = parameter_groups(self._template, lr=1.0, adaptive=self._config.optimizer.traits.adaptive)
         factors = {p: group["lr"] for group in groups for p in group["params"]}

@@ -42,8 +42,8 @@ class _Layer(nn.Module):
         super().__init__()
         # No bias: BatchNorm would subtract it, and adaptive optimizers would step along the rounding of its gradient.
         self.conv = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
-        its = scales("sp", "hidden", fan_in=9 * channels_in, fan_out=9 * channels)
-        truncated_normal_(self.conv.weight, its.deviation)
+        deviation = scales("sp", "hidden", fan_in=9 * channels_in, fan_out=9 * channels).deviation
+        truncated_normal_(self.conv.weight, deviation)
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

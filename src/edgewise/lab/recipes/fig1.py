@@ -2,20 +2,9 @@
 
 from collections.abc import Sequence
 
-from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.recipes import settings
-from edgewise.lab.recipes.recipe import (
-    LOSS,
-    SHARPNESS,
-    SHARPNESS_TIMES_RATE,
-    Claim,
-    Recipe,
-    Trajectories,
-    at_edge,
-    number,
-    parameterization_label,
-    warmup_label,
-)
+from edgewise.lab.configs import RunConfig
+from edgewise.lab.recipes import mechanisms, settings
+from edgewise.lab.recipes.recipe import SGD_CURVES, Claim, Recipe, at_edge, number
 from edgewise.lab.results.runs import Run
 
 
@@ -27,25 +16,14 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
         "embedded": (500, 1, (1, 64, 200)),
         "paper": (2000, 1, (1, 64, 256, 1024)),
     }[scale]
-    return tuple(
-        RunConfig(
-            **settings.fcn(scale, parameterization),
-            optimizer=OptimizerConfig(name="sgd", lr=multiple, lr_unit="1/sharpness"),
-            warmup=WarmupConfig(steps=warmup_steps),
-            loss="mse",
-            num_steps=num_steps,
-            measure=("sharpness",),
-            measure_every=measure_every,
-        )
-        for parameterization, multiple in (("mup", 1.0), ("sp", 32.0))
-        for warmup_steps in lengths
+    return settings.two_starts(
+        settings.fcn, scale, lengths, loss="mse", num_steps=num_steps, measure_every=measure_every
     )
 
 
 def claims(runs: Sequence[Run]) -> list[Claim]:
     """Return what the two initializations must show."""
-    flat = [run for run in runs if run.config.model.parameterization == "mup"]
-    sharp = [run for run in runs if run.config.model.parameterization == "sp"]
+    flat, sharp = mechanisms.flat(runs), mechanisms.sharp(runs)
     return [_rises(flat), _hovers(flat), *_without_warmup(sharp), *_with_warmup(sharp)]
 
 
@@ -55,7 +33,7 @@ def _rises(runs: list[Run]) -> Claim:
     return Claim(
         text="μP, η = 1/λ₀: sharpness first rises",
         expected="by half at least (prototype: 1.9 → 5–7)",
-        measured=f"{number(first)} → {', '.join(map(number, largest))} at T_wrm {_lengths(runs)}",
+        measured=f"{number(first)} → {', '.join(map(number, largest))} at T_wrm {mechanisms.lengths(runs)}",
         holds=bool(min(largest) > 1.5 * first),
     )
 
@@ -80,34 +58,30 @@ def _without_warmup(runs: list[Run]) -> list[Claim]:
             f"{run.outcome['num_steps']} updates (λ₀ = {number(run.measured('sharpness')[1][0])})",
             holds=run.outcome["diverged"] and run.outcome["num_steps"] <= 10,
         )
-        for run in runs
-        if run.config.warmup.steps == 1
+        for run in mechanisms.unwarmed(runs)
     ]
 
 
 def _with_warmup(runs: list[Run]) -> list[Claim]:
-    warmed = [run for run in runs if run.config.warmup.steps > 1]
+    warmed = mechanisms.warmed(runs)
+    lengths = mechanisms.lengths(warmed)
     losses = [run.outcome["train_loss"] for run in warmed]
     curves = [run.measured("sharpness")[1] for run in warmed]
     falls = [curve[0] / curve.min() for curve in curves]
     return [
         Claim(
-            text=f"SP, η = 32/λ₀, T_wrm = {_lengths(warmed)}: trains",
+            text=f"SP, η = 32/λ₀, T_wrm = {lengths}: trains",
             expected="training loss < 0.15",
             measured=", ".join(map(number, losses)),
             holds=all(loss < 0.15 for loss in losses),
         ),
         Claim(
-            text=f"SP, T_wrm = {_lengths(warmed)}: a catapult takes the sharpness down",
+            text=f"SP, T_wrm = {lengths}: a catapult takes the sharpness down",
             expected="5× at least (prototype: about 10×)",
             measured=", ".join(f"{fall:.0f}×" for fall in falls),
             holds=all(fall >= 5 for fall in falls),
         ),
     ]
-
-
-def _lengths(runs: list[Run]) -> str:
-    return ", ".join(str(run.config.warmup.steps) for run in runs)
 
 
 RECIPE = Recipe(
@@ -118,13 +92,5 @@ RECIPE = Recipe(
     "catapults early, at a small rate, the sharpness falls, and the same target rate is stable.",
     configs=configs,
     claims=claims,
-    layout=Trajectories(
-        quantities=(
-            LOSS,
-            SHARPNESS,
-            SHARPNESS_TIMES_RATE,
-        ),
-        row=parameterization_label,
-        line=warmup_label,
-    ),
+    layout=SGD_CURVES,
 )

@@ -1,62 +1,28 @@
 """Figures 15 to 18: the mechanisms in residual networks and in Transformers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import mechanisms, settings
-from edgewise.lab.recipes.recipe import (
-    LOSS,
-    PRECONDITIONED_SHARPNESS,
-    SHARPNESS,
-    SHARPNESS_ALONE,
-    SHARPNESS_TIMES_RATE,
-    Claim,
-    Recipe,
-    Trajectories,
-    number,
-    optimizer_label,
-    parameterization_label,
-    warmup_label,
-)
+from edgewise.lab.recipes.recipe import ADAM_CURVES, SGD_CURVES, Claim, Recipe, number, optimizer_label
 from edgewise.lab.results.runs import Run
 
 
-def _wrn_configs(scale: str, loss: str) -> tuple[RunConfig, ...]:
+def wrn_configs(scale: str, loss: str) -> tuple[RunConfig, ...]:
+    """Return the residual network with a loss, in μP at 1/λ₀ and in SP at 32/λ₀."""
     num_steps, batch_size, lengths, every = {
         "demo": (60, 64, (1, 30), 10),
         "embedded": (300, 128, (1, 64, 128), 10),
         "paper": (2000, 512, (1, 256, 1024), 5),
     }[scale]
-    return tuple(
-        RunConfig(
-            **settings.wrn(scale, parameterization),
-            optimizer=OptimizerConfig(name="sgd", lr=multiple, lr_unit="1/sharpness"),
-            warmup=WarmupConfig(steps=warmup_steps),
-            loss=loss,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            measure=("sharpness",),
-            measure_every=every,
-        )
-        for parameterization, multiple in (("mup", 1.0), ("sp", 32.0))
-        for warmup_steps in lengths
-    )
-
-
-def squared_error_configs(scale: str) -> tuple[RunConfig, ...]:
-    """Return the residual network with the squared error, in μP at 1/λ₀ and in SP at 32/λ₀."""
-    return _wrn_configs(scale, "mse")
-
-
-def cross_entropy_configs(scale: str) -> tuple[RunConfig, ...]:
-    """Return the residual network with cross-entropy, in μP at 1/λ₀ and in SP at 32/λ₀."""
-    return _wrn_configs(scale, "xent")
+    training = {"loss": loss, "num_steps": num_steps, "batch_size": batch_size, "measure_every": every}
+    return settings.two_starts(settings.wrn, scale, lengths, **training)
 
 
 def wrn_claims(runs: Sequence[Run]) -> list[Claim]:
     """Return that μP starts flat and sharpens, and SP starts sharp and is brought down."""
-    flat = [run for run in runs if run.config.model.parameterization == "mup"]
-    sharp = [run for run in runs if run.config.model.parameterization == "sp"]
+    flat, sharp = mechanisms.flat(runs), mechanisms.sharp(runs)
     return [
         mechanisms.rises("μP", flat),
         mechanisms.trains("μP", flat),
@@ -68,44 +34,44 @@ def wrn_claims(runs: Sequence[Run]) -> list[Claim]:
 
 def lm_sgd_configs(scale: str) -> tuple[RunConfig, ...]:
     """Return the language model with SGD, with and without the final LayerNorm."""
-    num_steps, lengths, every = _LM_SETTINGS[scale]
     return tuple(
-        RunConfig(
-            **settings.lm(scale, final_norm=final_norm),
-            optimizer=OptimizerConfig(name="sgd", lr=multiple, lr_unit="1/sharpness"),
-            warmup=WarmupConfig(steps=warmup_steps),
-            num_steps=num_steps,
-            batch_size=64 if scale == "paper" else 16,
-            measure=("sharpness",),
-            measure_every=every,
-        )
+        config
         for final_norm, multiple in ((True, 2.0), (False, 16.0))
-        for warmup_steps in lengths
+        for config in _lm_configs(
+            scale,
+            OptimizerConfig(name="sgd", lr=multiple, lr_unit="1/sharpness"),
+            measure=("sharpness",),
+            final_norm=final_norm,
+        )
     )
 
 
 def lm_adam_configs(scale: str) -> tuple[RunConfig, ...]:
     """Return the language model with Adam over the warmup lengths."""
-    num_steps, lengths, every = _LM_SETTINGS[scale]
+    adam = OptimizerConfig(name="adam", lr=0.003)
+    return _lm_configs(scale, adam, measure=("sharpness", "preconditioned_sharpness"))
+
+
+def _lm_configs(
+    scale: str, optimizer: OptimizerConfig, *, measure: tuple[str, ...], final_norm: bool = True
+) -> tuple[RunConfig, ...]:
+    num_steps, lengths, every = {
+        "demo": (40, (1, 20), 10),
+        "embedded": (300, (1, 32, 128), 10),
+        "paper": (2000, (1, 256, 1024), 5),
+    }[scale]
     return tuple(
         RunConfig(
-            **settings.lm(scale),
-            optimizer=OptimizerConfig(name="adam", lr=0.003),
+            **settings.lm(scale, final_norm=final_norm),
+            optimizer=optimizer,
             warmup=WarmupConfig(steps=warmup_steps),
             num_steps=num_steps,
             batch_size=64 if scale == "paper" else 16,
-            measure=("sharpness", "preconditioned_sharpness"),
+            measure=measure,
             measure_every=every,
         )
         for warmup_steps in lengths
     )
-
-
-_LM_SETTINGS = {  # steps, warmup lengths, steps from one measurement to the next
-    "demo": (40, (1, 20), 10),
-    "embedded": (300, (1, 32, 128), 10),
-    "paper": (2000, (1, 256, 1024), 5),
-}
 
 
 def lm_sgd_claims(runs: Sequence[Run]) -> list[Claim]:
@@ -141,26 +107,26 @@ def norm_label(config: RunConfig) -> str:
     return "final LayerNorm" if config.model.final_norm else "no final LayerNorm"
 
 
-_QUANTITIES = (LOSS, SHARPNESS, SHARPNESS_TIMES_RATE)
+_FROM_BOTH_STARTS = (
+    "In μP sharpness rises on its own. In SP, at 32/λ₀, warmup brings it down, and the loss rises the less the "
+    "longer the warmup."
+)
 
 FIG15 = Recipe(
     id="fig15",
     title="A residual network, squared error",
-    finding="A wide residual network with SGD. In μP sharpness rises on its own. In SP, at 32/λ₀, warmup "
-    "brings it down, and the loss rises the less the longer the warmup.",
-    configs=squared_error_configs,
+    finding=f"A wide residual network with SGD. {_FROM_BOTH_STARTS}",
+    configs=lambda scale: wrn_configs(scale, "mse"),
     claims=wrn_claims,
-    layout=Trajectories(quantities=_QUANTITIES, row=parameterization_label, line=warmup_label),
+    layout=SGD_CURVES,
 )
 
-FIG16 = Recipe(
+FIG16 = replace(
+    FIG15,
     id="fig16",
     title="A residual network, cross-entropy",
-    finding="Figure 15 with cross-entropy. In μP sharpness rises on its own. In SP, at 32/λ₀, warmup brings it "
-    "down, and the loss rises the less the longer the warmup.",
-    configs=cross_entropy_configs,
-    claims=wrn_claims,
-    layout=Trajectories(quantities=_QUANTITIES, row=parameterization_label, line=warmup_label),
+    finding=f"Figure 15 with cross-entropy. {_FROM_BOTH_STARTS}",
+    configs=lambda scale: wrn_configs(scale, "xent"),
 )
 
 FIG17 = Recipe(
@@ -170,7 +136,7 @@ FIG17 = Recipe(
     "Without it the start is far sharper, and sharpness falls: the two classes of figure 1 in one architecture.",
     configs=lm_sgd_configs,
     claims=lm_sgd_claims,
-    layout=Trajectories(quantities=_QUANTITIES, row=norm_label, line=warmup_label),
+    layout=replace(SGD_CURVES, row=norm_label),
 )
 
 FIG18 = Recipe(
@@ -180,7 +146,5 @@ FIG18 = Recipe(
     "early. The sharpness itself says nothing of this.",
     configs=lm_adam_configs,
     claims=lm_adam_claims,
-    layout=Trajectories(
-        quantities=(LOSS, PRECONDITIONED_SHARPNESS, SHARPNESS_ALONE), row=optimizer_label, line=warmup_label
-    ),
+    layout=replace(ADAM_CURVES, row=optimizer_label),
 )

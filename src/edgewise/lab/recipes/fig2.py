@@ -6,12 +6,11 @@ from dataclasses import replace
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import mechanisms, settings
 from edgewise.lab.recipes.recipe import (
+    ADAM_CURVES,
     LOSS,
     PRECONDITIONED_SHARPNESS,
-    SHARPNESS_ALONE,
     Claim,
     Recipe,
-    Trajectories,
     number,
     optimizer_label,
     parameterization_label,
@@ -60,12 +59,12 @@ def gi_adam_configs(scale: str) -> tuple[RunConfig, ...]:
 
 def adam_claims(runs: Sequence[Run]) -> list[Claim]:
     """Return that Adam starts far above its threshold, whatever the initialization."""
-    return [mechanisms.starts_high(run) for run in runs if run.config.warmup.steps == 1]
+    return [mechanisms.starts_high(run) for run in mechanisms.unwarmed(runs)]
 
 
 def gi_adam_claims(runs: Sequence[Run]) -> list[Claim]:
     """Return that GI-Adam starts √(1 − β₂) lower, beside Adam's own start."""
-    constant = [run for run in runs if run.config.warmup.steps == 1]
+    constant = mechanisms.unwarmed(runs)
     adam = [run for run in constant if run.config.optimizer.name == "adam"]
     gi_adam = [run for run in constant if run.config.optimizer.name == "gi-adam"]
     return [mechanisms.starts_high(run) for run in adam if run.config.num_steps > 1] + [
@@ -98,11 +97,7 @@ FIG2 = Recipe(
     "its own target rate is unstable.",
     configs=adam_configs,
     claims=adam_claims,
-    layout=Trajectories(
-        quantities=(LOSS, PRECONDITIONED_SHARPNESS, SHARPNESS_ALONE),
-        row=parameterization_label,
-        line=warmup_label,
-    ),
+    layout=ADAM_CURVES,
 )
 
 FIG6 = Recipe(
@@ -112,9 +107,9 @@ FIG6 = Recipe(
     "first steps falling. GI-Adam (v₀ = g₀²) starts √(1 − β₂) lower, 31.6 times at β₂ = 0.999, at no cost.",
     configs=gi_adam_configs,
     claims=gi_adam_claims,
-    layout=Trajectories(
+    layout=replace(
+        ADAM_CURVES,
         quantities=(LOSS, PRECONDITIONED_SHARPNESS),
-        row=parameterization_label,
         line=lambda config: (
             optimizer_label(config)
             if config.warmup.steps == 1

@@ -1,6 +1,7 @@
 """Figures 3, 19, 21 and 22: phase diagrams of SGD on images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import settings
@@ -185,14 +186,13 @@ FIG3 = Recipe(
     layout=_LAYOUT,
 )
 
-FIG19 = Recipe(
+FIG19 = replace(
+    FIG3,
     id="fig19",
     title="Phase diagrams of SGD with more classes",
     finding="Figure 3's SP with cross-entropy on CIFAR-100 and Tiny-ImageNet. Longer warmup moves the boundary to "
     "larger rates here too. At embedded scale pairs of digits stand in for both.",
     configs=hundred_class_configs,
-    claims=claims,
-    layout=_LAYOUT,
 )
 
 

@@ -4,18 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgewise.lab.configs import RunConfig, WarmupConfig
-from edgewise.lab.recipes import fig1
-from edgewise.lab.recipes.recipe import (
-    LOSS,
-    SHARPNESS,
-    Claim,
-    Quantity,
-    Recipe,
-    Trajectories,
-    number,
-    parameterization_label,
-    warmup_label,
-)
+from edgewise.lab.recipes import fig1, mechanisms
+from edgewise.lab.recipes.recipe import LOSS, SGD_CURVES, SHARPNESS, Claim, Quantity, Recipe, number
 from edgewise.lab.results.runs import Run
 
 
@@ -62,9 +52,8 @@ def _stable(run: Run) -> Claim:
 
 def _no_worse(run: Run, linear: list[Run]) -> Claim:
     own, others = run.outcome["train_loss"], [other.outcome["train_loss"] for other in linear]
-    lengths = ", ".join(str(other.config.warmup.steps) for other in linear)
     return Claim(
-        text=f"final training loss, beside linear warmup of {lengths}",
+        text=f"final training loss, beside linear warmup of {mechanisms.lengths(linear)}",
         expected=f"at most {', '.join(map(number, others))}",
         measured=number(own),
         holds=own <= min(others),
@@ -79,13 +68,5 @@ RECIPE = Recipe(
     "does in its whole length. The target rate is then stable.",
     configs=configs,
     claims=claims,
-    layout=Trajectories(
-        quantities=(
-            LOSS,
-            SHARPNESS,
-            Quantity(column="lr", label="learning rate η"),
-        ),
-        row=parameterization_label,
-        line=warmup_label,
-    ),
+    layout=replace(SGD_CURVES, quantities=(LOSS, SHARPNESS, Quantity(column="lr", label="learning rate η"))),
 )

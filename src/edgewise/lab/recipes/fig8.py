@@ -5,17 +5,7 @@ from dataclasses import replace
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import fig1, mechanisms
-from edgewise.lab.recipes.recipe import (
-    LOSS,
-    SHARPNESS,
-    SHARPNESS_TIMES_RATE,
-    Claim,
-    Recipe,
-    Trajectories,
-    optimizer_label,
-    parameterization_label,
-    warmup_label,
-)
+from edgewise.lab.recipes.recipe import SGD_CURVES, Claim, Recipe, optimizer_label, parameterization_label
 from edgewise.lab.results.runs import Run
 
 _BATCH_SIZE = 512
@@ -43,19 +33,11 @@ def _variations(
     return configs
 
 
-def _flat(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.config.model.parameterization == "mup"]
-
-
-def _sharp(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.config.model.parameterization == "sp"]
-
-
 def squared_error_claims(low: float, high: float) -> Callable[[Sequence[Run]], list[Claim]]:
     """Return the claims of figure 1, with where η·λ ends as multiples of its late limit."""
 
     def claims(runs: Sequence[Run]) -> list[Claim]:
-        flat, sharp = _flat(runs), _sharp(runs)
+        flat, sharp = mechanisms.flat(runs), mechanisms.sharp(runs)
         return [
             mechanisms.rises("μP", flat),
             mechanisms.hovers("μP", flat, low, high),
@@ -72,12 +54,12 @@ def cross_entropy_claims(runs: Sequence[Run]) -> list[Claim]:
     claims = []
     for momentum in dict.fromkeys(run.config.optimizer.momentum for run in runs):
         own = [run for run in runs if run.config.optimizer.momentum == momentum]
-        name = optimizer_label(own[0].config)
+        flat, sharp, name = mechanisms.flat(own), mechanisms.sharp(own), optimizer_label(own[0].config)
         claims += [
-            mechanisms.rises(f"μP, {name}", _flat(own)),
-            mechanisms.smaller_spikes(f"SP, {name}", _sharp(own)),
-            mechanisms.trains(f"SP, {name}", _sharp(own)),
-            mechanisms.falls(f"SP, {name}", _sharp(own), 5),
+            mechanisms.rises(f"μP, {name}", flat),
+            mechanisms.smaller_spikes(f"SP, {name}", sharp),
+            mechanisms.trains(f"SP, {name}", sharp),
+            mechanisms.falls(f"SP, {name}", sharp, 5),
         ]
     return claims
 
@@ -86,7 +68,7 @@ def _row(config: RunConfig) -> str:
     return f"{parameterization_label(config)}, {optimizer_label(config)}"
 
 
-_LAYOUT = Trajectories(quantities=(LOSS, SHARPNESS, SHARPNESS_TIMES_RATE), row=_row, line=warmup_label)
+_LAYOUT = replace(SGD_CURVES, row=_row)
 
 FIG8 = Recipe(
     id="fig8",
@@ -128,12 +110,11 @@ FIG11 = Recipe(
     layout=_LAYOUT,
 )
 
-FIG12 = Recipe(
+FIG12 = replace(
+    FIG11,
     id="fig12",
     title="Two ways to start, with cross-entropy",
     finding="Figures 1 and 9 with cross-entropy. From the flat start sharpness rises, and falls again late. From "
     "the sharp start the loss spikes, less the longer the warmup, with and without momentum.",
     configs=_variations(momenta=(0.0, _MOMENTUM), loss="xent"),
-    claims=cross_entropy_claims,
-    layout=_LAYOUT,
 )

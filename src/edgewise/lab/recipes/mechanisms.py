@@ -24,6 +24,16 @@ def unwarmed(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.config.warmup.steps == 1]
 
 
+def flat(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that start flat, in μP."""
+    return [run for run in runs if run.config.model.parameterization == "mup"]
+
+
+def sharp(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that start sharp, in SP."""
+    return [run for run in runs if run.config.model.parameterization == "sp"]
+
+
 def rises(name: str, runs: Sequence[Run]) -> Claim:
     """Return that the sharpness rises on its own (progressive sharpening)."""
     first = [run.measured("sharpness")[1][0] for run in runs]

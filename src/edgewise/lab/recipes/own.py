@@ -13,10 +13,10 @@ from edgewise.lab.recipes.recipe import (
     PRECONDITIONED_SHARPNESS,
     SHARPNESS,
     Claim,
+    Layout,
     PhaseDiagrams,
     Quantity,
     Recipe,
-    Table,
     Trajectories,
     no_claims,
 )
@@ -44,7 +44,7 @@ def load(path: Path) -> Recipe:
         )
     configs = _checked(path, plugins.called(path, function))
     layout = getattr(module, "layout", None) or _layout(configs)
-    if not isinstance(layout, Trajectories | PhaseDiagrams | Table):
+    if not isinstance(layout, Layout):
         raise RecipeError(f"layout of {path} must be Trajectories, PhaseDiagrams or Table, got {layout!r}.")
     return Recipe(
         id=path.stem,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,9 @@ class Table:
     value: CellValue
 
 
+Layout = Trajectories | PhaseDiagrams | Table
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A figure of the paper."""
@@ -80,7 +83,7 @@ class Recipe:
     """Scale → runs."""
     claims: Callable[[Sequence[Run]], list[Claim]]
     """All runs of the figure → what holds on them; asked where a sweep ends, not where results are read."""
-    layout: Trajectories | PhaseDiagrams | Table
+    layout: Layout
 
     def ladders(self, scale: str) -> list[Ladder]:
         """Return the runs as they are to be trained: the rates of a phase diagram upwards, until training fails."""
@@ -98,8 +101,6 @@ def no_claims(runs: Sequence[Run]) -> list[Claim]:
 
 LOSS = Quantity(column="train_loss", label="training loss")
 SHARPNESS = Quantity(column="sharpness", label="sharpness λ", threshold=True)
-SHARPNESS_ALONE = Quantity(column="sharpness", label="sharpness λ")  # of Adam: no threshold of its own
-SHARPNESS_TIMES_RATE = Quantity(column="sharpness", label="η·λ", log=False, times_lr=True, threshold=True)
 PRECONDITIONED_SHARPNESS = Quantity(
     column="preconditioned_sharpness", label="preconditioned sharpness", threshold=True
 )
@@ -158,6 +159,25 @@ def warmup_label(config: RunConfig) -> str:
     if not warmup.traits.has_length:
         return warmup.traits.label
     return f"{warmup.traits.label} = {warmup.steps}" + (" from η_c" if warmup.lr_init == "critical" else "")
+
+
+SGD_CURVES = Trajectories(
+    quantities=(
+        LOSS,
+        SHARPNESS,
+        Quantity(column="sharpness", label="η·λ", log=False, times_lr=True, threshold=True),
+    ),
+    row=parameterization_label,
+    line=warmup_label,
+)
+ADAM_CURVES = replace(
+    SGD_CURVES,
+    quantities=(
+        LOSS,
+        PRECONDITIONED_SHARPNESS,
+        replace(SHARPNESS, threshold=False),
+    ),  # λ alone has no threshold
+)
 
 
 def at_edge(run: Run, column: str) -> np.ndarray[Any, Any]:

@@ -1,8 +1,9 @@
 """What the paper trains, at each scale: "paper" as published, "embedded" and "demo" small and without a download."""
 
+from collections.abc import Callable
 from typing import Any
 
-from edgewise.lab.configs import DataConfig, ModelConfig
+from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 
 
 def fcn(scale: str, parameterization: str) -> dict[str, Any]:
@@ -42,3 +43,30 @@ def lm(scale: str, *, text: str = "wikitext-103", final_norm: bool = True) -> di
             name="lm", depth=depth, width=width, parameterization="sp", final_norm=final_norm
         ),
     }
+
+
+def two_starts(
+    data_and_model: Callable[[str, str], dict[str, Any]],
+    scale: str,
+    lengths: tuple[int, ...],
+    **training: Any,
+) -> tuple[RunConfig, ...]:
+    """Return SGD from a flat start (μP) at 1/λ₀ and from a sharp one (SP) at 32/λ₀, over the warmup lengths.
+
+    Args:
+        data_and_model: (scale, parameterization) → data and model.
+        scale: one of `SCALES`.
+        lengths: of the warmups.
+        training: further fields of the configs.
+    """
+    return tuple(
+        RunConfig(
+            **data_and_model(scale, parameterization),
+            optimizer=OptimizerConfig(name="sgd", lr=multiple, lr_unit="1/sharpness"),
+            warmup=WarmupConfig(steps=warmup_steps),
+            measure=("sharpness",),
+            **training,
+        )
+        for parameterization, multiple in (("mup", 1.0), ("sp", 32.0))
+        for warmup_steps in lengths
+    )

@@ -5,8 +5,8 @@ from functools import cached_property
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import Claim
+from edgewise.lab.recipes.recipe import Layout
 from edgewise.lab.report import layouts, panels
-from edgewise.lab.report.layouts import Layout
 from edgewise.lab.results.runs import Absent, Run
 
 

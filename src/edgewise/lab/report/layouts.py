@@ -6,12 +6,10 @@ from typing import Any
 
 from edgewise.arguments import positive_count
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.recipes.recipe import PhaseDiagrams, Quantity, Table, Trajectories
+from edgewise.lab.recipes.recipe import Layout, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.results.documents import one_line
 from edgewise.lab.results.phase_diagram import CellValue, OutcomeEntry, row_of
 from edgewise.lab.results.runs import Run
-
-Layout = Trajectories | PhaseDiagrams | Table
 
 _MOST_DIGITS = 15  # of a number in a cell
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import PhaseDiagrams, Quantity, Table, Trajectories, stability_limits
-from edgewise.lab.report.layouts import Layout
+from edgewise.lab.recipes.recipe import Layout
 from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram, phase_diagram
 from edgewise.lab.results.runs import Absent, Run
 

@@ -108,12 +108,12 @@ def cell_results(runs: Sequence[Run], seeds: Iterable[int] = SEEDS) -> list[Cell
             task=task,
             optimizer=optimizer,
             lr=lr,
-            edge=tuple(its[EDGE]),
-            linear={steps: tuple(its[steps]) for steps in LENGTHS},
+            edge=tuple(seen[EDGE]),
+            linear={steps: tuple(seen[steps]) for steps in LENGTHS},
             overhead=statistics.fmean(overheads[task, optimizer, lr]),
         )
-        for (task, optimizer, lr), its in losses.items()
-        if {EDGE, *LENGTHS} <= set(its)
+        for (task, optimizer, lr), seen in losses.items()
+        if {EDGE, *LENGTHS} <= set(seen)
     ]
 
 

@@ -81,14 +81,14 @@ def _beside_tuned(
     best = {cell.key: cell.best_length for cell in cells}
     own = [cell for cell in others if cell.key in best]
     tuned = [replace(cell, edge=cell.linear[best[cell.key]]) for cell in own]
-    fails = [sum(not math.isfinite(sum(cell.edge)) for cell in its) for its in (own, tuned)]
+    fails = [sum(not math.isfinite(sum(cell.edge)) for cell in side) for side in (own, tuned)]
     fixed = fixed_length(cells)
     found = []
     for words, lengths in (
         ("the best of six lengths", [cell.best_length for cell in own]),
         (f"T_wrm = {fixed}", [fixed] * len(own)),
     ):
-        ties = [sum(map(CellResult.ties, its, lengths)) for its in (own, tuned)]
+        ties = [sum(map(CellResult.ties, side, lengths)) for side in (own, tuned)]
         found.append(
             Claim(
                 text=f"{half}, seeds {second[0]} to {second[-1]}: {words}, beside the length that was best "

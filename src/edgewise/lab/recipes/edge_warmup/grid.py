@@ -87,22 +87,22 @@ def _grid(
     settings: dict[str, Any], name: str, optimizer: dict[str, Any], best: float, seeds: Iterable[int]
 ) -> Iterable[RunConfig]:
     for octave in OCTAVES:
-        its = OptimizerConfig(**optimizer, lr=2.0 ** (best + octave))
+        at_rate = OptimizerConfig(**optimizer, lr=2.0 ** (best + octave))
         for seed in seeds:
-            for warmup in _warmups(its):
+            for warmup in _warmups(at_rate):
                 in_grid = warmup.kind == LINEAR and warmup.steps in LENGTHS
                 if seed in SEEDS or in_grid or warmup.kind == EDGE:
-                    yield _run(settings, its, warmup, seed)
+                    yield _run(settings, at_rate, warmup, seed)
             if name == "Adam" and seed in SEEDS:
-                yield _run(settings, replace(its, name="radam"), WarmupConfig(decay="cosine"), seed)
+                yield _run(settings, replace(at_rate, name="radam"), WarmupConfig(decay="cosine"), seed)
 
 
 def _too_high(settings: dict[str, Any], optimizer: dict[str, Any], largest: int) -> Iterable[RunConfig]:
     """Return runs at rates that no length should train at, and the longest length at the lower one, to see that."""
     for octaves in TOO_HIGH:
-        its = OptimizerConfig(**optimizer, lr=2.0 ** (largest + octaves))
-        yield _run(settings, its, WarmupConfig(kind=EDGE, decay="cosine"), 0)
-        yield _run(settings, its, WarmupConfig(steps=LENGTHS[-1], decay="cosine"), 0)
+        at_rate = OptimizerConfig(**optimizer, lr=2.0 ** (largest + octaves))
+        yield _run(settings, at_rate, WarmupConfig(kind=EDGE, decay="cosine"), 0)
+        yield _run(settings, at_rate, WarmupConfig(steps=LENGTHS[-1], decay="cosine"), 0)
 
 
 def _warmups(optimizer: OptimizerConfig) -> list[WarmupConfig]:
