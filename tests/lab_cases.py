@@ -89,11 +89,12 @@ def paper_limit(optimizer: OptimizerConfig) -> float:
     """The largest stable lr × (preconditioned) sharpness late in training, without weight decay (paper, section 2).
 
     2(1 + β) for gradient descent with momentum β, 2(1 + β₁)/(1 − β₁) for the Adam family but NAdam, which has that
-    over 1 + 2β₁. NaN for Lion: its steps have the size of the rate wherever it is, so that none is the largest stable.
+    over 1 + 2β₁. NaN where there is no preconditioner, and so no unit to say it in: Lion's steps have the size of the
+    rate wherever it is.
     """
     if optimizer.name == "sgd":
         return 2 * (1 + optimizer.momentum)
-    if optimizer.name == "lion":
+    if optimizer.traits.no_preconditioner:
         return math.nan
     beta1 = optimizer.betas[0]
     limit = 2 * (1 + beta1) / (1 - beta1)

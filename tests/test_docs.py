@@ -109,11 +109,55 @@ def test_every_public_name_is_in_the_reference():
     assert sorted(documented) == sorted(ew.__all__)
 
 
-@pytest.mark.parametrize("document", ["README.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))])
+def test_the_reference_has_a_line_for_every_status():
+    lines = re.findall(r"^\| .* \| `[A-Z_].*$", (ROOT / "docs/reference.md").read_text(), flags=re.M)
+    assert {name for line in lines for name in re.findall(r"`([A-Z_]+)`", line)} == set(ew.Status.__members__)
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))],
+)
 def test_local_links_and_pictures_exist(document):
-    path = ROOT / document if document == "README.md" else ROOT / "docs" / document
+    path = ROOT / document
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target.split("#")[0]).exists(), target
+
+
+def spans(document):
+    """What stands in backticks in a line, or in a block of commands, without comments."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    commands = re.findall(r"^```sh\n(.*?)^```", text, flags=re.S | re.M)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    lines = [line.partition("#")[0] for block in commands for line in block.splitlines()]
+    return [" ".join(span.split()) for span in (*re.findall(r"`([^`]+)`", prose), *lines)]
+
+
+def paths(document):
+    """Words with a slash; and files named alone. What `make` brings into being, in .venv, is not there yet."""
+    found = {w for span in spans(document) for w in span.split() if re.fullmatch(r"[\w.-]*\w/[\w./-]*", w)}
+    found |= {span for span in spans(document) if re.fullmatch(r"[\w-]+\.(py|md|txt|toml|cff)", span)}
+    return {path for path in found if not path.startswith(".venv")}
+
+
+@pytest.mark.parametrize(("document", "fewest"), [("CONTRIBUTING.md", 30), ("docs/design.md", 4)])
+def test_paths_exist(document, fewest):
+    named = paths(document)
+    assert len(named) >= fewest
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_what_contributing_names_in_a_file_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)`,?\s(?:of|in)\s`([\w/.]+\.py)`", text)
+    assert len(named) >= 6
+    for name, path in named:
+        assert re.search(
+            rf"^(def {name}\b|class {name}\b|{name}\b.* = )", (ROOT / path).read_text(), flags=re.M
+        ), name
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
 
 
 def test_make_help_lists_every_target():
@@ -122,3 +166,6 @@ def test_make_help_lists_every_target():
     assert phony.split() == re.findall(r"^([a-z]+):.*##", makefile, flags=re.M)
     for command in re.findall(r"`?make ([a-z]+)", README):
         assert command in phony.split()
+    for span in spans("CONTRIBUTING.md"):
+        if span.startswith("make "):
+            assert set(span.split()) <= {"make", *phony.split()}

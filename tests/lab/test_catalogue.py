@@ -1,16 +1,18 @@
 """The catalogue of optimizers and warmups, and the constructors that go with it.
 
-Ladder: the tables themselves, beside each other and beside the fields of the configs. Cannot see: whether a row says
-the truth; the tests of training and of the vectorized engine do.
+Ladder: the tables themselves, beside each other, beside the fields of the configs and beside the preconditioners that
+the library knows. Cannot see: whether the rest of a row is true; the tests of training and of the vectorized engine do.
 """
 
 from dataclasses import fields
 
 import pytest
+from torch import nn
 
 from edgewise.lab import catalogue, configs
 from edgewise.lab.configs import OptimizerConfig, WarmupConfig
 from edgewise.lab.training import optimizers
+from edgewise.optimizers.preconditioner import diagonal
 
 
 @pytest.mark.parametrize("table", ["OPTIMIZERS", "WARMUPS"])
@@ -35,3 +37,11 @@ def test_labels_are_distinct():
 def test_a_config_knows_its_row():
     assert OptimizerConfig(name="lion", lr=1.0).traits is catalogue.OPTIMIZERS["lion"]
     assert WarmupConfig(kind="edge").traits is catalogue.WARMUPS["edge"]
+
+
+@pytest.mark.parametrize("name", catalogue.OPTIMIZERS)
+def test_a_row_says_whether_the_library_knows_the_preconditioner(name):
+    """Or its measurement is refused, or fails, only when the run is under way."""
+    made = optimizers.make_optimizer(OptimizerConfig(name=name, lr=0.1), nn.Linear(2, 2), 0.1)
+    known = diagonal.dispatch(type(made)) is not diagonal.dispatch(object)
+    assert known is (catalogue.OPTIMIZERS[name].no_preconditioner is None)

@@ -31,13 +31,16 @@ from edgewise.lab.recipes.recipe import (
     Trajectories,
     stability_limits,
 )
+from edgewise.lab.results.phase_diagram import CellValue, OutcomeEntry
 
 __all__ = [
     "DEMO",
     "PAPER",
     "RECIPES",
     "SCALES",
+    "CellValue",
     "Claim",
+    "OutcomeEntry",
     "PhaseDiagrams",
     "Quantity",
     "Recipe",
