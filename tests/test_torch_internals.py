@@ -7,6 +7,7 @@ of ours extends one of torch's, but for those listed here; names that are put to
 import ast
 import inspect
 import sys
+import warnings
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -161,6 +162,25 @@ def test_what_was_compiled_is_found():
 
     assert internals.original_of_compiled(torch.compile(double, backend="eager")) is double
     assert internals.original_of_compiled(double) is None
+
+
+def test_what_compiling_runs_in_plain_python_is_told_of_it():
+    seen = []
+
+    class Watched(Adam):
+        def _init_group(self, *arguments):
+            seen.append(internals.is_compiling())
+            return super()._init_group(*arguments)
+
+    parameter = one_parameter()
+    parameter.grad = torch.ones(2)
+    optimizer = Watched([parameter], lr=torch.tensor(0.1))
+    optimizer.step()
+    assert seen == [False]
+    with warnings.catch_warnings(action="ignore"):  # torch's own, of a compiled step
+        torch.compile(optimizer.step, backend="eager")()
+    assert seen == [False, True]
+    assert not internals.is_compiling()
 
 
 # Optimizers
@@ -405,6 +425,7 @@ def test_what_a_thread_keeps_is_held_until_it_is_replaced():
     thing = Thing()
     before, kept = sys.getrefcount(thing), weakref.ref(thing)
     internals.stash("a test of edgewise", thing)
+    assert internals.stashed("a test of edgewise") is thing
     assert sys.getrefcount(thing) == before + 1
     internals.stash("a test of edgewise", None)
     assert sys.getrefcount(thing) == before
