@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adagrad, Adam, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, SequentialLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -290,6 +290,14 @@ def test_missing_state_is_made_by_a_method_of_adam():
     optimizer.step(closure)
     assert calls == ["closure", 0, 1]
     assert set(optimizer.state[parameter]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_the_state_that_a_constructor_makes_lets_a_copy_step():
+    parameter = one_parameter()
+    optimizer = Adagrad([parameter], initial_accumulator_value=0.25)
+    made = internals.state_of_constructor(optimizer, parameter)
+    torch.testing.assert_close(made, dict(optimizer.state[parameter]), rtol=0, atol=0)
+    assert internals.state_of_constructor(Adam([parameter]), parameter) == {}
 
 
 # Schedulers

@@ -17,7 +17,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._guards import CompileContext
 from torch.nn.modules import module as _module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 from torch.optim.optimizer import (
     _default_to_fused_or_foreach,
@@ -139,6 +139,14 @@ def let_class_run_hooks(optimizer: Optimizer) -> None:
 def takes_foreach(tensors: list[Tensor], differentiable: bool) -> bool:
     """Whether torch's optimizers, left to choose, take these tensors in kernels for many."""
     return _default_to_fused_or_foreach(tensors, differentiable)[1]
+
+
+def state_of_constructor(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """Return the state without which a step fails: older releases of Adagrad make it in their constructor alone."""
+    if not isinstance(optimizer, Adagrad):
+        return {}
+    initial = optimizer.defaults["initial_accumulator_value"]
+    return dict(Adagrad([parameter], initial_accumulator_value=initial).state[parameter])
 
 
 # Schedulers
