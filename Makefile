@@ -22,7 +22,7 @@ test: .venv/.dev ## all tests and the examples in the docstrings
 quick: .venv/.dev ## the tests that train nothing in the laboratory and start no process, in less than a minute
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not processes and not training"
 
-oldest: .venv-oldest/.dev ## the library's tests with the oldest torch that pyproject.toml promises
+oldest: .venv-oldest/.dev ## the library's tests with the oldest torch that pyproject.toml promises, in 8 GB of their own
 	.venv-oldest/bin/pytest $(PARALLEL) $(LIBRARY)
 
 lint: .venv/.dev ## style and formatting
@@ -64,6 +64,7 @@ clean: ## remove the environment, caches and builds; results in runs/ stay
 	$(INSTALL) -e '.[lab,dev,bench]'
 	touch $@ .venv/.dev .venv/.lab
 
+# Pins that belong to the newest torch are left out: the oldest brings its own.
 .venv-oldest/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oldest
 	grep -vE '^(torch|torchvision|setuptools|sympy)==' constraints.txt > .venv-oldest/constraints.txt

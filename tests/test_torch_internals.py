@@ -7,6 +7,7 @@ of ours extends one of torch's, but for those listed here; names that are put to
 import ast
 import inspect
 import sys
+import warnings
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adagrad, Adam, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, SequentialLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -163,6 +164,25 @@ def test_what_was_compiled_is_found():
     assert internals.original_of_compiled(double) is None
 
 
+def test_what_compiling_runs_in_plain_python_is_told_of_it():
+    seen = []
+
+    class Watched(Adam):
+        def _init_group(self, *arguments):
+            seen.append(internals.is_compiling())
+            return super()._init_group(*arguments)
+
+    parameter = one_parameter()
+    parameter.grad = torch.ones(2)
+    optimizer = Watched([parameter], lr=torch.tensor(0.1))
+    optimizer.step()
+    assert seen == [False]
+    with warnings.catch_warnings(action="ignore"):  # torch's own, of a compiled step
+        torch.compile(optimizer.step, backend="eager")()
+    assert seen == [False, True]
+    assert not internals.is_compiling()
+
+
 # Optimizers
 
 
@@ -270,6 +290,14 @@ def test_missing_state_is_made_by_a_method_of_adam():
     optimizer.step(closure)
     assert calls == ["closure", 0, 1]
     assert set(optimizer.state[parameter]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_the_state_that_a_constructor_makes_lets_a_copy_step():
+    parameter = one_parameter()
+    optimizer = Adagrad([parameter], initial_accumulator_value=0.25)
+    made = internals.state_of_constructor(optimizer, parameter)
+    torch.testing.assert_close(made, dict(optimizer.state[parameter]), rtol=0, atol=0)
+    assert internals.state_of_constructor(Adam([parameter]), parameter) == {}
 
 
 # Schedulers
@@ -405,6 +433,7 @@ def test_what_a_thread_keeps_is_held_until_it_is_replaced():
     thing = Thing()
     before, kept = sys.getrefcount(thing), weakref.ref(thing)
     internals.stash("a test of edgewise", thing)
+    assert internals.stashed("a test of edgewise") is thing
     assert sys.getrefcount(thing) == before + 1
     internals.stash("a test of edgewise", None)
     assert sys.getrefcount(thing) == before

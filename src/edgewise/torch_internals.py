@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._guards import CompileContext
 from torch.nn.modules import module as _module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 from torch.optim.optimizer import (
     _default_to_fused_or_foreach,
@@ -93,6 +94,11 @@ def original_of_compiled(function: object) -> object | None:
     return cast("object | None", getattr(function, "_torchdynamo_orig_callable", None))
 
 
+def is_compiling() -> bool:
+    """Whether torch.compile is at work, also where it runs a function in plain Python, as an optimizer's own."""
+    return torch.compiler.is_compiling() or CompileContext.current_compile_id() is not None
+
+
 # Optimizers
 
 # The registries of the hooks before and after the steps of all optimizers: hooks are looked up there at each step.
@@ -135,6 +141,14 @@ def takes_foreach(tensors: list[Tensor], differentiable: bool) -> bool:
     return _default_to_fused_or_foreach(tensors, differentiable)[1]
 
 
+def state_of_constructor(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """Return the state without which a step fails: older releases of Adagrad make it in their constructor alone."""
+    if not isinstance(optimizer, Adagrad):
+        return {}
+    initial = optimizer.defaults["initial_accumulator_value"]
+    return dict(Adagrad([parameter], initial_accumulator_value=initial).state[parameter])
+
+
 # Schedulers
 
 
@@ -156,8 +170,8 @@ CHAINED_STEP: CodeType = ChainedScheduler.step.__code__
 
 def stash(key: str, value: object) -> None:
     """Keep an object under a key in this thread, for the autograd threads of its backward passes, too."""
-    if _TAKES_A_REFERENCE:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+    if _STASH_TAKES_NO_REFERENCE:
+        _take_a_reference(value)
     torch._C._stash_obj_in_tls(key, value)
 
 
@@ -166,16 +180,22 @@ def stashed(key: str) -> Any:
     return torch._C._get_obj_in_tls(key) if torch._C._is_key_in_tls(key) else None
 
 
-def _takes_a_reference() -> bool:
-    """Whether a stash lets go of a reference that it never took, as before torch 2.12: the object would be freed."""
+def _take_a_reference(value: object) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+def _stash_takes_no_reference() -> bool:
+    """Whether torch lets go, in the end, of a reference that it never took, as before 2.12."""
     probe = object()
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(probe))
     before = sys.getrefcount(probe)
     torch._C._stash_obj_in_tls("edgewise probe", probe)
-    return sys.getrefcount(probe) == before
+    took_none = sys.getrefcount(probe) == before
+    if took_none:
+        _take_a_reference(probe)  # else the end of this thread would free it a second time
+    return took_none
 
 
-_TAKES_A_REFERENCE = _takes_a_reference()
+_STASH_TAKES_NO_REFERENCE = _stash_takes_no_reference()
 
 
 # Processes

@@ -20,6 +20,7 @@ from edgewise.torch_internals import (
     foreach_mul_,
     foreach_sign,
     foreach_sub_,
+    is_compiling,
     takes_foreach,
 )
 
@@ -56,7 +57,7 @@ class _GradientInitialized(Adam):
     def _init_group(self, group: dict[str, Any], parameters: list[Tensor], *lists: Any) -> bool:
         # torch creates missing state here, after the closure and before its kernels run. A pre-hook would be
         # too early (the closure computes the gradients); an overridden step() would run step hooks twice.
-        if group["per_entry"] and torch.compiler.is_compiling():
+        if group["per_entry"] and is_compiling():
             raise NotImplementedError(
                 "per_entry=True has no compiled step: torch.compile runs what starts the entries once only; call "
                 "step() outside torch.compile, or leave per_entry at False."

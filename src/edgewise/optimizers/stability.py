@@ -19,7 +19,7 @@ from edgewise.isolation import isolated
 from edgewise.optimizers.groups import measured_rates
 from edgewise.optimizers.preconditioner import check_covered, preconditioner_of
 from edgewise.status import Status
-from edgewise.torch_internals import tree_map
+from edgewise.torch_internals import state_of_constructor, tree_map
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -162,15 +162,15 @@ class _Scratch:
     """The optimizer's class with one group's options, over the seven scratch parameters."""
 
     def __init__(self, optimizer: Optimizer, index: int, rate: float) -> None:
-        options = dict(optimizer.param_groups[index])
-        del options["params"]
-        options.pop("param_names", None)
+        group = optimizer.param_groups[index]
+        options = {k: v for k, v in group.items() if k not in {"params", "param_names"}}
         plain = tree_map(lambda x: x.tolist() if isinstance(x, Tensor) else copy.copy(x), options)
         kernels = dict.fromkeys(("capturable", "differentiable", "foreach", "fused"), False)
         plain |= {name: off for name, off in kernels.items() if name in plain} | {"lr": rate}
         self._parameter = nn.Parameter(torch.zeros(len(_SCALE), dtype=torch.float64))
         self._optimizer = _without_parameters(optimizer)
         self._optimizer.add_param_group({"params": [self._parameter], **plain})
+        self._optimizer.state[self._parameter] |= state_of_constructor(self._optimizer, self._parameter)
         self._steps = 0
 
     def be_late(self) -> None:
