@@ -10,15 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.errors import warn
-from edgewise.optimizers.groups import (
-    floats,
-    initial_rates,
-    like_rates,
-    rates,
-    set_rate,
-    target_of,
-    targets,
-)
+from edgewise.optimizers.groups import floats, initial_rates, like_rates, rates, set_rate, target_of, targets
 from edgewise.torch_internals import CHAINED_STEP
 from edgewise.warmup.copies import ParameterCopies
 from edgewise.warmup.gradients import GradientWatch
