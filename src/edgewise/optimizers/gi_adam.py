@@ -11,17 +11,10 @@ from torch import Tensor
 from torch.optim import Adam, AdamW
 from torch.optim.optimizer import ParamsT
 
+from edgewise import torch_internals
 from edgewise.arguments import a_flag, described, nonnegative_number, number_below_one
 from edgewise.errors import warn
 from edgewise.optimizers.preconditioner import Options, decayed_gradient, diagonal
-from edgewise.torch_internals import (
-    foreach_add,
-    foreach_addcmul_,
-    foreach_mul_,
-    foreach_sign,
-    foreach_sub_,
-    takes_foreach,
-)
 
 _COARSE = (torch.bfloat16, torch.float16)
 
@@ -294,7 +287,7 @@ def _has_foreach(group: Options, tensors: list[Tensor]) -> bool:
     if any(type(t) is not Tensor for t in tensors):
         return False
     if group["foreach"] is None and group["fused"] is None:
-        return takes_foreach(tensors, group["differentiable"])
+        return torch_internals.takes_foreach(tensors, group["differentiable"])
     # On a CPU, memory for all tensors at once would take longer than the fused kernel itself.
     return bool(group["foreach"] or (group["fused"] and not tensors[0].is_cpu))
 
@@ -321,13 +314,13 @@ def _start_together(
 ) -> None:
     """Do what `_start_one` does with `per_entry`, for all parameters in few kernels."""
     if (decay := _coupled_decay(group)) is not None:
-        gradients = list(foreach_add(gradients, parameters, alpha=decay))
+        gradients = list(torch_internals.foreach_add(gradients, parameters, alpha=decay))
     gradients, moments = [_as_real(g) for g in gradients], [_as_real(v) for v in moments]
-    masked = foreach_sign(moments)
-    foreach_sub_(masked, 1)
-    foreach_mul_(masked, gradients)  # -g where v is zero, else 0
+    masked = torch_internals.foreach_sign(moments)
+    torch_internals.foreach_sub_(masked, 1)
+    torch_internals.foreach_mul_(masked, gradients)  # -g where v is zero, else 0
     first = [_kept(g, rejected) for g in masked]
-    foreach_addcmul_(moments, first, first, value=group["scale"])
+    torch_internals.foreach_addcmul_(moments, first, first, value=group["scale"])
 
 
 def _kept(gradient: Tensor, rejected: Tensor | None) -> Tensor:
