@@ -167,10 +167,8 @@ class Warmup(UpdateSchedule):
         self._targets.confirm()
         is_shared = standing.lr is not None and not self._is_over
         self._written.resume(self.factor_at(self.last_epoch), is_shared=is_shared)
-        if (
-            self._place.is_led
-        ):  # whose turn it is, SequentialLR knows; the rates come with the optimizer's state
-            self._written.forget()
+        if self._place.is_led:
+            self._written.forget()  # whose turn it is, SequentialLR knows: the rates come with the optimizer's state
         else:
             self._written.write(self.get_lr() if standing.lr is None else standing.lr)
         self._last_lr = like_rates(self.optimizer.param_groups, floats(self.optimizer))
