@@ -102,7 +102,7 @@ def test_a_catapult_is_below_the_tolerance_that_shrinks_as_the_critical_rate_gro
         asked.append(8 * searching.most_excess)
         return search_critical_lr(optimizer, closure, searching, **kwargs)
 
-    monkeypatch.setattr("edgewise.warmup.scheduler.search_critical_lr", search)
+    monkeypatch.setattr("edgewise.warmup.catapult.search_critical_lr", search)
     run = Product(smoothing=0.0, max_growth=1e9, tolerance=0.02)
     found = []
     while not run.warmup.finished:

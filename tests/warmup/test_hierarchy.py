@@ -12,11 +12,11 @@ from edgewise.signals.losses import LossTrend
 from edgewise.signals.signal import Signal
 from edgewise.signals.slopes import RateShare
 from edgewise.warmup.climb import Climb
-from edgewise.warmup.copies import ParameterCopies
+from edgewise.warmup.copies import ParameterCopies, SeveralCopies
 from edgewise.warmup.creep import Creep
 from edgewise.warmup.updates import UpdateSchedule
 
-FINAL = (LinearWarmup, CatapultWarmup, EdgeWarmup, LossTrend, RateShare, Climb, Creep)
+FINAL = (LinearWarmup, CatapultWarmup, EdgeWarmup, LossTrend, RateShare, Climb, Creep, SeveralCopies)
 
 
 def own_classes(kind):

@@ -84,7 +84,7 @@ def test_an_entry_that_is_missing_or_foreign_is_named_and_nothing_is_written(mak
     run.train(steps)
     state = run.warmup.state_dict() | {"base_lrs": [7.0]}
     for name in state:
-        if name != "format" and name not in run.warmup._settings() and name != "warmup":
+        if name != "format" and name not in run.warmup._argument_names and name != "warmup":
             short = {key: value for key, value in state.items() if key != name}
             check_refused(other, short, rf"the saved state lacks {name}")
     check_refused(other, state | {"no_such": 1, "nor_this": None}, "has unknown entries no_such, nor_this")

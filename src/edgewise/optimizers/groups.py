@@ -1,4 +1,4 @@
-"""The learning rates of an optimizer's parameter groups: what they are, what they started from, their ratios."""
+"""An optimizer's parameter groups: their parameters, and their learning rates, first and now, and in proportion."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.arguments import learning_rate, positive_number
+
+
+def parameters(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters of all groups, in their order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def rates(optimizer: Optimizer) -> list[float | Tensor]:

@@ -51,15 +51,15 @@ class AdaptiveWarmup(Warmup):
     @property
     def _factor(self) -> float:
         """The factor of the coming update."""
-        return self._table.factor_at(self._updates)
+        return self._table.factor_at(self._updates.made)
 
     def _finish(self) -> None:
         """Let the warmup end with the coming update."""
-        self._end = self._updates + 1
-        self._give_up_copies()
+        self._end = self._updates.made + 1
+        self._copies.give_up()
 
     def _go_linear(self, start: float | None) -> None:
-        self._end = self._table.go_linear(self._updates, self._factor if start is None else start)
+        self._end = self._table.go_linear(self._updates.made, self._factor if start is None else start)
 
     def _progress(self) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from edgewise.errors import LossError
+from edgewise.optimizers.groups import parameters
 from edgewise.parameters import inner
 from edgewise.ranks import Ranks, said_by_all
 
@@ -27,9 +28,9 @@ def check_not_apart(optimizer: Optimizer, loss: float, ranks: Ranks | None) -> N
     alone = not (dist.is_available() and dist.is_initialized())
     if alone or (ranks is not None and ranks.group is not None):
         return
-    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    losses = said_by_all(f"{_size(parameters)} {_size(gradients)}", repr(loss))
+    own = parameters(optimizer)
+    gradients = [p.grad for p in own if p.grad is not None]
+    losses = said_by_all(f"{_size([p.detach() for p in own])} {_size(gradients)}", repr(loss))
     if losses is not None and len(set(losses)) > 1:
         raise LossError(
             f"the {len(losses)} processes train one model, as their parameters and gradients are the same, but the "

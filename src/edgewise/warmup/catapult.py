@@ -15,14 +15,15 @@ from edgewise.arguments import (
     positive_count,
     positive_number,
 )
-from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching
+from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching, search_critical_lr
 from edgewise.optimizers.averages import momentum
 from edgewise.signals.losses import Overflows
 from edgewise.status import Status
 from edgewise.warmup.adaptive import AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
+from edgewise.warmup.copies import SeveralCopies
+from edgewise.warmup.forwards import MOST_FORWARDS
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.scheduler import MOST_FORWARDS
 from edgewise.warmup.state import Saved, as_plain
 
 _USABLE = (Status.FOUND, Status.MULTIPLE_CROSSINGS, Status.ABOVE_MAX_LR, Status.BUDGET_EXHAUSTED)
@@ -113,7 +114,7 @@ class CatapultWarmup(AdaptiveWarmup):
     """
 
     _argument_names = ("tolerance", "smoothing", "max_growth", "max_rise", "patience")
-    _copies = ()
+    _copies = SeveralCopies()
 
     def __init__(
         self,
@@ -170,14 +171,14 @@ class CatapultWarmup(AdaptiveWarmup):
         value = self._loss(closure, loss)
         if value is None:
             return
-        self._overflows.add(value, self._updates)
+        self._overflows.add(value, self._updates.made)
         if self._overflows.value and self.found is not None:
             self._step_back()
         elif math.isfinite(value):
             self._move_on(closure, value)
         elif self.found is None:
             self._wait()
-        if self._end is None and self._updates - self._highest_since >= self.patience:
+        if self._end is None and self._updates.made - self._highest_since >= self.patience:
             self._stop_waiting()
         self._apply()
 
@@ -198,7 +199,7 @@ class CatapultWarmup(AdaptiveWarmup):
         elif rising and self._is_too_high(value):
             self._limit = value + _FARTHER * (value - self._reference)  # what lasts is a new level
             self._step_back()
-        elif mean < self._reference and self._updates - self._table.rates[-1][0] >= self._memory:
+        elif mean < self._reference and self._updates.made - self._table.rates[-1][0] >= self._memory:
             if self._factor == 1.0:
                 self._finish()
             else:
@@ -213,20 +214,24 @@ class CatapultWarmup(AdaptiveWarmup):
         return value > self._limit
 
     def _step_back(self) -> None:
-        if self._table.is_lowest(self._updates):
+        if self._table.is_lowest(self._updates.made):
             self._fall_back(
                 "the loss rises, or is not finite, although the rate has been halved again and again"
             )
         else:
-            self._table.step_back(self._updates)
+            self._table.step_back(self._updates.made)
 
     def _loss(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> float | None:
         """Return the mean loss over the ranks that train the model; `None` if there is no budget to evaluate it."""
         if loss is None:
-            if self._affordable(self._updates + 1) < 1 and self.found is not None:
+            if self._affordable < 1 and self.found is not None:
                 return None
-            return self._closure_loss(closure)
-        return self._given_loss(closure, loss)
+            return self._observation.loss(closure)
+        return self._observation.given_loss(closure, loss)
+
+    @property
+    def _affordable(self) -> int:
+        return self._forwards.affordable(self.max_overhead, updates=self._updates.made + 1)
 
     def _average(self, value: float) -> tuple[float, bool]:
         """Add a loss to the moving average; return that, and whether the loss is higher than the one before."""
@@ -240,8 +245,8 @@ class CatapultWarmup(AdaptiveWarmup):
     def _catapult(self, closure: Callable[[], Tensor], mean: float, value: float) -> None:
         """Make this place the reference, and raise the rate to η_c where that is higher."""
         first = self.found is None
-        affordable = MOST_FORWARDS if first else self._affordable(self._updates + 1)
-        if affordable < FEWEST_FORWARDS or not self._has_gradient(closure):
+        affordable = MOST_FORWARDS if first else self._affordable
+        if affordable < FEWEST_FORWARDS or not self._observation.has_gradient(closure):
             return
         shrink = 1.0 if self.found is None else min(1.0, self._first_critical / self.found.lr)
         tolerance = shrink * self.tolerance
@@ -252,7 +257,7 @@ class CatapultWarmup(AdaptiveWarmup):
             most_rise=tolerance * self._noise,
             most_excess=tolerance * _EXPECTED,
         )
-        found = self._search(closure, asked, known=value)
+        found = self._search(lambda: search_critical_lr(self.optimizer, closure, asked, known=value))
         if found is None:
             return
         self._refer_to(mean, found)
@@ -278,16 +283,16 @@ class CatapultWarmup(AdaptiveWarmup):
         factor = 1.0 if above else min(1.0, found.lr / float(self.base_lrs[0]))
         if self.found is None:
             self._first_critical = found.lr
-            self._table.begin(self._updates, factor / self._memory)
+            self._table.begin(self._updates.made, factor / self._memory)
             self._num_catapults += 1
-            self._highest_since = self._updates
+            self._highest_since = self._updates.made
         else:
             factor = min(factor, self.max_growth * self._factor)
             if factor > self._factor:
                 self._num_catapults += 1
                 if factor > self._table.highest:
-                    self._highest_since = self._updates
-                self._table.set(self._updates, factor)
+                    self._highest_since = self._updates.made
+                self._table.set(self._updates.made, factor)
         self.found = found
 
     def _stop_waiting(self) -> None:
@@ -300,7 +305,7 @@ class CatapultWarmup(AdaptiveWarmup):
 
     @property
     def _unmeasured(self) -> bool:
-        return self._weight == 0.0 and self._end is None and self._updates > self._waits_until
+        return self._weight == 0.0 and self._end is None and self._updates.made > self._waits_until
 
     @property
     def _memory(self) -> int:

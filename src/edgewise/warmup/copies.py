@@ -20,3 +20,25 @@ class ParameterCopies(ABC):
     @abstractmethod
     def give_up(self) -> None:
         """Keep nothing any more: the warmup is over."""
+
+
+class SeveralCopies(ParameterCopies):
+    """All that a warmup keeps, as one."""
+
+    def __init__(self, *parts: ParameterCopies) -> None:
+        self._parts = parts
+
+    def after_step(self, parameters: Sequence[Tensor]) -> None:
+        """Tell each part."""
+        for part in self._parts:
+            part.after_step(parameters)
+
+    def adopt(self, parameters: Sequence[Tensor]) -> None:
+        """Tell each part."""
+        for part in self._parts:
+            part.adopt(parameters)
+
+    def give_up(self) -> None:
+        """Tell each part."""
+        for part in self._parts:
+            part.give_up()

@@ -11,12 +11,12 @@ from edgewise.arguments import a_closure, a_loss_value, an_optimizer, positive_c
 from edgewise.critical import BestStepResult, search_best_step
 from edgewise.errors import warn
 from edgewise.optimizers.averages import heavy_ball
-from edgewise.optimizers.groups import rates
+from edgewise.optimizers.groups import parameters, rates
 from edgewise.status import Status
 from edgewise.warmup.adaptive import AdaptiveWarmup
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.climb import Climb, forgetting
-from edgewise.warmup.copies import ParameterCopies
+from edgewise.warmup.copies import ParameterCopies, SeveralCopies
 from edgewise.warmup.creep import Creep
 from edgewise.warmup.position import steps_running
 from edgewise.warmup.rate_table import STEP_BACK
@@ -140,15 +140,15 @@ class EdgeWarmup(AdaptiveWarmup):
     @all_or_nothing
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
         rises = False
-        value = None if loss is None else self._given_loss(closure, loss)
+        value = None if loss is None else self._observation.given_loss(closure, loss)
         if value is not None:
-            self._watch.add(value, self._updates, recovery=forgetting(self.optimizer))
+            self._watch.add(value, self._updates.made, recovery=forgetting(self.optimizer))
             self._step_share.share = self._watch.share
             rises = self._watch.rises
         under_way = self._end is None
         if under_way:
             self._warm_up(closure, value)
-        if rises and self._table.linear is None and self._watch.lasts(self._end, self._updates):
+        if rises and self._table.linear is None and self._watch.lasts(self._end, self._updates.made):
             self._step_back()
         if under_way:
             self._apply()
@@ -185,7 +185,7 @@ class EdgeWarmup(AdaptiveWarmup):
                 self._wait()
         elif self.found is None:
             self._begin(closure, value)
-        elif self._updates > self._table.rates[-1][0]:  # a step that was skipped is no progress
+        elif self._updates.made > self._table.rates[-1][0]:  # a step that was skipped is no progress
             if self._climb.is_on:
                 self._climb_on(closure)
             else:
@@ -193,11 +193,11 @@ class EdgeWarmup(AdaptiveWarmup):
             self._settle()
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
-        if not self._has_gradient(closure):
+        if not self._observation.has_gradient(closure):
             self._wait()
             return
         target = float(self.base_lrs[0])
-        found = self._counted(
+        found = self._search(
             lambda: search_best_step(
                 self.optimizer,
                 closure,
@@ -217,16 +217,16 @@ class EdgeWarmup(AdaptiveWarmup):
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
         self._creep.begin(found, value)
-        self._table.begin(self._updates, min(1.0, _START * found.lr / target))
+        self._table.begin(self._updates.made, min(1.0, _START * found.lr / target))
         if self._factor == 1.0:  # no warmup is needed
             self._finish()
         else:
-            self._settling.begin(self._updates, self._factor)
-            self._climb.go_on(self._parameters)
+            self._settling.begin(self._updates.made, self._factor)
+            self._climb.go_on(parameters(self.optimizer))
 
     def _climb_on(self, closure: Callable[[], Tensor]) -> None:
-        self._climb.add(self._parameters, self._ranks_of(closure))
-        self._watch_gradients()
+        self._climb.add(parameters(self.optimizer), self._observation.ranks(closure))
+        self._gradients.note()
         growth = self._climb.growth(self.optimizer)
         if growth is None:
             return
@@ -234,40 +234,41 @@ class EdgeWarmup(AdaptiveWarmup):
         if self._climb.is_high or self._factor == 1.0:
             self._start_to_creep()
         else:
-            self._climb.go_on(self._parameters)
+            self._climb.go_on(parameters(self.optimizer))
 
     def _start_to_creep(self) -> None:
         self._climb.end()
-        self._table.set(self._updates, self._factor)  # it grows from here on, also where it has stood
-        self._settling.begin(self._updates, self._factor)
-        self._creep.refer_to(self._parameters, self._updates)
+        self._table.set(self._updates.made, self._factor)  # it grows from here on, also where it has stood
+        self._settling.begin(self._updates.made, self._factor)
+        self._creep.refer_to(parameters(self.optimizer), self._updates.made)
 
     def _creep_on(self, closure: Callable[[], Tensor], value: float | None) -> None:
-        is_due = self._updates >= self._creep.next_look or self._watch.guard.spikes
+        is_due = self._updates.made >= self._creep.next_look or self._watch.guard.spikes
         looked = is_due and self._look(closure, value)
-        self._grow(self._creep.growth(self._updates))
+        self._grow(self._creep.growth(self._updates.made))
         if looked and self._creep.trend.rises:
             self._step_back()
 
     def _look(self, closure: Callable[[], Tensor], value: float | None) -> bool:
         """Measure how the loss on this fresh batch has changed since the last look; return whether it could be."""
         here = value if self._creep.loss_is_exact else None
-        if self._affordable(max(self._updates, self.num_steps or _SHORTEST_RUN)) < (2 if here is None else 1):
+        run = max(self._updates.made, self.num_steps or _SHORTEST_RUN)
+        if self._forwards.affordable(self.max_overhead, updates=run) < (2 if here is None else 1):
             self._creep.trend.hold()
             return False
-        here = self._closure_loss(closure) if here is None else here
+        here = self._observation.loss(closure) if here is None else here
         if not math.isfinite(here):
             return False
-        self.num_forwards += 1
-        self._creep.add(here, closure, self._parameters, self._updates)
+        self._forwards.num += 1
+        self._creep.add(here, closure, parameters(self.optimizer), self._updates.made)
         return True
 
     def _step_back(self) -> None:
         """Halve the rate; once the warmup is over, that of the scheduler that follows, which learns of it in `step`."""
         if self.found is None:
             return
-        if not self._table.is_lowest(self._updates):
-            self._table.step_back(self._updates)
+        if not self._table.is_lowest(self._updates.made):
+            self._table.step_back(self._updates.made)
             if self._end is not None:
                 self._written.write([STEP_BACK * rate for rate in rates(self.optimizer)])
             elif self._climb.is_on:
@@ -284,12 +285,12 @@ class EdgeWarmup(AdaptiveWarmup):
         since, factor = self._table.rates[-1]
         if self._watch.share < 1:  # the rate is not the one that was measured
             speed = min(0.0, speed)
-        self._table.set(self._updates, min(1.0, factor * math.exp(speed * (self._updates - since))))
+        self._table.set(self._updates.made, min(1.0, factor * math.exp(speed * (self._updates.made - since))))
 
     def _settle(self) -> None:
         """See whether the rate still grows: if not, stop climbing, or finish."""
-        self._settling.add(self._updates, self._factor)
-        if self.num_steps is not None and self._updates >= self.num_steps // 2:
+        self._settling.add(self._updates.made, self._factor)
+        if self.num_steps is not None and self._updates.made >= self.num_steps // 2:
             self._finish()
         elif self._settling.value and self._climb.is_on:
             self._start_to_creep()
@@ -297,12 +298,12 @@ class EdgeWarmup(AdaptiveWarmup):
             self._finish()
 
     @property
-    def _copies(self) -> tuple[ParameterCopies, ...]:
-        return self._climb, self._creep
+    def _copies(self) -> ParameterCopies:
+        return SeveralCopies(self._climb, self._creep)
 
     @property
     def _unmeasured(self) -> bool:
-        return self.found is None and self._end is None and self._updates > self._waits_until
+        return self.found is None and self._end is None and self._updates.made > self._waits_until
 
     def _seen(self) -> dict[str, Any]:
         parts = (self._climb, self._creep, self._settling, self._watch)

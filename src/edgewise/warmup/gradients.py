@@ -1,7 +1,6 @@
 """Whether the gradients that a warmup has measured with are those that the update is made of."""
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +9,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from edgewise.errors import warn
+from edgewise.optimizers.groups import parameters
 from edgewise.ranks import local
 from edgewise.torch_internals import num_writes, step_pre_hooks
-from edgewise.warmup.position import stands
+from edgewise.warmup.position import UpdateCount, stands
 
 _MOST_PARAMETERS, _MOST_ENTRIES = 16, 64  # that are compared by value, and of each of them
 _SAME = 0.01  # relative difference that does not matter
@@ -25,33 +25,31 @@ class GradientWatch:
     clipping that changes nothing is not taken for a change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: Optimizer, updates: UpdateCount, *, is_on: bool = True) -> None:
         self.warned = False
+        self._optimizer, self._updates = optimizer, updates
         self._update = -1  # that was measured
         self._noted: list[
             tuple[weakref.ref[Tensor], weakref.ref[Tensor], int]
         ] = []  # parameter, gradient, its version
         self._values: list[tuple[Tensor, Tensor]] = []  # parameter, and some entries of its gradient
         self._handle: RemovableHandle | None = None
-
-    def attach(self, optimizer: Optimizer, position: Callable[[], int]) -> None:
-        """Compare before each update from here on; `position` is a method that says which one comes."""
-        if self._handle is None:
-            check = _Check(self, position)
-            self._handle = optimizer.register_step_pre_hook(torch.compiler.disable(check))
+        if is_on:
+            check = torch.compiler.disable(_Check(self))
+            self._handle = optimizer.register_step_pre_hook(check)
             weakref.finalize(self, self._handle.remove).atexit = False
 
-    def note(self, optimizer: Optimizer, update: int) -> None:
-        """Take the gradients as they are for those of this update, and compare last: another hook may clip."""
+    def note(self) -> None:
+        """Take the gradients as they are for those of the coming update, and compare last: another hook may clip."""
         if self.warned or self._handle is None:
             return
-        self._update = update
-        own = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._update = self._updates.made
+        own: list[Any] = [p for p in parameters(self._optimizer) if p.grad is not None]
         self._noted = [(weakref.ref(p), weakref.ref(p.grad), num_writes(p.grad)) for p in own]
         some = [p for p in own if p.grad.layout is torch.strided]
         some = some[:: -(-len(some) // _MOST_PARAMETERS) or 1]
         self._values = [(p, _entries(p.grad).clone()) for p in some]
-        hooks = step_pre_hooks(optimizer)
+        hooks = step_pre_hooks(self._optimizer)
         if next(reversed(hooks)) != self._handle.id:
             hooks.move_to_end(self._handle.id)
 
@@ -66,11 +64,11 @@ class GradientWatch:
             self._handle.remove()
             self._handle = None
 
-    def compare(self, update: int) -> None:
-        """Warn if the gradients are not those that were noted for this update."""
+    def compare(self) -> None:
+        """Warn if the gradients are not those that were noted for the coming update."""
         noted, values = self._noted, self._values
         self.forget()
-        if update != self._update or all(stands(*each) for each in noted):
+        if self._updates.made != self._update or all(stands(*each) for each in noted):
             return
         before = _joined([entries for _, entries in values])
         now = _joined([_entries(p.grad) if p.grad is not None else torch.zeros_like(e) for p, e in values])
@@ -84,23 +82,25 @@ class GradientWatch:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"warned": self.warned}  # a copy has noted nothing: the gradients are another optimizer's
+        # A copy has noted nothing: the gradients are another optimizer's.
+        is_on = self._handle is not None
+        return {"warned": self.warned, "of": (self._optimizer, self._updates), "is_on": is_on}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        self.__init__(*state["of"], is_on=state["is_on"])  # type: ignore[misc]
         self.warned = state["warned"]
 
 
 class _Check:
-    """The hook: it keeps neither the watch nor the warmup alive."""
+    """The hook: it does not keep the watch alive."""
 
-    def __init__(self, watch: GradientWatch, position: Callable[[], int]) -> None:
-        self._watch, self._position = weakref.ref(watch), weakref.WeakMethod(position)
+    def __init__(self, watch: GradientWatch) -> None:
+        self._watch = weakref.ref(watch)
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        watch, position = self._watch(), self._position()
-        if watch is not None and position is not None:
-            watch.compare(position())
+        watch = self._watch()
+        if watch is not None:
+            watch.compare()
 
 
 def _entries(gradient: Tensor) -> Tensor:

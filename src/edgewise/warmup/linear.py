@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
-from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching
+from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching, search_critical_lr
 from edgewise.optimizers.groups import initial_rates, targets
 from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups
 from edgewise.status import Status
 from edgewise.warmup.all_or_nothing import all_or_nothing
+from edgewise.warmup.copies import SeveralCopies
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
@@ -66,7 +67,7 @@ class LinearWarmup(Warmup):
 
     _argument_names = ("warmup_steps", "lr_init")
     _since_format = ("_since", "_waits_until")
-    _copies = ()
+    _copies = SeveralCopies()
 
     def __init__(
         self,
@@ -128,25 +129,26 @@ class LinearWarmup(Warmup):
         a_loss_value("loss", loss)
         self._gradients.forget()
         seeks = self.lr_init == "critical" and self.start is None and self.fallback is None
-        if self._observes(looks=seeks) and seeks and self._updates <= self._waits_until:
+        if self._observes(looks=seeks) and seeks and self._updates.made <= self._waits_until:
             self._see(closure, loss)
 
     @all_or_nothing
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
-        affordable = self._affordable(self.warmup_steps)
+        affordable = self._forwards.affordable(self.max_overhead, updates=self.warmup_steps)
         if affordable < FEWEST_FORWARDS:
             left = {0: "no forward", 1: "1 forward"}.get(affordable, f"{affordable} forwards")
             self._fall_back(
                 f"max_overhead = {self.max_overhead:g} leaves {left} to search with, which takes {FEWEST_FORWARDS}"
             )
             return
-        if not self._has_gradient(closure):
+        if not self._observation.has_gradient(closure):
             self._postpone()
             return
-        self._begin_at(self._updates)
-        known = math.nan if loss is None else self._given_loss(closure, loss)
+        self._begin_at(self._updates.made)
+        known = math.nan if loss is None else self._observation.given_loss(closure, loss)
         asked = Searching(max_lr=float(self.base_lrs[0]), max_forwards=affordable)
-        found = self._search(closure, asked, known=known if math.isfinite(known) else None)
+        given = known if math.isfinite(known) else None
+        found = self._search(lambda: search_critical_lr(self.optimizer, closure, asked, known=given))
         if found is not None and not math.isfinite(found.slope):
             self._postpone()
             return
@@ -174,13 +176,13 @@ class LinearWarmup(Warmup):
     @property
     def _unmeasured(self) -> bool:
         unknown = self.lr_init == "critical" and self.start is None and self.fallback is None
-        return unknown and self._updates > self._waits_until
+        return unknown and self._updates.made > self._waits_until
 
     def _begin_at(self, update: int) -> None:
         self._since, self._end = update, update + self.warmup_steps
 
     def _postpone(self) -> None:
-        self._begin_at(self._updates + 1)
+        self._begin_at(self._updates.made + 1)
         self._wait()
 
     def _go_linear(self, start: float | None) -> None:

@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from edgewise.errors import warn
+from edgewise.optimizers.groups import parameters
 from edgewise.torch_internals import HOOKED_STEP, has_step_hooks, let_class_run_hooks, num_writes
 
+_IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
 _LISTENERS: "weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Any]]" = weakref.WeakKeyDictionary()
 
 
@@ -106,12 +109,13 @@ class UsedGradients:
     def __init__(self) -> None:
         self._used: list[tuple[Callable[[], Tensor | None], Callable[[], Tensor | None], int]] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UsedGradients, ()  # a copy has used none: the gradients are another optimizer's
+
     def note(self, optimizer: Optimizer) -> None:
         """Take the gradients as they are for used; the first and the last are enough to tell."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        ends = [
-            next((p for p in order if p.grad is not None), None) for order in (parameters, parameters[::-1])
-        ]
+        own: list[Any] = parameters(optimizer)
+        ends = [next((p for p in order if p.grad is not None), None) for order in (own, own[::-1])]
         self._used = [
             (weakref.ref(p), weakref.ref(p.grad), num_writes(p.grad)) for p in ends if p is not None
         ]
@@ -128,3 +132,35 @@ def stands(
     """Whether a parameter, by weak references, has the gradient that it had, in the version that it was."""
     owner, used = parameter(), gradient()
     return owner is not None and used is not None and owner.grad is used and num_writes(used) == version
+
+
+class UpdateCount:
+    """How many updates an optimizer has made.
+
+    Attributes:
+        made: the number.
+        used: the gradients that the latest was made of.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self.made = self._idle_calls = 0
+        self.used = UsedGradients()
+
+    def add(self, *, counts: bool) -> None:
+        """Count an update, if it is one that counts, and unless a GradScaler told a fused one to skip it."""
+        found_inf = getattr(self._optimizer, "found_inf", None)
+        if counts and (found_inf is None or not found_inf.item()):
+            self.made += 1
+        self.used.note(self._optimizer)
+
+    def since(self, position: int) -> int:
+        """Return how many updates were made since a position; warn where again and again there are none."""
+        moved = self.made - position
+        self._idle_calls = 0 if moved else self._idle_calls + 1
+        if self._idle_calls == _IDLE_CALLS:
+            warn(
+                f"step() was called {_IDLE_CALLS} times without a step of the optimizer, so that the warmup does not "
+                "advance: construct it on the optimizer whose step() runs, and leave that method in place."
+            )
+        return moved

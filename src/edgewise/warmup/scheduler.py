@@ -1,38 +1,25 @@
 """What all warmups share beside their position: `observe`, `then`, the report, a state of plain numbers."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.arguments import an_optimizer, positive_share
-from edgewise.critical import (
-    CriticalLRResult,
-    Searching,
-    closure_loss,
-    gradient_size,
-    search_critical_lr,
-)
 from edgewise.errors import UnrepeatableError, warn
-from edgewise.loss.checks import checked_loss
-from edgewise.optimizers.groups import floats, like_rates
-from edgewise.ranks import Ranks
-from edgewise.warmup.apart import check_not_apart
+from edgewise.optimizers.groups import floats, like_rates, parameters
+from edgewise.warmup.forwards import Forwards
+from edgewise.warmup.observation import Observation
 from edgewise.warmup.report import WarmupReport
+from edgewise.warmup.standing import Standing, check_settings
 from edgewise.warmup.state import FORMAT, Result, Saved
 from edgewise.warmup.then import WarmupThen, agree_on_targets, check_follower
 from edgewise.warmup.updates import UpdateSchedule
 
-_COUNTS = ("_step_count", "_updates", "num_forwards", "num_searches")
 _SINCE_FORMAT = ("format", "lr")  # entries that states without a format lack
-_FORWARDS_PER_STEP = 3  # a backward costs about two forwards
-MOST_FORWARDS = 60  # of one search
 _MOST_WAITS = 200  # updates that say nothing, before the first that can be measured
 
 
@@ -49,7 +36,6 @@ class Warmup(UpdateSchedule):
             given. Counted in forwards, of which a training step is three.
     """
 
-    _ranks: Ranks | None = None  # once they are known
     _since_format: tuple[str, ...] = ()  # further entries that states without a format lack
     _argument_names: tuple[str, ...] = ()  # arguments that a saved state must agree with …
     _may_differ: tuple[str, ...] = ()  # … but for these
@@ -61,13 +47,13 @@ class Warmup(UpdateSchedule):
             if max_overhead is None
             else positive_share("max_overhead", max_overhead, "0.03 is 3 %, None is no limit")
         )
-        self.num_forwards = 0
-        self.num_searches = 0
+        optimizer = an_optimizer("optimizer", optimizer)
+        self._forwards = Forwards()
+        self._observation = Observation(optimizer, self._forwards)
         self.fallback: str | None = None
         self._waits_until = 0  # the first update that has to be measured before it is made
         self._has_follower = False
-        self._has_warned_late = False
-        super().__init__(an_optimizer("optimizer", optimizer))
+        super().__init__(optimizer)
 
     @abstractmethod
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
@@ -94,6 +80,16 @@ class Warmup(UpdateSchedule):
     def _read(self, saved: Saved) -> dict[str, Any]:
         """Return the attributes that `_progress` told of, or raise `ValueError`; change nothing."""
 
+    @property
+    def num_forwards(self) -> int:
+        """How many evaluations of the loss `observe` has made."""
+        return self._forwards.num
+
+    @property
+    def num_searches(self) -> int:
+        """How many searches for a rate there were."""
+        return self._forwards.num_searches
+
     def export(self) -> list[float]:
         """Return the realised warmup: the factor on the target rates of each update made, to the end of the warmup.
 
@@ -101,12 +97,7 @@ class Warmup(UpdateSchedule):
         """
         return [self.factor_at(update) for update in range(self.length)]
 
-    @property
-    def length(self) -> int:
-        """How many of the updates made belong to the warmup; all of it, once it is `finished`."""
-        return self._updates if self._end is None else min(self._updates, self._end)
-
-    def then(self, scheduler: LRScheduler) -> WarmupThen:
+    def then(self, scheduler: LRScheduler) -> WarmupThen[Self]:
         """Return a scheduler that runs this warmup and then `scheduler`, from its step 0 on.
 
         The rates are those of torch's `SequentialLR` with one milestone at the end of the warmup, scaled to the rate
@@ -130,23 +121,23 @@ class Warmup(UpdateSchedule):
         agree_on_targets(self, scheduler)
         return WarmupThen(self, scheduler)
 
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._argument_names}
-
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, and copies of parameters where needed; `weights_only=True` loads them."""
-        self._before_saving()
+        self._step_share.release_outside_step()
         if self.last_epoch >= 0:
             self._adopt_groups()
         return {
             "format": FORMAT,
             "warmup": type(self).__name__,
-            **self._settings(),
+            **{name: getattr(self, name) for name in self._argument_names},
             **self._progress(),
             "base_lrs": [float(lr) for lr in self.base_lrs],
-            "lr": floats(self.optimizer) if self._is_over or self._is_shared else None,
+            "lr": floats(self.optimizer) if self._is_over or self._written.is_shared else None,
             "last_epoch": self.last_epoch,
-            **{name: getattr(self, name) for name in _COUNTS},
+            "_step_count": self._step_count,
+            "_updates": self._updates.made,
+            "num_forwards": self.num_forwards,
+            "num_searches": self.num_searches,
             "fallback": self.fallback,
         }
 
@@ -157,44 +148,30 @@ class Warmup(UpdateSchedule):
             ValueError: the state is that of another class of warmup, or of other arguments, or lacks entries, or has
                 foreign ones. Then nothing has changed.
         """
-        read = self._checked(state_dict)
-        lr = read.pop("lr")
-        self._is_led = self._is_led or self.last_epoch < 0
-        vars(self).update(read)
-        self._step_share.spend()
-        self._doubt = self._complaint = None
-        self._is_shared = lr is not None and not self._is_over
-        self._written_factor = self.factor_at(self.last_epoch)
-        if self._is_led:  # whose turn it is, SequentialLR knows; the rates come with the optimizer's state
-            self._written.forget()
-        else:
-            self._written.write(self.get_lr() if lr is None else lr)
-        self._last_lr = like_rates(self.optimizer.param_groups, floats(self.optimizer))
+        saved, own = Saved(state_dict, "the saved state", parameters(self.optimizer)), self.state_dict()
+        fixed = [name for name in ("warmup", *self._argument_names) if name not in self._may_differ]
+        check_settings(saved, {name: own[name] for name in fixed})
+        saved.check_keys(own, optional=_SINCE_FORMAT + self._since_format)
+        is_led = self._place.is_led or self.last_epoch < 0
+        standing = Standing.read(saved, self.optimizer, least_epoch=-2 if is_led else 0)
+        vars(self).update(self._read(saved))
+        self._place.is_led = is_led
+        self._stand_at(standing)
 
-    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return the attributes that a state tells of, or raise what `load_state_dict` documents; change nothing."""
-        saved = Saved(state_dict, "the saved state", self._parameters)
-        settings = {"warmup": type(self).__name__, **self._settings()}
-        for name, ours in settings.items():
-            theirs = saved.get(name)
-            if theirs != ours and name not in self._may_differ:
-                raise ValueError(
-                    f"the saved state has {name} = {theirs!r}, this warmup has {ours!r}: "
-                    "construct it with the saved values to resume."
-                )
-        saved.check_keys(self.state_dict(), optional=_SINCE_FORMAT + self._since_format)
-        num = len(self.optimizer.param_groups)
-        bases = saved.numbers("base_lrs", num)
-        if saved.get("lr") is not None:
-            saved.check_rates("lr", num)
-        return {
-            "base_lrs": like_rates(self.optimizer.param_groups, bases),
-            "lr": saved.get("lr"),
-            "last_epoch": saved.count("last_epoch", least=-2 if self._is_led or self.last_epoch < 0 else 0),
-            **{name: saved.count(name) for name in _COUNTS},
-            "fallback": saved.text_or_none("fallback"),
-            **self._read(saved),
-        }
+    def _stand_at(self, standing: Standing) -> None:
+        self.base_lrs, self.last_epoch = standing.base_lrs, standing.last_epoch
+        self._step_count, self._updates.made = standing.step_count, standing.updates
+        self._forwards.num, self._forwards.num_searches = standing.num_forwards, standing.num_searches
+        self.fallback = standing.fallback
+        self._step_share.spend()
+        self._targets.confirm()
+        is_shared = standing.lr is not None and not self._is_over
+        self._written.resume(self.factor_at(self.last_epoch), is_shared=is_shared)
+        if self._place.is_led:
+            self._written.forget()  # whose turn it is, SequentialLR knows: the rates come with the optimizer's state
+        else:
+            self._written.write(self.get_lr() if standing.lr is None else standing.lr)
+        self._last_lr = like_rates(self.optimizer.param_groups, floats(self.optimizer))
 
     def _arrive(self) -> None:
         if self._unmeasured:
@@ -204,88 +181,38 @@ class Warmup(UpdateSchedule):
 
     def _observes(self, *, looks: bool = True) -> bool:
         """Whether it is on: bring the position up to date, and say if what it `looks` at is too late."""
-        if self._is_closed or self.last_epoch < 0 or (self._is_led and self._updates > self.last_epoch):
+        is_ahead = self._updates.made > self.last_epoch
+        if self._place.is_closed or self.last_epoch < 0 or (self._place.is_led and is_ahead):
             return False  # a SequentialLR has not come to it yet, or is past it
-        self._check_alone()
-        if looks and not self._has_warned_late and self._used.stand:
-            self._has_warned_late = True
-            warn(
-                "observe() was called after optimizer.step(): the gradients are those of the update already made. "
-                "Call it between loss.backward() and optimizer.step()."
-            )
-        if self._updates > self.last_epoch:
-            self._whole.catch_up()
+        self._place.check_alone()
+        if looks:
+            self._observation.check_in_time(self._updates.used)
+        if is_ahead:
+            self._place.whole.catch_up()
         self._adopt_groups()
         return True
 
-    def _search(
-        self, closure: Callable[[], Tensor], asked: Searching, known: float | None
-    ) -> CriticalLRResult | None:
-        """Search η_c, as `_counted` does."""
-        return self._counted(lambda: search_critical_lr(self.optimizer, closure, asked, known=known))
-
-    def _counted(self, search: Callable[[], Result]) -> Result | None:
+    def _search(self, search: Callable[[], Result]) -> Result | None:
         """Search, and count what that took; where the loss does not repeat, fall back and return `None`.
 
         See that it is the update of these gradients that is made, and of all ranks.
         """
-        self.num_searches += 1
         try:
-            found = search()
+            found = self._observation.search(search)
         except UnrepeatableError as error:
-            self.num_forwards += error.num_forwards
             self._fall_back(str(error).removesuffix("."))
             return None
-        self.num_forwards += found.num_forwards
-        self._watch_gradients()
-        if self.num_searches == 1:
-            check_not_apart(self.optimizer, found.loss, self._ranks)
+        self._gradients.note()
+        self._observation.check_all_ranks(found)
         return found
-
-    def _watch_gradients(self) -> None:
-        """Warn if the gradients that were measured with are not those of the coming update."""
-        self._gradients.note(self.optimizer, self._updates)
-
-    def _has_gradient(self, closure: Callable[[], Tensor]) -> bool:
-        """Whether the gradients can be measured with: not all zero, and all finite, on every rank."""
-        return 0 < gradient_size(self.optimizer, self._ranks_of(closure)) < math.inf
 
     def _wait(self) -> None:
         """Let the coming update be made although it was not measured: its loss or gradients say nothing."""
-        self._waits_until = self._updates + 1
-        if self._updates >= _MOST_WAITS:
+        self._waits_until = self._updates.made + 1
+        if self._updates.made >= _MOST_WAITS:
             self._fall_back(
                 f"of {_MOST_WAITS} updates none could be measured: losses or gradients were zero or not finite"
             )
-
-    def _closure_loss(self, closure: Callable[[], Tensor]) -> float:
-        """Return the closure's loss, not finite only where the gradients are not: the step is about to be skipped."""
-        self.num_forwards += 1
-        value, self._ranks = closure_loss(closure, self._parameters, finite=False)
-        if not math.isfinite(value) and self._has_gradient(closure):
-            checked_loss(torch.tensor(value, device="cpu"), "the current parameters")
-        return value
-
-    def _given_loss(self, closure: Callable[[], Tensor], loss: Tensor | float) -> float:
-        """Return the mean of a given loss over the ranks that train the model."""
-        ranks = self._ranks_of(closure)
-        given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
-        own = checked_loss(given, "this update", finite=False).detach().double()
-        return float(ranks.sum(own.cpu())) / ranks.num
-
-    def _ranks_of(self, closure: Callable[[], Tensor]) -> Ranks:
-        """Return the ranks that train the model: the closure shows which modules run."""
-        if self._ranks is None:
-            alone = not (dist.is_available() and dist.is_initialized())
-            self._ranks = Ranks() if alone else closure_loss(closure, self._parameters, finite=False)[1]
-        return self._ranks
-
-    def _affordable(self, updates: int) -> int:
-        """Return how many forwards `max_overhead` leaves over so many updates."""
-        if self.max_overhead is None:
-            return MOST_FORWARDS
-        left = self.max_overhead * _FORWARDS_PER_STEP * updates - self.num_forwards
-        return max(0, min(MOST_FORWARDS, math.floor(left)))
 
     def _report(
         self,
@@ -300,7 +227,7 @@ class Warmup(UpdateSchedule):
         target = float(self.base_lrs[0])
         return WarmupReport(
             warmup=type(self).__name__,
-            updates=self._updates,
+            updates=self._updates.made,
             finished=self.finished,
             lr_start=target * self.factor_at(0),
             lr=target * self.factor_at(self.last_epoch),
@@ -313,7 +240,7 @@ class Warmup(UpdateSchedule):
             lr_held=lr_held,
             num_searches=self.num_searches,
             num_forwards=self.num_forwards,
-            overhead=self.num_forwards / (_FORWARDS_PER_STEP * max(1, self._updates)),
+            overhead=self._forwards.overhead(self._updates.made),
             fallback=self.fallback,
         )
 
@@ -322,5 +249,5 @@ class Warmup(UpdateSchedule):
         self.fallback = reason
         self._gradients.forget()
         self._go_linear(start)
-        self._give_up_copies()
+        self._copies.give_up()
         warn(f"{type(self).__name__} goes on as plain linear warmup: {reason}.")

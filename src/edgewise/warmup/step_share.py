@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.optimizers.groups import set_rate
+from edgewise.warmup.position import steps_running
 
 
 class StepShare:
@@ -37,6 +38,11 @@ class StepShare:
         for group, full in self._full:
             set_rate(group, full)
         self._full = []
+
+    def release_outside_step(self) -> None:
+        """Leave nothing of a step that raised in the optimizer, whose saved state must not hold it."""
+        if not steps_running(self._optimizer):
+            self.release()
 
     def spend(self) -> None:
         """Give back the full rates of an update that was made; the next one takes all of them."""

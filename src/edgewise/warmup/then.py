@@ -1,8 +1,7 @@
 """A warmup followed by another scheduler."""
 
 import sys
-import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.optim.lr_scheduler import (
@@ -21,9 +20,6 @@ from edgewise.torch_internals import CHAINED_STEP, write_first_rates
 from edgewise.warmup.state import FORMAT, Saved
 from edgewise.warmup.updates import UpdateSchedule
 
-if TYPE_CHECKING:
-    from edgewise.warmup.scheduler import Warmup
-
 RATES_OF_THEIR_OWN = (
     OneCycleLR,
     CyclicLR,
@@ -31,16 +27,19 @@ RATES_OF_THEIR_OWN = (
 )  # of torch's, those that do not start from the groups' rates
 
 
-class WarmupThen(LRScheduler):
+AnyWarmup = TypeVar("AnyWarmup", bound=UpdateSchedule)
+
+
+class WarmupThen(LRScheduler, Generic[AnyWarmup]):
     """A warmup followed by another scheduler: made by `Warmup.then`."""
 
-    def __init__(self, warmup: "Warmup", follower: LRScheduler) -> None:
+    def __init__(self, warmup: AnyWarmup, follower: LRScheduler) -> None:
         # As torch's SequentialLR: the parts have made their first step already, so super().__init__ is not called.
         self.optimizer = warmup.optimizer
         self.warmup, self.follower = warmup, follower
         self.handed_over = False
         self._found = 1.0  # factor of the warmup that the follower's rates hold
-        warmup._then = weakref.ref(self)
+        warmup._place.join(self)
         warmup._written.note()  # the follower's constructor may have written its own rates
         warmup._apply()
 
@@ -143,7 +142,7 @@ class WarmupThen(LRScheduler):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.warmup._then = weakref.ref(self)
+        self.warmup._place.join(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of both parts."""
@@ -219,6 +218,6 @@ def agree_on_targets(warmup: UpdateSchedule, scheduler: LRScheduler) -> None:
     write_first_rates(scheduler)
     if floats(warmup.optimizer) == ours:
         warmup.base_lrs = like_rates(warmup.optimizer.param_groups, theirs)
-        warmup._doubt = None
+        warmup._targets.confirm()
     else:
         scheduler.base_lrs = list(warmup.base_lrs)
