@@ -5,6 +5,7 @@ by name at run time (importlib), which the house does not use.
 """
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def belongs(module, room):
     return module == room or module.startswith(room + ".")
 
 
+@functools.cache
 def imported(module):
     """Full names of all that a module imports, wherever in it the statement stands."""
     names = set()
