@@ -17,12 +17,12 @@ import critical_rates
 import edge_overhead
 import laboratory
 import memory
-import optimizers
 import peers
 import torch
 import tracking
 
 import edgewise as ew
+import optimizers
 from edgewise.arguments import known_name
 from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.isolation import isolated
