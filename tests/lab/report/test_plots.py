@@ -95,7 +95,9 @@ def test_lion_has_no_threshold():
         for run, config in zip(story("fig1"), configs, strict=True)
     ]
     assert panels.thresholds(runs[0]) == []
-    assert [dashed(ax) for ax in panels_of(draw("fig1", runs))[:3]] == [[], [], []]
+    figure = draw("fig1", runs)
+    assert [dashed(ax) for ax in panels_of(figure)[:3]] == [[], [], []]
+    assert "stability threshold" not in {text.get_text() for text in figure.legends[0].get_texts()}
 
 
 def test_a_start_of_one_step_is_no_curve():

@@ -100,9 +100,10 @@ def _draw_curves(shown: panels.Curves) -> Figure:
         absent = [run for run in shown.absent if shown.layout.row(run.config) == row]
         _name_missing(axes[i, 0], [(shown.layout.line(run.config), run) for run in absent])
     handles = [
-        *(mpl.lines.Line2D([], [], color=shown.color(line), label=_literal(line)) for line in shown.lines),
-        mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability threshold"),
+        mpl.lines.Line2D([], [], color=shown.color(line), label=_literal(line)) for line in shown.lines
     ]
+    if any(stability_limits(run) for run in shown.runs):
+        handles.append(mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability threshold"))
     if any(run.outcome["diverged"] for run in shown.runs):
         handles.append(mpl.lines.Line2D([], [], color="0.3", ls="", marker="x", label="diverged"))
     entries = min(len(handles), int(figure.get_figwidth() / _LEGEND_INCHES))
