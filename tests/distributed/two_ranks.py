@@ -27,16 +27,19 @@ class TwoRanks:
         self._runs = 0
         self._processes: list = []
         self._pipes: list = []
+        self._store: dist.TCPStore | None = (
+            None  # where the ranks meet; a file was lost between two of them once
+        )
 
     def run(self, body) -> list:
         """Run `body(rank)` in each process and return what they return; fail if one raises or hangs."""
         if not self._processes:
             self._start()
         self._runs += 1
-        files = [self._folder / f"{self._runs} {what}" for what in ("rendezvous", *range(NUM))]
+        files = [self._folder / f"{self._runs} {rank}" for rank in range(NUM)]
         try:
-            for pipe, result in zip(self._pipes, files[1:], strict=True):
-                pipe.send((body, files[0], result))
+            for pipe, result in zip(self._pipes, files, strict=True):
+                pipe.send((body, f"run {self._runs}", result))
             failures = self._failures()
         except BaseException:
             self.stop()
@@ -44,13 +47,14 @@ class TwoRanks:
         if failures:
             self.stop()
         assert not failures, "\n".join(failures)
-        return [torch.load(result, weights_only=False) for result in files[1:]]
+        return [torch.load(result, weights_only=False) for result in files]
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank in range(NUM):
             pipe, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, theirs, self._store.port), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -61,7 +65,7 @@ class TwoRanks:
         deadline = time.monotonic() + _PATIENCE
         ended = [pipe.poll(max(0.0, deadline - time.monotonic())) for pipe in self._pipes]
         hanging = [rank for rank, end in enumerate(ended) if not end]
-        failures = [pipe.recv() for pipe, end in zip(self._pipes, ended, strict=True) if end]
+        failures = [_told(pipe) for pipe, end in zip(self._pipes, ended, strict=True) if end]
         return [f"ranks {hanging} hang"] * bool(hanging) + [failure for failure in failures if failure]
 
     def stop(self) -> None:
@@ -71,19 +75,23 @@ class TwoRanks:
         self._processes, self._pipes = [], []
 
 
-def _serve(rank: int, pipe) -> None:
+def _told(pipe) -> str:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return "a rank is gone"
+
+
+def _serve(rank: int, pipe, port: int) -> None:
     """Run what is asked for, each time in a group of its own; leave after a failure, so that no other waits."""
     torch.set_num_threads(1)
+    patience = datetime.timedelta(seconds=_PATIENCE / 4)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=patience)
     while True:
-        body, rendezvous, result = pipe.recv()
+        body, name, result = pipe.recv()
         torch.manual_seed(0)
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{rendezvous}",
-            rank=rank,
-            world_size=NUM,
-            timeout=datetime.timedelta(seconds=_PATIENCE / 4),
-        )
+        own = dist.PrefixStore(name, store)
+        dist.init_process_group("gloo", store=own, rank=rank, world_size=NUM, timeout=patience)
         try:
             torch.save(body(rank), result)
         except Exception:
