@@ -1,12 +1,10 @@
-"""The two processes, which all tests of this folder may ask for something; they start when the first one does."""
+"""The two processes that the tests of this folder may ask for something."""
 
 import pytest
 
 from distributed.two_ranks import TwoRanks
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory):
-    ranks = TwoRanks(tmp_path_factory.mktemp("two_ranks"))
-    yield ranks
-    ranks.stop()
+    return TwoRanks(tmp_path_factory.mktemp("two_ranks"))

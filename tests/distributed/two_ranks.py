@@ -1,4 +1,4 @@
-"""Two processes, over gloo on the CPU, started once for all the tests of this folder.
+"""Two processes, over gloo on the CPU, for what the tests of a room share.
 
 EDGEWISE_TEST_PATIENCE is how many seconds they may take for what one room asks of them (240 where it is not set);
 after a quarter of it, a collective call that waits for the other rank fails. Both are far beyond what a quiet machine
@@ -20,45 +20,36 @@ _PATIENCE = float(os.environ.get("EDGEWISE_TEST_PATIENCE", "240"))
 
 
 class TwoRanks:
-    """Started when they are first needed, and again after one has failed."""
+    """Started anew for each room: one that has left a group may hang as it joins the next."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._runs = 0
         self._processes: list = []
         self._pipes: list = []
-        self._store: dist.TCPStore | None = (
-            None  # where the ranks meet; a file was lost between two of them once
-        )
 
     def run(self, body) -> list:
         """Run `body(rank)` in each process and return what they return; fail if one raises or hangs."""
-        if not self._processes:
-            self._start()
         self._runs += 1
-        files = [self._folder / f"{self._runs} {rank}" for rank in range(NUM)]
+        results = [self._folder / f"{self._runs} {rank}" for rank in range(NUM)]
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         try:
-            for pipe, result in zip(self._pipes, files, strict=True):
-                pipe.send((body, f"run {self._runs}", result))
+            for rank, result in enumerate(results):
+                self._start(body, rank, store.port, result)
             failures = self._failures()
-        except BaseException:
-            self.stop()
-            raise
-        if failures:
-            self.stop()
+        finally:
+            self._stop()
         assert not failures, "\n".join(failures)
-        return [torch.load(result, weights_only=False) for result in files]
+        return [torch.load(result, weights_only=False) for result in results]
 
-    def _start(self) -> None:
+    def _start(self, body, rank: int, port: int, result: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        for rank in range(NUM):
-            pipe, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs, self._store.port), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._pipes.append(pipe)
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(body, rank, port, result, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes.append(process)
+        self._pipes.append(pipe)
 
     def _failures(self) -> list[str]:
         """What the ranks raised; a hanging one is told by number."""
@@ -68,7 +59,7 @@ class TwoRanks:
         failures = [_told(pipe) for pipe, end in zip(self._pipes, ended, strict=True) if end]
         return [f"ranks {hanging} hang"] * bool(hanging) + [failure for failure in failures if failure]
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         for process in self._processes:
             process.kill()
             process.join()
@@ -82,21 +73,17 @@ def _told(pipe) -> str:
         return "a rank is gone"
 
 
-def _serve(rank: int, pipe, port: int) -> None:
-    """Run what is asked for, each time in a group of its own; leave after a failure, so that no other waits."""
+def _serve(body, rank: int, port: int, result: Path, pipe) -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     patience = datetime.timedelta(seconds=_PATIENCE / 4)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=patience)
-    while True:
-        body, name, result = pipe.recv()
-        torch.manual_seed(0)
-        own = dist.PrefixStore(name, store)
-        dist.init_process_group("gloo", store=own, rank=rank, world_size=NUM, timeout=patience)
-        try:
-            torch.save(body(rank), result)
-        except Exception:
-            pipe.send(traceback.format_exc())
-            return
-        dist.barrier()
-        dist.destroy_process_group()
-        pipe.send("")
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM, timeout=patience)
+    try:
+        torch.save(body(rank), result)
+    except Exception:
+        pipe.send(traceback.format_exc())
+        return
+    dist.barrier()
+    pipe.send("")
+    time.sleep(_PATIENCE)  # until it is stopped: the other may still be in the barrier
