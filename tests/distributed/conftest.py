@@ -5,6 +5,6 @@ import pytest
 from distributed.two_ranks import TwoRanks
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)  # every test here is known by it to start processes
 def two_ranks(tmp_path_factory):
     return TwoRanks(tmp_path_factory.mktemp("two_ranks"))
