@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.arguments import a_function, known_name, nonnegative_number
-from edgewise.optimizers.groups import like_rates, rates
+from edgewise.optimizers.groups import like_rates, rates, set_rates
 from edgewise.warmup.schedules import cosine_decay, linear_decay
 from edgewise.warmup.state import Saved
 
@@ -61,12 +61,17 @@ class Decay(LRScheduler):
         factor = factor_of(self.factor, self.length + self.last_epoch, self.length, self.num_steps)
         return [base * factor for base in self.base_lrs]
 
+    def step(self, epoch: int | None = None) -> None:
+        """Write the rates of the next update; whether the optimizer has made one, the warmup knows."""
+        self.last_epoch += 1
+        set_rates(self.optimizer, self.get_lr())
+        self._last_lr = rates(self.optimizer)
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and the name of the factor; a function is not stored."""
         return {
             "base_lrs": [float(lr) for lr in self.base_lrs],
             "last_epoch": self.last_epoch,
-            "step_count": self._step_count,
             "last_lr": [float(lr) for lr in self.get_last_lr()],
             "length": self.length,
             "num_steps": self.num_steps,
@@ -75,8 +80,7 @@ class Decay(LRScheduler):
 
     def check_state(self, saved: Saved) -> None:
         """Raise `ValueError` unless a state is one of this decay; the end may be another."""
-        for name in ("last_epoch", "step_count"):
-            saved.count(name)
+        saved.count("last_epoch")
         for name in ("length", "num_steps"):
             saved.count_or_none(name)
         saved.check_rates("last_lr", len(self.base_lrs))
@@ -90,7 +94,7 @@ class Decay(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the saved decay stood, towards this one's end; what `check_state` has let pass."""
         self.base_lrs = like_rates(self.optimizer.param_groups, state_dict["base_lrs"])
-        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
+        self.last_epoch = state_dict["last_epoch"]
         self._last_lr = list(state_dict["last_lr"])
         self.length = state_dict["length"]
 

@@ -58,7 +58,7 @@ def cosine_decay(update: int, *, warmup_steps: int, num_steps: int) -> float:
     """
     if update >= num_steps:
         return 0.0
-    return 0.5 * (1 + math.cos(math.pi * (update - warmup_steps) / (num_steps - warmup_steps)))
+    return 0.5 * (1 + math.cos(math.pi * ((update - warmup_steps) / (num_steps - warmup_steps))))
 
 
 def steps_to_target(*, warmup_steps: int, start: float) -> int:
