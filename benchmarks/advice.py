@@ -54,6 +54,11 @@ class Truth:
     """… and the lowest above that does not."""
 
     @property
+    def learns(self) -> bool:
+        """Whether the best rate ends below the best constant output: else no rate trains."""
+        return self.loss < self.untrained
+
+    @property
     def boundary(self) -> float:
         """The middle of the two."""
         return math.sqrt(self.highest_good * self.lowest_bad)
@@ -86,9 +91,11 @@ class Judged:
 
     @property
     def fails(self) -> bool:
-        """Whether a rate is suggested that does not train."""
-        return self.answer.lr > self.truth.best and not trains(
-            self.truth.untrained, self.final, self.truth.loss
+        """Whether a rate is suggested that is too high to train."""
+        return (
+            self.answer.lr > self.truth.best
+            and self.truth.learns
+            and not trains(self.truth.untrained, self.final, self.truth.loss)
         )
 
 
@@ -187,7 +194,8 @@ def summary(judged: Sequence[Judged]) -> str:
         return lambda found: f"{sum(map(test, found))} of {len(found)}, {_percent(map(test, found))}"
 
     def boundary(found: list[Judged]) -> str:
-        return share(lambda j: j.has_boundary)(found) if found[0].answer.method == "inspect" else "–"
+        known = [j for j in found if j.truth.learns]
+        return share(lambda j: j.has_boundary)(known) if found[0].answer.method == "inspect" else "–"
 
     return "\n".join(
         [
@@ -220,18 +228,24 @@ def _percent(values: "map[bool]") -> str:
 
 def details(judged: Sequence[Judged]) -> str:
     """Return the table of pairs: what `inspect` says beside the grid."""
-    lines = [
-        "| pair | best rate | suggested | ÷ best | loss ÷ best | largest | predicted | ÷ largest |",
-        "|---|---|---|---|---|---|---|---|",
+    head = "| pair | best rate | suggested | ÷ best | loss ÷ best | largest | predicted | ÷ largest |"
+    rows = [_detail(j) for j in judged if j.answer.method == "inspect"]
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows])
+
+
+def _detail(j: Judged) -> str:
+    truth, answer = j.truth, j.answer
+    cells = [
+        j.pair.name,
+        f"{truth.best:.3g}",
+        f"{answer.lr:.3g}",
+        _mark(answer.lr / truth.best, j.is_near),
+        _mark(j.final / truth.loss, j.is_close, 3),
+        f"{truth.highest_good:.3g}–{truth.lowest_bad:.3g}" if truth.learns else "–",
+        f"{answer.largest:.3g}",
+        _mark(answer.largest / truth.boundary, j.has_boundary) if truth.learns else "–",
     ]
-    for j in judged:
-        if j.answer.method == "inspect":
-            lines.append(
-                f"| {j.pair.name} | {j.truth.best:.3g} | {j.answer.lr:.3g} | {_mark(j.answer.lr / j.truth.best, j.is_near)} "
-                f"| {_mark(j.final / j.truth.loss, j.is_close, 3)} | {j.truth.highest_good:.3g}–{j.truth.lowest_bad:.3g} "
-                f"| {j.answer.largest:.3g} | {_mark(j.answer.largest / j.truth.boundary, j.has_boundary)} |"
-            )
-    return "\n".join(lines)
+    return f"| {' | '.join(cells)} |"
 
 
 def _mark(value: float, is_met: bool, digits: int = 2) -> str:

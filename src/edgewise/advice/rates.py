@@ -62,8 +62,8 @@ def run_rate(update: int, num_updates: int, *, lr: float, first: float) -> float
 def next_rate(path: Path, runs: Sequence[ShortRun]) -> float:
     """Return the rate of the next short run.
 
-    The first is to the rate at the path's end, the second to four times that, the next four times farther on the better
-    side, until the best has a neighbour on each side: then the middle between it and the upper one.
+    The first is to the rate at the path's end, the second to four times that. The next are four times farther on the
+    better side, until the best has a neighbour on each side; then it is the middle between the best and the upper one.
     """
     tried = _by_rate(runs)
     if len(tried) < 2:
