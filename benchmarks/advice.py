@@ -16,7 +16,7 @@ from pathlib import Path
 
 import advice_peers
 import torch
-from advice_grid import NUM_UPDATES, RUNS, Run, Runs, trains
+from advice_grid import NUM_UPDATES, RUNS, SEEDS, Run, Runs, is_octave, trains
 from advice_tasks import PAIRS, Pair
 
 from edgewise.advice.rates import suggest
@@ -24,7 +24,6 @@ from edgewise.advice.trial import run_trial
 
 PAGE = Path(__file__).parents[1] / "docs" / "inspect-evidence.md"
 SEED = 77  # of the batches that methods are given
-_GRID_SEED = 1
 _NEAR = 2.0  # factor of a suggestion
 _CLOSE = 1.02  # of a loss
 _BOUNDARY = 1.5  # factor of a largest rate
@@ -100,18 +99,22 @@ class Judged:
 
 
 def read_truth(pair: Pair, runs: Sequence[Run]) -> Truth:
-    """Return what the grid says."""
-    finals = {run.lr: run.final for run in runs if run.pair == pair.name and run.seed == _GRID_SEED}
-    octaves = [lr for lr in finals if _is_octave(lr / pair.middle_rate)]
-    best = min(octaves, key=finals.__getitem__)
-    untrained, loss = pair.constant_loss(), finals[best]
-    bad = min(lr for lr in finals if lr > best and not trains(untrained, finals[lr], loss))
-    good = max(lr for lr in finals if lr < bad)
-    return Truth(best=best, loss=loss, untrained=untrained, highest_good=good, lowest_bad=bad)
-
-
-def _is_octave(ratio: float) -> bool:
-    return abs(math.log2(ratio) - round(math.log2(ratio))) < 0.01
+    """Return what the grid says: the boundary by the first seed, the best rate by the means of all."""
+    finals: dict[float, list[float]] = {}
+    for run in runs:
+        if run.pair == pair.name:
+            finals.setdefault(run.lr, []).append(run.final)
+    first = {run.lr: run.final for run in runs if run.pair == pair.name and run.seed == SEEDS[0]}
+    means = {
+        lr: sum(found) / len(SEEDS)
+        for lr, found in finals.items()
+        if len(found) == len(SEEDS) and is_octave(pair, lr)
+    }
+    best = min(means, key=means.__getitem__)
+    untrained, lowest = pair.constant_loss(), min(first.values())
+    bad = min(lr for lr in first if lr > best and not trains(untrained, first[lr], lowest))
+    good = max(lr for lr in first if lr < bad)
+    return Truth(best=best, loss=means[best], untrained=untrained, highest_good=good, lowest_bad=bad)
 
 
 def by_trial(pair: Pair) -> Answer:
@@ -179,7 +182,9 @@ def ask_all(path: Path) -> list[Answer]:
 
 def judge(pair: Pair, answer: Answer, truth: Truth, trained: Runs) -> Judged:
     """Train at the suggested rate and hold it against the grid."""
-    final = trained.get(pair, answer.lr, _GRID_SEED).final if math.isfinite(answer.lr) else math.inf
+    final = math.inf
+    if math.isfinite(answer.lr):
+        final = sum(trained.get(pair, answer.lr, seed).final for seed in SEEDS) / len(SEEDS)
     return Judged(pair=pair, answer=answer, truth=truth, final=final)
 
 
@@ -263,7 +268,7 @@ def _write(text: str, name: str, tables: str) -> str:
 def main() -> None:
     """Ask, train, and write the tables."""
     torch.set_num_threads(1)
-    grid = [run for path in sorted(RUNS.glob("grid*.csv")) for run in Runs(path).read()]
+    grid = Runs(RUNS / "grid.csv").read()
     trained = Runs(RUNS / "suggested.csv")
     answers = {(answer.pair, answer.method): answer for answer in ask_all(RUNS / "answers.csv")}
     judged = []

@@ -127,6 +127,14 @@ def test_a_suggestion_follows_its_formula():
     assert flat.lr == pytest.approx(0.8 * 1.5 * 0.2)
 
 
+def test_the_lowest_rate_that_failed_is_told():
+    fails = lambda lr: 1.0 + lr if lr < 0.5 else (2.0 if lr < 1 else math.inf)
+    found = suggest(trial_of(path_of(0.01, 0.1), runs_of(fails, (0.1, 0.2, 0.8, 3.2))))
+    assert found.lr_failed == 0.8
+    found = suggest(trial_of(path_of(0.01, 0.1), runs_of(fails, (0.1, 0.2))))
+    assert found.lr_failed is None
+
+
 def test_scaling_all_rates_scales_the_suggestion():
     ones = suggest(trial_of(path_of(0.01, 0.1), runs_of(parabola(0.2), (0.05, 0.2, 0.8))))
     path, runs = path_of(1.0, 10.0), runs_of(parabola(20.0), (5.0, 20.0, 80.0))

@@ -18,6 +18,7 @@ _COSTS_LITTLE = 0.03  # share of what the best short run has gained, that a bear
 _MOST = 1.5  # times the best rate of short runs: flat losses tell no more
 _LONGER = 0.8  # a suggested rate in those of short runs: training is longer, and ends nearer to the noise
 _LARGEST = 5.5  # the largest rate in those of short runs: warmup is longer, and runs recover
+LARGEST_WITHIN = 6.0  # factor by which the largest rate may be wrong, as measured
 _NEGLIGIBLE = 10  # updates of warmup
 
 
@@ -28,7 +29,9 @@ class Suggestion:
     lr: float | None
     """The highest rate of a run with linear warmup and a decay; `None` where the trial showed none."""
     lr_largest: float | None
-    """Above which training is expected to fail; `None` where the trial showed none."""
+    """Above which training is expected to fail, within a factor of `LARGEST_WITHIN` in four of five cases."""
+    lr_failed: float | None
+    """The lowest above `lr_short` at which a short run ended early or lowered no loss; `None`: none of them did."""
     lr_short: float | None
     """At which a short run ends lowest."""
     lr_bearable: float | None
@@ -136,6 +139,7 @@ def suggest(trial: Trial) -> Suggestion:
     return Suggestion(
         lr=lr,
         lr_largest=_LARGEST * min(bearable, _MOST * best),
+        lr_failed=min((r.lr for r in trial.runs if r.lr > best and not r.final < trial.start), default=None),
         lr_short=best,
         lr_bearable=bearable,
         lr_path=lr_path,
@@ -178,6 +182,7 @@ def _nothing(trial: Trial) -> Suggestion:
     return Suggestion(
         lr=None,
         lr_largest=None,
+        lr_failed=None,
         lr_short=None,
         lr_bearable=None,
         lr_path=trial.path.rates[-1] if trial.path.rates else None,
