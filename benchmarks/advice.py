@@ -214,7 +214,9 @@ def summary(judged: Sequence[Judged]) -> str:
             row("final loss there within 2 % of the best of the grid", share(lambda j: j.is_close), "≥ 70 %"),
             row("largest rate that trains within a factor of 1.5", boundary, "≥ 80 %"),
             row(
-                "a rate that does not train is suggested", lambda found: str(sum(j.fails for j in found)), "0"
+                "a rate that is too high to train is suggested",
+                lambda found: str(sum(j.fails for j in found)),
+                "0",
             ),
             row("no rate is suggested", lambda found: str(sum(math.isnan(j.answer.lr) for j in found)), "0"),
             row(
