@@ -174,7 +174,7 @@ def ask_all(path: Path) -> list[Answer]:
     for pair in PAIRS:
         answers += [ask(pair) for name, ask in METHODS.items() if (pair.name, name) not in known]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(answer) for answer in answers)
     return answers

@@ -111,7 +111,7 @@ class Runs:
         run = train(pair, lr, seed)
         is_new = not self._path.exists()
         with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._names)
+            writer = csv.DictWriter(file, self._names, lineterminator="\n")
             if is_new:
                 writer.writeheader()
             writer.writerow(asdict(run))
