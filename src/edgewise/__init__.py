@@ -11,6 +11,7 @@ from edgewise.errors import (
 )
 from edgewise.isolation import isolated
 from edgewise.isolation.side_effects import assert_no_side_effects
+from edgewise.loss.update_loss import UpdateLoss
 from edgewise.monitor.monitor import Monitor
 from edgewise.monitor.regime import MonitorRow
 from edgewise.optimizers import GIAdam, GIAdamW
@@ -34,6 +35,7 @@ __all__ = [
     "register_preconditioner",
     # following a run
     "Monitor",
+    "UpdateLoss",
     # warmup
     "EdgeWarmup",
     "LinearWarmup",
