@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-CONTEXT, BATCH = 64, 16
+CONTEXT, BATCH = 32, 8
 
 
 def loss_fn(model, batch):
@@ -25,7 +25,7 @@ def windows(number):
 def setup():
     """Everything as it is when your training begins."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=128, n_layer=4, n_head=4)
+    config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4)
     model = GPT2LMHeadModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1)
     return model, optimizer, loss_fn, windows(150)

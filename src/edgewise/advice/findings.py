@@ -56,6 +56,7 @@ class Finding:
             "meaning": self.meaning,
             "advice": self.advice,
             "level": self.level,
+            "ok": self.ok,
             "evidence": plain(self.evidence),
         }
 

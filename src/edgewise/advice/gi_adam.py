@@ -73,11 +73,11 @@ def _told(
         meaning = "A first step of Adam is stable at this rate: GI-Adam is not needed for it."
     elif shares[1] <= 1:
         meaning = "A first step is beyond the limit with v₀ = 0, and below it with v₀ = g₀²."
-        advice = f"Replace {_plain_name(gi_class)} by ew.{gi_class.__name__}, which takes the same arguments."
+        advice = f"Try ew.{gi_class.__name__} in the place of {_plain_name(gi_class)}: it takes the same arguments."
         level = "notice"
     else:
         meaning = "A first step is beyond the limit either way, though by less with v₀ = g₀²."
-        advice = f"Take ew.{gi_class.__name__} and a warmup besides: neither alone makes a first step stable."
+        advice = f"Try ew.{gi_class.__name__}, which takes the same arguments, and warm up besides."
         level = "notice"
     if advice and any(
         p.dtype.itemsize < 4 for group in subject.optimizer.param_groups for p in group["params"]

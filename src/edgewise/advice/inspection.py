@@ -151,9 +151,13 @@ class _Work:
 
 
 def _in_order(lines: list[Finding]) -> tuple[Finding, ...]:
-    """Return the lines, question by question."""
-    keys = list(QUESTIONS)
-    return tuple(sorted(lines, key=lambda line: keys.index(line.question)))
+    """Return the lines, question by question; of what may be odd, what is odd first."""
+    questions, levels = list(QUESTIONS), ["bad", "notice", "unknown", "good"]
+
+    def place(line: Finding) -> tuple[int, int]:
+        return questions.index(line.question), levels.index(line.level) if line.question == "odd" else 0
+
+    return tuple(sorted(lines, key=place))
 
 
 def _described(subject: Subject) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the trial says: the rate to train with, the largest that trains, and whether that takes a warmup."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,14 +73,16 @@ class Outcome:
 def outcome_of(subject: Subject, max_updates: int, on_update: Callable[[int, int], object]) -> Outcome:
     """Make a trial under isolation, and read it."""
     try:
-        trial = run_trial(
-            subject.model,
-            subject.optimizer,
-            subject.loss_fn,
-            subject.batches,
-            max_updates=max_updates,
-            on_update=on_update,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="EdgeWarmup ")  # what it has to say is in the trial
+            trial = run_trial(
+                subject.model,
+                subject.optimizer,
+                subject.loss_fn,
+                subject.batches,
+                max_updates=max_updates,
+                on_update=on_update,
+            )
     except EdgewiseError as error:
         return Outcome(trial=None, suggestion=None, reason=str(error))
     suggestion = suggest(trial)
@@ -109,13 +112,13 @@ def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float
         f"{run.final:.3g} at {run.lr:.2g}" for run in sorted(trial.runs, key=lambda run: run.lr)
     )
     level: Level = "good" if near else "notice"
-    passes = f" Batches ran out: they were read {trial.num_passes} times." if trial.num_passes > 1 else ""
+    passes = f" The batches ran out, and were read {trial.num_passes} times." if trial.num_passes > 1 else ""
     return Finding(
         question="rate",
         name="suggested rate",
         value=lr,
         shown=f"{lr:.2g}, {ratio:.2g} times yours; {trial.cost:.0f} updates",
-        meaning=f"Of short runs from here, from a loss of {trial.start:.3g}, the final losses were {tried}.{passes}",
+        meaning=f"Short runs from here took a loss of {trial.start:.3g} to {tried}.{passes}",
         advice="Leave yours: it is as good."
         if near
         else f"Train with {lr:.2g}, after a warmup and with a decay.",

@@ -78,10 +78,10 @@ def critical_of(subject: Subject) -> CriticalLRResult | str:
 
 def stability_findings(subject: Subject, edge: Edge, critical: CriticalLRResult | str) -> list[Finding]:
     """Return the lines on this point."""
-    return [_at_the_edge(subject, edge), _of_parameters(edge), _critical(subject, critical)]
+    return [_at_the_edge(subject, edge, critical), _of_parameters(edge), _critical(subject, critical)]
 
 
-def _at_the_edge(subject: Subject, edge: Edge) -> Finding:
+def _at_the_edge(subject: Subject, edge: Edge, critical: CriticalLRResult | str) -> Finding:
     name = "rate × preconditioned sharpness"
     limit, result = edge.limit, edge.result
     if result is None:
@@ -108,14 +108,14 @@ def _at_the_edge(subject: Subject, edge: Edge) -> Finding:
     product = subject.rate * result.value
     error = subject.rate * (result.residual + result.hvp_error * abs(result.value))
     when = "at the first step" if subject.is_fresh else "in the long run"
-    share = product / edge.bound
+    share = evidence["share"] = product / edge.bound
     shown = f"{product:.3g} ± {error:.1g}, {share:.3g} of the limit {edge.bound:.3g} {when}"
     if product - error > edge.bound:
-        meaning = (
-            f"The rate is beyond the edge, {edge.lr:.3g}: an update overshoots along the top eigenvector."
-        )
-        advice = f"Begin below {edge.lr:.3g} and warm up, so that training moves to where curvature is lower."
-        level = "bad"
+        meaning = f"The rate is beyond the edge, {edge.lr:.3g}: updates overshoot along the top eigenvector."
+        if not isinstance(critical, str) and critical.ok and subject.rate < critical.bracket[0]:
+            meaning += " The coming one lowers the loss all the same, as it goes another way."
+        advice = "Begin lower and warm up, so that training first moves to where curvature is lower."
+        level = "notice"
     elif share > _NEAR:
         meaning = f"The rate is at the edge of stability, {edge.lr:.3g}, up to {max(0.0, 1 - share):.0%}."
         advice = "Begin no higher: raise the rate by a warmup, as training moves to where curvature is lower."

@@ -167,15 +167,22 @@ def inspection(result: Mapping[str, Any]) -> Table:
         if not lines:
             continue
         table.add_row(f"[bold]{escape(question)}[/bold]")
+        fine = [line for line in lines if line["level"] == "good"] if key == "odd" else []
         for line in lines:
-            mark = _MARKS.get(line["level"], _MARKS["unknown"])
-            advice = f" [bold]{escape(one_line(line['advice']))}[/bold]" if line["advice"] else ""
-            table.add_row(
-                f"{mark} {escape(one_line(line['name']))}: {escape(one_line(line['shown']))}",
-                f"{escape(one_line(line['meaning']))}{advice}",
-            )
+            if line not in fine:
+                table.add_row(*_row(line))
+        if fine:
+            names = "; ".join(escape(one_line(line["name"])) for line in fine)
+            table.add_row(f"{_MARKS['good']} {len(fine)} things are in order", names)
         table.add_section()
     return table
+
+
+def _row(line: Mapping[str, Any]) -> tuple[str, str]:
+    mark = _MARKS.get(line["level"], _MARKS["unknown"])
+    number = f"{mark} {escape(one_line(line['name']))}: {escape(one_line(line['shown']))}"
+    advice = f" [bold]{escape(one_line(line['advice']))}[/bold]" if line["advice"] else ""
+    return number, f"{escape(one_line(line['meaning']))}{advice}"
 
 
 def _short_title(figure: str) -> str:

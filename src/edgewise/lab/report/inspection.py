@@ -94,10 +94,17 @@ def _verdict(result: Result) -> str:
     lr, largest = result["lr"], result["lr_largest"]
     if largest is not None and lr > largest:
         return "too high: does not train"
-    levels = [line["level"] for line in result["findings"] if line["question"] == "stability"]
-    if "bad" in levels:
-        return "beyond the edge here"
-    return "stable here" if "good" in levels else ""
+    share = next(
+        (
+            line["evidence"]["share"]
+            for line in result["findings"]
+            if line["ok"] and "share" in line["evidence"]
+        ),
+        None,
+    )
+    if share is None:
+        return ""
+    return f"{share:.2g} of the limit here" if share > 0 else "stable here"
 
 
 def _section(result: Result, key: str) -> str:
@@ -110,9 +117,17 @@ def _section(result: Result, key: str) -> str:
         bars = self_contained.plot(
             "shares", "Parameters of the top eigenvector", inspection_plots.shares(shares)
         )
+    fine = [line for line in lines if line["level"] == "good"] if key == "odd" else []
+    shown = [line for line in lines if line not in fine]
+    rest = ""
+    if fine:
+        rest = (
+            f"<details><summary>{len(fine)} things that were looked for are in order</summary>"
+            f"<ul>{''.join(map(_line, fine))}</ul></details>"
+        )
     return (
         f'<section id="{_text(key)}"><h2>{_text(result["questions"][key])}</h2>'
-        f"<ul>{''.join(map(_line, lines))}</ul>{bars}</section>"
+        f"<ul>{''.join(map(_line, shown))}</ul>{rest}{bars}</section>"
     )
 
 

@@ -12,7 +12,7 @@ from edgewise.lab.report.interactive import literal
 Result = Mapping[str, Any]
 
 _BLUE, _RED, _GREEN, _PINK, _GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98"
-_RAMP = ("#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#CC79A7", _GRAY)  # of runs, by their rates
+_RAMP = ("#9ecae1", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#7b3294", _GRAY)  # of runs, by their rates
 _MOST_BARS = 10
 
 
@@ -57,7 +57,7 @@ def ruler(result: Result) -> go.Figure:
         )
     styled(figure, height=70 + 44 * len(rows))
     figure.update_layout(showlegend=False, margin={"l": 190, "r": 20, "t": 24, "b": 44})
-    figure.update_xaxes(type="log", title_text="learning rate", exponentformat="power", dtick=1)
+    figure.update_xaxes(type="log", title_text="learning rate", **_ticks(everything))
     figure.update_xaxes(autorange=False, range=[math.log10(min(everything) / 3), math.log10(right)])
     figure.update_yaxes(autorange="reversed", ticksuffix="  ", showgrid=False)
     return figure
@@ -106,10 +106,18 @@ def trial(result: Result) -> go.Figure:
     figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 34, "b": 84})
     figure.update_xaxes(title_text="update")
     figure.update_yaxes(title_text="loss", secondary_y=False)
-    figure.update_yaxes(
-        type="log", exponentformat="power", dtick=1, showgrid=False, row=1, col=1, secondary_y=True
-    )
+    figure.update_yaxes(type="log", showgrid=False, row=1, col=1, secondary_y=True, **_ticks(path["lr"]))
     return figure
+
+
+def _ticks(values: Sequence[float]) -> dict[str, list[Any]]:
+    """Return ticks for a log axis over these rates: at 1, 2 and 5 of a decade, or decades where they are many."""
+    if not values:
+        return {}
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    ticks = [float(f"{step}e{exponent}") for exponent in range(low - 1, high + 2) for step in steps]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _curve(values: Sequence[float | None], name: str, line: dict[str, Any]) -> go.Scatter:
