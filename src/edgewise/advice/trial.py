@@ -1,24 +1,21 @@
 """A trial: how a model trains from where it is, for some updates that leave no trace.
 
-Two kinds of training, each from the same start:
-
-- a *path*: `EdgeWarmup` towards a ceiling far above, which shows the rate that the updates bear at each moment;
-- *short runs* by the recipe that people use, linear warmup over a tenth and linear decay to 0, each to another rate,
-  on the same batches with the same random numbers, so that they differ by their rates alone.
+- A *path*: `EdgeWarmup` towards a ceiling far above, which shows the rate that the updates bear at each moment.
+- *Short runs* from the path's end, each up to another rate and then down to 0 as in training, on the same batches with
+  the same random numbers, so that they differ by their rates alone.
 
 `edgewise.advice.rates` says at which rates the short runs are, and what all of it means.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from edgewise.advice.rates import next_rate, recipe
+from edgewise.advice.rates import next_rate, run_rate
 from edgewise.advice.supply import Supply, generators_of
 from edgewise.advice.trials import Path, ShortRun, Trial
 from edgewise.arguments import a_loss_function, a_model, an_optimizer, positive_count
@@ -33,8 +30,9 @@ from edgewise.warmup.aside import warmups_aside
 CEILING = 2.0**16  # of the path, in current rates
 LEAST_UPDATES = 20
 _ORDER = ("model", "optimizer", "loss_fn", "batches")
-_PATH = 0.3  # share of the updates
-_RUNS = 4
+_PATH = 0.25  # share of the updates
+_RUNS = 3  # at least, of which those that end early leave updates for more
+_MOST_RUNS = 6
 _EVALUATED = 6  # batches, after each short run
 _FORWARDS = 3  # that cost as much as an update
 
@@ -97,8 +95,8 @@ def run_trial(
         )
     states = RandomStates(generators_of(batches))
     try:
-        with isolated(model, optimizer) as snapshot, warmups_aside(optimizer):
-            return _Trial(model, optimizer, loss_fn, snapshot, supply, max_updates, on_update).run()
+        with isolated(model, optimizer), warmups_aside(optimizer):
+            return _Trial(model, optimizer, loss_fn, supply, max_updates, on_update).run()
     finally:
         states.restore()
 
@@ -111,36 +109,30 @@ class _Trial:
         model: nn.Module,
         optimizer: Optimizer,
         loss_fn: LossFunction,
-        snapshot: Snapshot,
         supply: Supply,
         max_updates: int,
         on_update: Progress | None,
     ) -> None:
         self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
-        self._snapshot, self._supply, self._on_update = snapshot, supply, on_update
+        self._supply, self._on_update = supply, on_update
         self._max_updates = max_updates
         self._num_updates = self._num_forwards = 0
         self._rates = measured_rates(optimizer)
         self._num_evaluated = max(1, min(_EVALUATED, max_updates // 30))
 
     def run(self) -> Trial:
-        """Return what a path and short runs show."""
+        """Return what a path and short runs from its end show."""
         evaluated = self._supply.take(self._num_evaluated)
-        with self._from_the_start():
-            differentiable_loss(
-                checked_loss(self._loss_fn(self._model, evaluated[0]), "the first batch"), "it"
-            )
-            start = self._evaluate(evaluated)
-            path = self._path(max(5, round(_PATH * self._max_updates)))
+        self._prepare()
+        loss = checked_loss(self._loss_fn(self._model, evaluated[0]), "the first batch")
+        differentiable_loss(loss, "the first batch")
+        self._num_forwards += 1
+        start = self._evaluate(evaluated)
+        path = self._path(max(5, round(_PATH * self._max_updates)))
         runs: list[ShortRun] = []
-        left = self._max_updates - self._cost - _RUNS * self._num_evaluated / _FORWARDS
-        batches = self._supply.take(int(left / _RUNS))
-        for _ in range(_RUNS):
-            lr = next_rate(path, runs, start)
-            if lr is None:
-                break
-            with self._from_the_start():
-                runs.append(self._short_run(lr, batches, evaluated))
+        if path.rates and not path.diverged and path.fallback is None:
+            with isolated(self._model, self._optimizer) as end:
+                self._short_runs(end, path, runs, evaluated)
         return Trial(
             lr=self._rates[0],
             ceiling=CEILING * self._rates[0],
@@ -153,22 +145,25 @@ class _Trial:
             num_passes=self._supply.num_passes,
         )
 
-    @property
-    def _cost(self) -> float:
-        """What was spent so far, in updates."""
-        return self._num_updates + self._num_forwards / _FORWARDS
+    def _short_runs(self, end: Snapshot, path: Path, runs: list[ShortRun], evaluated: Sequence[Any]) -> None:
+        left = self._max_updates - self._num_updates - self._num_forwards / _FORWARDS
+        length = int(left / _RUNS - len(evaluated) / _FORWARDS)
+        batches = self._supply.take(max(1, length))
+        while len(runs) < _MOST_RUNS and self._affords(len(batches), len(evaluated)):
+            runs.append(self._short_run(next_rate(path, runs), path.rates[-1], batches, evaluated))
+            end.rewind()
 
-    @contextmanager
-    def _from_the_start(self) -> Iterator[None]:
-        """Train from where the model is, with an optimizer that no scheduler knows of."""
-        self._snapshot.rewind()
+    def _affords(self, num_updates: int, num_forwards: int) -> bool:
+        """Whether the budget holds so many more."""
+        cost = self._num_updates + num_updates + (self._num_forwards + num_forwards) / _FORWARDS
+        return cost <= self._max_updates
+
+    def _prepare(self) -> None:
+        """Let the optimizer be one that no scheduler knows of, and leave out groups at rate 0."""
         groups = self._optimizer.param_groups
         for group in groups:
             group.pop("initial_lr", None)
         groups[:] = [group for group, lr in zip(groups, self._rates, strict=True) if lr > 0]
-        self._set_rate(self._rates[0])
-        yield
-        self._snapshot.rewind()
 
     def _set_rate(self, lr: float) -> None:
         moved = [rate for rate in self._rates if rate > 0]
@@ -205,14 +200,16 @@ class _Trial:
             fallback=warmup.fallback,
         )
 
-    def _short_run(self, lr: float, batches: Sequence[Any], evaluated: Sequence[Any]) -> ShortRun:
-        losses = []
+    def _short_run(
+        self, lr: float, first: float, batches: Sequence[Any], evaluated: Sequence[Any]
+    ) -> ShortRun:
+        losses: list[float] = []
         for i, batch in enumerate(batches):
             loss = self._backward(batch)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 break
-            self._set_rate(lr * recipe(i, len(batches)))
+            self._set_rate(run_rate(i, len(batches), lr=lr, first=first))
             self._step()
         final = self._evaluate(evaluated) if math.isfinite(losses[-1]) else math.inf
         return ShortRun(lr=lr, losses=tuple(losses), final=final)
