@@ -15,8 +15,9 @@ from edgewise.errors import EdgewiseError
 
 _NEAR = 2.0  # a rate within this factor of the suggested one is as good
 _PATTERNS = {
-    "at once": "The trial bore the suggested rate from its first updates on.",
-    "climbs": "The trial's first updates bore less, and its rate climbed.",
+    "at once": "Among its first updates, the trial bore the suggested rate.",
+    "climbs": "The trial's first updates bore less than the suggested rate, to which it climbed.",
+    "not reached": "The trial climbed, and had not reached the suggested rate when it ended.",
     "was halved": "The trial's rate rose until the loss did, and was halved.",
 }
 
@@ -41,8 +42,10 @@ class Outcome:
 
     @property
     def warmup_steps(self) -> int | None:
-        """The length of a linear warmup; `None` where it is not known."""
-        return self.suggestion.warmup_steps if self.suggestion and self.suggestion.lr else None
+        """The length of a linear warmup, 0 where none is needed; `None` where it is not known."""
+        if self.suggestion is None or self.suggestion.needs_warmup is None:
+            return None
+        return self.suggestion.warmup_steps if self.suggestion.needs_warmup else 0
 
     @property
     def cost(self) -> float:
@@ -108,17 +111,14 @@ def path_findings(subject: Subject, outcome: Outcome) -> list[Finding]:
 def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float) -> Finding:
     ratio = lr / subject.rate
     near = 1 / _NEAR <= ratio <= _NEAR
-    tried = ", ".join(
-        f"{run.final:.3g} at {run.lr:.2g}" for run in sorted(trial.runs, key=lambda run: run.lr)
-    )
-    level: Level = "good" if near else "notice"
     passes = f" The batches ran out, and were read {trial.num_passes} times." if trial.num_passes > 1 else ""
+    level: Level = "good" if near else "notice"
     return Finding(
         question="rate",
         name="suggested rate",
         value=lr,
-        shown=f"{lr:.2g}, {ratio:.2g} times yours; {trial.cost:.0f} updates",
-        meaning=f"Short runs from here took a loss of {trial.start:.3g} to {tried}.{passes}",
+        shown=f"{lr:.2g}, {ratio:.2g} times yours; by trials worth {trial.cost:.0f} updates",
+        meaning=f"{suggestion.reason}.{passes}",
         advice="Leave yours: it is as good."
         if near
         else f"Train with {lr:.2g}, after a warmup and with a decay.",
@@ -126,36 +126,37 @@ def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float
         evidence={
             "lr": lr,
             "lr_path": suggestion.lr_path,
+            "lr_short": suggestion.lr_short,
+            "lr_bearable": suggestion.lr_bearable,
             "runs": [[run.lr, run.final] for run in trial.runs],
             "start": trial.start,
             "cost": trial.cost,
             "num_passes": trial.num_passes,
-            "reason": suggestion.reason,
         },
     )
 
 
 def _largest(subject: Subject, suggestion: Suggestion, trial: Trial) -> Finding:
-    name, highest = "largest rate that trains", max(run.lr for run in trial.runs)
-    if suggestion.lr_largest is None:
-        return unmeasured(
-            "rate",
-            name,
-            f"Every rate that was tried trains, up to {highest:.2g}: the largest lies above",
-            highest=highest,
-        )
-    largest, ratio = suggestion.lr_largest, suggestion.lr_largest / subject.rate
+    name, largest = "largest rate that trains", suggestion.lr_largest
+    if largest is None:
+        return unmeasured("rate", name, "The trial told none")
+    highest, ratio = max(run.lr for run in trial.runs), largest / subject.rate
     above = ratio < 1
-    where = "Yours is beyond it, where" if above else "Above it,"
+    where = "Yours is beyond it: training is" if above else "Above it, training is"
+    source = (
+        ""
+        if highest >= largest
+        else f" (reckoned from short runs, of which the highest was to {highest:.2g})"
+    )
     return Finding(
         question="rate",
         name=name,
         value=largest,
-        shown=f"{largest:.2g}, {ratio:.2g} times yours",
-        meaning=f"{where} training is expected to fail.",
-        advice="Lower the rate." if above else "",
+        shown=f"about {largest:.2g}, {ratio:.2g} times yours",
+        meaning=f"{where} expected to fail{source}.",
+        advice=f"Lower the rate, to {suggestion.lr:.2g}." if above else "",
         level="bad" if above else "good",
-        evidence={"lr_largest": largest, "runs": [[run.lr, run.final] for run in trial.runs]},
+        evidence={"lr_largest": largest, "highest_tried": highest},
     )
 
 
@@ -163,30 +164,28 @@ def _warmup(suggestion: Suggestion, trial: Trial) -> Finding:
     name, steps = "length of a linear warmup", suggestion.warmup_steps
     if steps is None:
         return unmeasured("warmup", name, "The trial's path shows none")
-    bound = suggestion.warmup_is_bound
     meaning = _PATTERNS.get(suggestion.pattern, "")
+    length = f"{'at least ' if suggestion.warmup_is_bound else ''}{steps} update{'' if steps == 1 else 's'}"
+    advice = "Begin at the suggested rate: it needs no warmup."
     if suggestion.needs_warmup:
-        meaning = (
-            f"{meaning} A linear warmup of this length gives up as many updates as the trial did.".strip()
+        meaning = f"{meaning} A linear warmup of this length gives up as many updates.".strip()
+        advice = (
+            f"Warm up over {length}, linearly, in any trainer; or use ew.EdgeWarmup, which finds the length."
         )
-    evidence = {
-        "warmup_steps": steps,
-        "is_bound": bound,
-        "pattern": suggestion.pattern,
-        "num_updates": len(trial.path.rates),
-    }
-    needed = bool(suggestion.needs_warmup)
-    length = f"{'at least ' if bound else ''}{steps} update{'' if steps == 1 else 's'}"
-    advice = f"Warm up linearly over {length}, in any trainer; or use ew.EdgeWarmup, which finds the length as it goes."
     return Finding(
         question="warmup",
         name=name,
         value=steps,
-        shown=length if needed else "0 updates",
+        shown=length,
         meaning=meaning,
-        advice=advice if needed else "Begin at the suggested rate: no warmup is needed for it.",
-        level="notice" if needed else "good",
-        evidence=evidence,
+        advice=advice,
+        level="notice" if suggestion.needs_warmup else "good",
+        evidence={
+            "warmup_steps": steps,
+            "is_bound": suggestion.warmup_is_bound,
+            "pattern": suggestion.pattern,
+            "num_updates": len(trial.path.rates),
+        },
     )
 
 

@@ -113,7 +113,7 @@ def test_every_line_is_on_the_page():
 
 def test_the_cards_answer_first():
     text = Text(inspection.page_of(made_up())).text
-    for words in ("0.0041 14 × yours", "0.02 67 × yours", "66 updates", "0.0003 0.8 of the limit here"):
+    for words in ("0.0041 14 × yours", "0.02 67 × yours", "66 updates", "0.0003 0.8 times the limit here"):
         assert words in text
 
 

@@ -104,7 +104,7 @@ def _verdict(result: Result) -> str:
     )
     if share is None:
         return ""
-    return f"{share:.2g} of the limit here" if share > 0 else "stable here"
+    return f"{share:.2g} times the limit here" if share > 0 else "stable here"
 
 
 def _section(result: Result, key: str) -> str:

@@ -13,7 +13,7 @@ Result = Mapping[str, Any]
 
 _BLUE, _RED, _GREEN, _PINK, _GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98"
 _RAMP = ("#9ecae1", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#7b3294", _GRAY)  # of runs, by their rates
-_MOST_BARS = 10
+_MOST_BARS, _SMALLEST_BAR = 10, 0.005  # parameters that are drawn, and the share from which one is
 
 
 def ruler(result: Result) -> go.Figure:
@@ -88,7 +88,7 @@ def trial(result: Result) -> go.Figure:
         rows=1,
         cols=2,
         specs=[[{"secondary_y": True}, {}]],
-        horizontal_spacing=0.14,
+        horizontal_spacing=0.16,
         subplot_titles=["the rate rises as the loss allows", "short runs, each to a rate of its own"],
     )
     path = result["trial"]["path"] or {"lr": [], "loss": []}
@@ -103,9 +103,10 @@ def trial(result: Result) -> go.Figure:
         line = {"color": color, "width": 1.9}
         figure.add_trace(_curve(run["loss"], f"run to {run['lr']:.2g}", line), row=1, col=2)
     styled(figure, height=380)
-    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 34, "b": 84})
+    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 34, "b": 84, "r": 20})
     figure.update_xaxes(title_text="update")
     figure.update_yaxes(title_text="loss", secondary_y=False)
+    figure.update_yaxes(title_text="rate", title_standoff=4, row=1, col=1, secondary_y=True)
     figure.update_yaxes(type="log", showgrid=False, row=1, col=1, secondary_y=True, **_ticks(path["lr"]))
     return figure
 
@@ -133,7 +134,7 @@ def _curve(values: Sequence[float | None], name: str, line: dict[str, Any]) -> g
 
 def shares(by_parameter: Mapping[str, float]) -> go.Figure:
     """Return the parameters that hold the most of the top eigenvector."""
-    top = list(by_parameter.items())[:_MOST_BARS]
+    top = [item for item in by_parameter.items() if item[1] >= _SMALLEST_BAR][:_MOST_BARS]
     figure = go.Figure(
         go.Bar(
             x=[share for _, share in top],
