@@ -25,7 +25,9 @@ def windows(number):
 def setup():
     """Everything as it is when your training begins."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4)
+    config = GPT2Config(
+        vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+    )
     model = GPT2LMHeadModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1)
     return model, optimizer, loss_fn, windows(150)
