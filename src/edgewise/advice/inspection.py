@@ -44,7 +44,7 @@ def inspect(
 
     The curvature is measured on the first batch, the critical rate and the noise of gradients on the first four. Then
     comes a trial of `max_updates` updates: first as `EdgeWarmup` lets the rate rise, far beyond the one it has, then
-    short runs from the same start at rates around the one found. They tell the suggested rate, the largest one that
+    short runs on from there, each to another rate and down to 0. They tell the suggested rate, the largest one that
     trains, and how long a warmup is needed. All of it happens under isolation: parameters, optimizer, buffers and
     random numbers are brought back, bit for bit.
 

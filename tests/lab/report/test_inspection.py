@@ -113,7 +113,7 @@ def test_every_line_is_on_the_page():
 
 def test_the_cards_answer_first():
     text = Text(inspection.page_of(made_up())).text
-    for words in ("0.0041 14 × yours", "0.02 67 × yours", "66 updates", "0.0003 0.8 times the limit here"):
+    for words in ("0.0041 14 × yours", "0.02 67 × yours", "66 updates", "0.0003 lower than it bears"):
         assert words in text
 
 
@@ -123,6 +123,9 @@ def test_the_cards_answer_first():
         ({"lr_suggested": None, "lr_largest": None, "warmup_steps": None}, "suggested rate unknown"),
         ({"warmup_steps": 0}, "warmup none from the first update on"),
         ({"lr_largest": 1e-4}, "too high: does not train"),
+        ({"lr": 3e-3}, "as good as the suggested one"),
+        ({"lr": 1e-2}, "higher than is best"),
+        ({"findings": [finding("warmup", "length", evidence={"is_bound": True})]}, "warmup ≥ 66 updates"),
         ({"trial": {"path": None, "runs": []}}, "The trial"),
         ({"findings": []}, "your rate 0.0003"),
     ],
@@ -143,7 +146,7 @@ def test_the_plots_hold_the_numbers():
     }
     curves = {trace["name"]: trace["y"] for trace in plotted["content-trial"]["data"]}
     assert curves["learning rate"] == [1e-4, 2e-4, 4e-4]
-    assert curves["run to 0.1"] == [5.0, None]
+    assert curves["loss after a short run"] == [3.5, None]
     assert plotted["content-shares"]["data"][0]["x"] == [0.75, 0.25]
 
 

@@ -21,6 +21,8 @@ _WORDS = {
     "unknown": "not measured",
 }
 
+_NEAR = 2.0  # factor within which a rate is as good as another
+
 Result = Mapping[str, Any]
 
 
@@ -66,7 +68,8 @@ def _count(number: int) -> str:
 def _cards(result: Result) -> str:
     """Return the answers that are looked for first."""
     lr, steps = result["lr"], result["warmup_steps"]
-    warmup = "unknown" if steps is None else f"{steps} updates" if steps else "none"
+    bound = "≥ " if any(line["evidence"].get("is_bound") for line in result["findings"]) else ""
+    warmup = "unknown" if steps is None else f"{bound}{steps} updates" if steps else "none"
     how = "" if steps is None else "linear, to the suggested rate" if steps else "from the first update on"
     cards = [
         ("suggested rate", _rate(result["lr_suggested"]), _beside(result["lr_suggested"], lr), "main"),
@@ -90,21 +93,16 @@ def _beside(value: float | None, lr: float) -> str:
 
 
 def _verdict(result: Result) -> str:
-    """Say of the rate that was given how it stands, by what was measured of it."""
-    lr, largest = result["lr"], result["lr_largest"]
+    """Say of the rate that was given how it stands beside the one suggested."""
+    lr, suggested, largest = result["lr"], result["lr_suggested"], result["lr_largest"]
     if largest is not None and lr > largest:
         return "too high: does not train"
-    share = next(
-        (
-            line["evidence"]["share"]
-            for line in result["findings"]
-            if line["ok"] and "share" in line["evidence"]
-        ),
-        None,
-    )
-    if share is None:
+    if suggested is None:
         return ""
-    return f"{share:.2g} times the limit here" if share > 0 else "stable here"
+    ratio = lr / suggested
+    if 1 / _NEAR <= ratio <= _NEAR:
+        return "as good as the suggested one"
+    return "higher than is best" if ratio > 1 else "lower than it bears"
 
 
 def _section(result: Result, key: str) -> str:
@@ -119,9 +117,9 @@ def _section(result: Result, key: str) -> str:
         )
     fine = [line for line in lines if line["level"] == "good"] if key == "odd" else []
     shown = [line for line in lines if line not in fine]
-    rest = ""
+    rest = "" if shown else "<p>Nothing that was looked for.</p>"
     if fine:
-        rest = (
+        rest += (
             f"<details><summary>{len(fine)} things that were looked for are in order</summary>"
             f"<ul>{''.join(map(_line, fine))}</ul></details>"
         )

@@ -12,7 +12,6 @@ from edgewise.lab.report.interactive import literal
 Result = Mapping[str, Any]
 
 _BLUE, _RED, _GREEN, _PINK, _GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98"
-_RAMP = ("#9ecae1", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#7b3294", _GRAY)  # of runs, by their rates
 _MOST_BARS, _SMALLEST_BAR = 10, 0.005  # parameters that are drawn, and the share from which one is
 
 
@@ -52,8 +51,16 @@ def ruler(result: Result) -> go.Figure:
             fillcolor=_RED,
             opacity=0.1,
             line_width=0,
-            annotation_text="does not train",
-            annotation_position="top right",
+        )
+        figure.add_annotation(
+            x=1,
+            y=1,
+            xref="paper",
+            yref="paper",
+            text="does not train",
+            showarrow=False,
+            font={"color": _RED},
+            xshift=-6,
         )
     styled(figure, height=70 + 44 * len(rows))
     figure.update_layout(showlegend=False, margin={"l": 190, "r": 20, "t": 24, "b": 44})
@@ -83,13 +90,16 @@ def _rates(result: Result) -> list[tuple[str, float, tuple[float, float] | None,
 
 
 def trial(result: Result) -> go.Figure:
-    """Return the trial's path, rate and loss of each update, and beside it the losses of its short runs."""
+    """Return the trial's path, rate and loss of each update, and beside it how its short runs ended."""
     figure = make_subplots(
         rows=1,
         cols=2,
         specs=[[{"secondary_y": True}, {}]],
         horizontal_spacing=0.16,
-        subplot_titles=["the rate rises as the loss allows", "short runs, each to a rate of its own"],
+        subplot_titles=[
+            "the rate rises as the loss allows",
+            "short runs on from there, by their highest rate",
+        ],
     )
     path = result["trial"]["path"] or {"lr": [], "loss": []}
     for name, values, color, dash in (
@@ -99,13 +109,28 @@ def trial(result: Result) -> go.Figure:
         line = {"color": color, "width": 1.9, "dash": dash}
         figure.add_trace(_curve(values, name, line), row=1, col=1, secondary_y=name == "learning rate")
     runs = sorted(result["trial"]["runs"], key=lambda run: run["lr"])
-    for color, run in zip(_RAMP, runs, strict=False):
-        line = {"color": color, "width": 1.9}
-        figure.add_trace(_curve(run["loss"], f"run to {run['lr']:.2g}", line), row=1, col=2)
+    figure.add_trace(_ends(runs), row=1, col=2)
     styled(figure, height=380)
     figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 34, "b": 84, "r": 20})
-    figure.update_xaxes(title_text="update")
-    figure.update_yaxes(title_text="loss", secondary_y=False)
+    figure.update_xaxes(title_text="update", col=1)
+    figure.update_xaxes(title_text="learning rate", type="log", col=2, **_ticks([run["lr"] for run in runs]))
+    figure.update_yaxes(title_text="loss", col=1, secondary_y=False)
+    figure.update_yaxes(title_text="loss in the end", col=2)
+    if result["lr_suggested"] is not None and runs:
+        figure.add_vline(
+            x=result["lr_suggested"], line={"color": _GREEN, "width": 1.6, "dash": "dash"}, row=1, col=2
+        )
+        figure.add_annotation(
+            x=math.log10(result["lr_suggested"]),
+            y=1,
+            xref="x2",
+            yref="y3 domain",
+            text="suggested",
+            showarrow=False,
+            xanchor="left",
+            xshift=4,
+            font={"color": _GREEN},
+        )
     figure.update_yaxes(title_text="rate", title_standoff=4, row=1, col=1, secondary_y=True)
     figure.update_yaxes(type="log", showgrid=False, row=1, col=1, secondary_y=True, **_ticks(path["lr"]))
     return figure
@@ -119,6 +144,20 @@ def _ticks(values: Sequence[float]) -> dict[str, list[Any]]:
     steps = (1, 2, 5) if high - low <= 2 else (1,)
     ticks = [float(f"{step}e{exponent}") for exponent in range(low - 1, high + 2) for step in steps]
     return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def _ends(runs: Sequence[Mapping[str, Any]]) -> go.Scatter:
+    """Return the losses in which runs ended over their rates; where one is not finite there is a gap."""
+    return go.Scatter(
+        x=[run["lr"] for run in runs],
+        y=[run["final"] for run in runs],
+        name="loss after a short run",
+        showlegend=False,
+        mode="lines+markers",
+        line={"color": _PINK, "width": 1.9},
+        marker={"size": 9},
+        hovertemplate="up to %{x:.3g}<br>loss %{y:.4g}<extra></extra>",
+    )
 
 
 def _curve(values: Sequence[float | None], name: str, line: dict[str, Any]) -> go.Scatter:
