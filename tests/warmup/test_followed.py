@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -397,11 +398,11 @@ def test_a_run_no_longer_than_the_warmup_is_refused(num_steps, late):
 def test_an_end_that_is_no_count_is_refused(value, error, late):
     run = Run(plain)
     schedule = run.warmup.then_until(None, "linear") if late else None
+    give = (
+        partial(setattr, schedule, "num_steps") if late else partial(run.warmup.then_until, factor="linear")
+    )
     with pytest.raises(error, match="num_steps must be"):
-        if schedule is None:
-            run.warmup.then_until(value, "linear")
-        else:
-            schedule.num_steps = value
+        give(value)
 
 
 @pytest.mark.parametrize(
