@@ -1,0 +1,1 @@
+"""Edgewise in the training frameworks: each module imports its framework alone."""
