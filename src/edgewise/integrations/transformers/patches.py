@@ -78,7 +78,7 @@ def is_plain(value: Any) -> bool:
     (True, False)
     """
     if isinstance(value, Tensor):
-        return value.numel() == 1 and value.is_leaf
+        return value.numel() == 1 and not value.requires_grad  # a parameter is what the loss depends on
     if isinstance(value, Mapping):
         return all(is_plain(key) and is_plain(child) for key, child in value.items())
     if isinstance(value, list | tuple | set | frozenset | deque):
