@@ -4,18 +4,16 @@ Ladder: a plain torch loop (bit for bit) → the trainer's own schedule and runs
 on. Cannot see: engines that are refused, which are not installed.
 """
 
-# ruff: noqa: E402 - the framework may be missing
-
 import importlib
 import os
 import sys
 
 import pytest
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback, get_scheduler
 from transformers.trainer_utils import SchedulerType

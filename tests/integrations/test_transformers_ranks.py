@@ -1,10 +1,8 @@
 """edgewise in a `Trainer` of two processes, over gloo.
 
-Ladder: the other rank, bit for bit → one process with batches twice as large, as near as sums in another order are. Cannot
-see: devices that are not the CPU.
+Ladder: the other rank, bit for bit → one process with batches twice as large, but for sums in another order.
+Cannot see: devices other than the CPU.
 """
-
-# ruff: noqa: E402 - the framework may be missing
 
 import pytest
 

@@ -1,10 +1,8 @@
 """edgewise in TRL's trainers, which count tokens, average metrics and generate text on the way.
 
-Ladder: the sentences themselves, counted → the same training with the rates replayed, or without a monitor, bit for bit →
-`ew.sharpness` of the model's own loss. Cannot see: engines for generating, vision.
+Ladder: the sentences themselves, counted → the same training with the rates replayed, or without a monitor, bit for bit
+→ `ew.sharpness` of the model's own loss. Cannot see: engines for generating, vision.
 """
-
-# ruff: noqa: E402 - the framework may be missing
 
 import itertools
 
