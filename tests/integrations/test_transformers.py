@@ -21,7 +21,7 @@ from transformers.trainer_utils import SchedulerType
 import edgewise as ew
 from edgewise.errors import LossError
 from edgewise.integrations.transformers import EdgeWarmupCallback, MonitorCallback
-from edgewise.integrations.transformers.schedule import own_factor
+from edgewise.integrations.transformers_schedule import own_factor
 from integrations.trainers import LR, PlainLoop, adamw, column, run, sgd, tiny_gpt2, trainer_of
 
 pytestmark = [

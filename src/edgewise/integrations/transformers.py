@@ -1,19 +1,28 @@
-"""A warmup in a trainer, followed by the trainer's own schedule."""
+"""edgewise in the `Trainer` of Hugging Face's transformers and in those of TRL: two callbacks."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer
 
-from edgewise.arguments import described
+from edgewise.arguments import an_optimizer, described
 from edgewise.errors import warn
-from edgewise.integrations.transformers.schedule import check_engine, own_factor, stepping_optimizer
-from edgewise.integrations.transformers.updates import UpdateCallback
 from edgewise.loss.update_loss import UpdateLoss
+from edgewise.monitor.monitor import Monitor
 from edgewise.warmup import EdgeWarmup
 from edgewise.warmup.scheduler import Warmup
+
+try:
+    from transformers import Trainer
+except ImportError as error:
+    raise ImportError(
+        "edgewise.integrations.transformers needs transformers and accelerate: pip install 'edgewise[transformers]'"
+    ) from error
+
+from edgewise.integrations.transformers_schedule import check_engine, own_factor, stepping_optimizer
+from edgewise.integrations.transformers_updates import UpdateCallback
 
 
 class EdgeWarmupCallback(UpdateCallback):
@@ -129,6 +138,58 @@ class EdgeWarmupCallback(UpdateCallback):
                 "pass optimizers=(optimizer, None), and name what follows the warmup by lr_scheduler_type in the "
                 "arguments."
             )
+
+
+class MonitorCallback(UpdateCallback):
+    """Follow sharpness and its distance to the edge in a `Trainer`, of transformers or TRL, without changing the run.
+
+    It measures on the micro-batches of the coming update, with the loss as the trainer scales it, after clipping. Rows
+    are logged by the trainer, as `edgewise/…`, at the step that they are of. After `resume_from_checkpoint` steps go
+    on; the share of the time and the regime are those since then.
+
+    Args:
+        trainer: the trainer that it is added to.
+        **options: of `Monitor`, such as `max_overhead=0.02` or `every=100`, but for `batches`.
+
+    Attributes:
+        monitor: that of the run under way or of the last one, or `None`.
+
+    Raises:
+        TypeError: an argument has the wrong type, or an option is none of `Monitor`'s.
+        ValueError: the trainer trains under DeepSpeed, FSDP1, or tensor, context or sequence parallelism.
+
+    Example:
+        >>> trainer.add_callback(MonitorCallback(trainer, max_overhead=0.02))  # doctest: +SKIP
+        >>> _ = trainer.train()  # doctest: +SKIP
+        >>> rows = [row for row in trainer.state.log_history if "edgewise/sharpness" in row]  # doctest: +SKIP
+    """
+
+    def __init__(self, trainer: Trainer, **options: Any) -> None:
+        super().__init__(trainer)
+        if "batches" in options:
+            raise TypeError(
+                "MonitorCallback measures on the micro-batches of each update, whose loss the trainer scales, got "
+                "batches=: leave it out."
+            )
+        inspect.signature(Monitor).bind(None, None, None, **options)  # TypeError where one is unknown
+        check_engine(trainer, "MonitorCallback")
+        self.monitor: Monitor | None = None
+        self._options = options
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make the monitor, before anything is computed."""
+        super().on_train_begin(args, state, control, **kwargs)
+        loss = self.updates.loss
+        optimizer = an_optimizer("the trainer's optimizer", self.trainer.optimizer)
+        self.monitor = Monitor(loss.model, optimizer, loss.loss_fn, **self._options)
+        self.monitor.load_state_dict(self.monitor.state_dict() | {"step": state.global_step})
+
+    def observe(self, update_loss: UpdateLoss) -> None:
+        """Let the monitor look at an update."""
+        assert self.monitor is not None
+        row = self.monitor.observe(update_loss)
+        if row is not None:
+            self.updates.log(row.metrics())
 
 
 def _check_made(warmup: object, optimizer: Optimizer) -> None:

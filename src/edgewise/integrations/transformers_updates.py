@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from edgewise.arguments import an_instance
 from edgewise.errors import LossError
-from edgewise.integrations.transformers.patches import replaced, unchanged
+from edgewise.integrations.transformers_patches import replaced, unchanged
 from edgewise.loss.update_loss import UpdateLoss
 
 _KEPT = "_edgewise_updates"  # where a trainer keeps its own
