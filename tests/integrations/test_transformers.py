@@ -6,7 +6,9 @@ on. Cannot see: engines that are refused, which are not installed.
 
 import importlib
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +24,7 @@ import edgewise as ew
 from edgewise.errors import LossError
 from edgewise.integrations.transformers import EdgeWarmupCallback, MonitorCallback
 from edgewise.integrations.transformers_schedule import own_factor
-from integrations.trainers import LR, PlainLoop, adamw, column, run, sgd, tiny_gpt2, trainer_of
+from integrations.trainers import BATCH, LR, PlainLoop, adamw, column, run, sgd, tiny_gpt2, trainer_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -203,6 +205,36 @@ def test_each_training_begins_a_warmup_at_the_same_rates_as_the_trainer_s_own_do
         assert rates[4:] == pytest.approx(expected[4:], rel=1e-12)
         assert rates[0] == LR / 4
         assert callback.warmup.report().updates == 7
+
+
+def test_a_model_that_is_made_anew_for_each_training_is_warmed_up_alike(tmp_path):
+    trainer, callback = warmed(tmp_path, max_steps=12)
+    trainer.model_init = lambda trial=None: tiny_gpt2()
+    first, warmup = run(trainer), callback.warmup
+    assert run(trainer) == first
+    assert callback.warmup is not warmup
+
+
+class Narrow(Trainer):
+    """Runs out of memory in the middle of the first update, once."""
+
+    calls = 0
+
+    def compute_loss(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == 2:
+            raise RuntimeError("CUDA out of memory.")
+        return super().compute_loss(*args, **kwargs)
+
+
+def test_a_training_that_begins_again_with_smaller_batches_begins_its_warmup_again(tmp_path):
+    options = {"optimizer": sgd, "lr": 30.0, "gradient_accumulation_steps": 2, "max_steps": 12}
+    trainer, callback = warmed(tmp_path, cls=Narrow, auto_find_batch_size=True, **options)
+    found = run(trainer)
+    smaller = trainer._train_batch_size
+    assert smaller < BATCH
+    assert found == run(warmed(tmp_path, per_device_train_batch_size=smaller, **options)[0])
+    assert callback.warmup.report().updates == 12
 
 
 # The trainer is as it was
@@ -465,6 +497,23 @@ def test_a_callback_that_is_closed_leaves_the_trainer_alone(tmp_path):
     assert run(trainer) == run(trainer_of(tmp_path, max_steps=4))
 
 
+def test_a_callback_that_is_closed_and_left_in_is_told(untouched):
+    callback = EdgeWarmupCallback(untouched)
+    untouched.add_callback(callback)
+    callback.close()
+    with pytest.raises(
+        ValueError, match="set by a LambdaLR, not by this EdgeWarmupCallback, which was closed"
+    ):
+        untouched.train()
+
+
+@pytest.mark.parametrize("make", [EdgeWarmupCallback, MonitorCallback])
+def test_a_training_that_is_begun_in_another_way_is_told(make, untouched):
+    untouched.add_callback(make(untouched))
+    with pytest.raises(ValueError, match=r"follows the training that trainer.train\(\) begins"):
+        Trainer.train(untouched)
+
+
 @pytest.mark.parametrize("make", [EdgeWarmupCallback, MonitorCallback])
 def test_a_callback_of_another_trainer_is_refused(make, untouched, tmp_path):
     untouched.add_callback(make(trainer_of(tmp_path)))
@@ -522,3 +571,25 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'edgewise\[transformers\]'"):
         importlib.import_module("edgewise.integrations.transformers")
+
+
+# The page
+
+
+def test_the_page_runs_in_order(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "integrations" / "transformers.md").read_text(
+        encoding="utf-8"
+    )
+    first, other, replay = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    made = trainer_of(tmp_path, max_steps=12, lr_scheduler_type="cosine")
+    names = {"model": made.model, "arguments": made.args, "dataset": made.train_dataset, "num_steps": 12}
+    exec(compile(first, "transformers.md", "exec"), names)
+    rates = column(names["trainer"], "learning_rate")
+    found = names["callback"]
+    found.close()
+    exec(compile(other, "transformers.md", "exec"), names)
+    names |= {"callback": found, "optimizer": sgd(made.model)}
+    exec(compile(replay, "transformers.md", "exec"), names)
+    names["trainer"].train()
+    assert column(names["trainer"], "learning_rate") == pytest.approx(rates, rel=1e-9)
+    assert rates[0] < max(rates) > rates[-1]

@@ -30,7 +30,7 @@ class EdgeWarmupCallback(UpdateCallback):
 
         η(update) = target × warmup's factor, then target × found × schedule(update, warmup_steps=length, max_steps)
 
-    The target is the rate that the optimizer is made with: `learning_rate` of the arguments. The schedule is that of
+    The target is the rate that the optimizer was made with, by the trainer at `learning_rate`. The schedule is that of
     `lr_scheduler_type`, as if `warmup_steps` had been the length found, and ends at `max_steps`; found is the share of
     the target at which the warmup ended. Updates are observed after clipping, by the trainer's own `training_step`
     without its backward: its counts, metrics and logs stay as they are. What the warmup says is in the rows that the
@@ -87,7 +87,18 @@ class EdgeWarmupCallback(UpdateCallback):
             )
         self.warmup: Warmup | None = None
         self._make = warmup
+        self._schedule: LRScheduler | None = None
         self.updates.replacements |= {"create_scheduler": self._create_scheduler, "log": self._log}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check that the warmup sets the rates, before anything is computed."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self._schedule is None or self.trainer.lr_scheduler is not self._schedule:
+            raise ValueError(
+                f"the rates are set by a {type(self.trainer.lr_scheduler).__name__}, not by this EdgeWarmupCallback, "
+                "which was closed, or whose scheduler was replaced: remove it from the trainer by remove_callback, or "
+                "make another."
+            )
 
     def observe(self, update_loss: UpdateLoss) -> None:
         """Let the warmup look at an update."""
@@ -110,6 +121,8 @@ class EdgeWarmupCallback(UpdateCallback):
                 "trainer.add_callback(callback), or leave it out by callback.close()."
             )
         self._check_scheduler()
+        if self._schedule is not None:  # of a training that had too little memory, and begins again
+            self._schedule.close()
         inner = stepping_optimizer(trainer)
         lr = float(inner.defaults.get("lr", inner.param_groups[0]["lr"]))
         factor = own_factor(trainer.args, lr, num_training_steps)
@@ -117,7 +130,7 @@ class EdgeWarmupCallback(UpdateCallback):
         _check_made(warmup, inner)
         schedule = warmup.then_until(num_training_steps, factor)
         self.updates.undo.callback(schedule.close)
-        self.warmup = warmup
+        self.warmup, self._schedule = warmup, schedule
         trainer.lr_scheduler, trainer._created_lr_scheduler = schedule, True
         return schedule
 

@@ -41,12 +41,14 @@ class Updates:
     Attributes:
         replacements: of the trainer's methods while it trains, by name; each is given the method in whose place it is.
         undo: closed when `train` ends, also by an exception.
+        is_training: whether the methods are replaced.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.replacements: dict[str, Callable[..., Any]] = {"training_step": self._training_step}
         self.undo = ExitStack()
+        self.is_training = False
         self._loss: UpdateLoss | None = None
         self._is_observed = True
         self._step = trainer.training_step
@@ -70,6 +72,10 @@ class Updates:
             self._loss = UpdateLoss(self.trainer.model_wrapped, self._loss_of, evaluating=self._evaluating)
         return self._loss
 
+    def begin(self) -> None:
+        """Begin with no update: after a lack of memory, a trainer may begin again in the middle of one."""
+        self._loss, self._is_observed = None, True
+
     def observe(self) -> None:
         """Let all callbacks observe the update, once: first the warmup, which sets the rate that others report."""
         if self._is_observed:
@@ -89,8 +95,8 @@ class Updates:
     def _training(self, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         trainer = self.trainer
         self._step = trainer.training_step
-        self._loss, self._is_observed = None, True
         with ExitStack() as self.undo:
+            self.undo.enter_context(replaced(self, "is_training", True))
             for name, replacement in self.replacements.items():
                 method = functools.partial(replacement, getattr(trainer, name))
                 self.undo.enter_context(replaced(trainer, name, method))
@@ -126,10 +132,14 @@ class Updates:
     def _loss_of(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """Return what the trainer's step on a micro-batch calls `backward` on."""
         trainer = self.trainer
-        prepared = iter(batch.prepared)
+        prepare, prepared = trainer._prepare_inputs, list(batch.prepared)
         losses: list[Tensor] = []
+
+        def preparing(*args: Any, **kwargs: Any) -> Any:
+            return _shallow(prepared.pop(0)) if prepared else prepare(*args, **kwargs)
+
         with (
-            replaced(trainer, "_prepare_inputs", lambda *args, **kwargs: _shallow(next(prepared))),
+            replaced(trainer, "_prepare_inputs", preparing),
             replaced(trainer.accelerator, "backward", lambda loss, **kwargs: losses.append(loss)),
         ):
             self._step(model, _shallow(batch.inputs), *batch.arguments, **batch.options)
@@ -173,12 +183,18 @@ class UpdateCallback(TrainerCallback):
         raise NotImplementedError
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that it is the trainer that was given."""
+        """Check that it is the trainer that was given, and begin."""
         if state is not self.trainer.state:
             raise ValueError(
                 f"this {type(self).__name__} was made for another trainer: make one for each, as in "
                 f"trainer.add_callback({type(self).__name__}(trainer))."
             )
+        if not self.updates.is_training:
+            raise ValueError(
+                f"{type(self).__name__} follows the training that trainer.train() begins, and this one was begun in "
+                "another way: call that."
+            )
+        self.updates.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Observe the update: gradients are unscaled and clipped."""
