@@ -229,11 +229,12 @@ class Narrow(Trainer):
 
 def test_a_training_that_begins_again_with_smaller_batches_begins_its_warmup_again(tmp_path):
     options = {"optimizer": sgd, "lr": 30.0, "gradient_accumulation_steps": 2, "max_steps": 12}
-    trainer, callback = warmed(tmp_path, cls=Narrow, auto_find_batch_size=True, **options)
+    make = WARMUPS["critical"]
+    trainer, callback = warmed(tmp_path, make, cls=Narrow, auto_find_batch_size=True, **options)
     found = run(trainer)
     smaller = trainer._train_batch_size
     assert smaller < BATCH
-    assert found == run(warmed(tmp_path, per_device_train_batch_size=smaller, **options)[0])
+    assert found == run(warmed(tmp_path, make, per_device_train_batch_size=smaller, **options)[0])
     assert callback.warmup.report().updates == 12
 
 
