@@ -228,7 +228,7 @@ class Narrow(Trainer):
 
 
 def test_a_training_that_begins_again_with_smaller_batches_begins_its_warmup_again(tmp_path):
-    options = {"optimizer": sgd, "lr": 30.0, "gradient_accumulation_steps": 2, "max_steps": 12}
+    options = {"optimizer": sgd, "lr": 100.0, "gradient_accumulation_steps": 2, "max_steps": 12}
     make = WARMUPS["critical"]
     trainer, callback = warmed(tmp_path, make, cls=Narrow, auto_find_batch_size=True, **options)
     found = run(trainer)
