@@ -11,7 +11,6 @@ pytest.importorskip("accelerate")
 
 import torch
 
-from distributed.two_ranks import TwoRanks
 from integrations import trainer_ranks
 from integrations.trainer_ranks import OPTIONS, WARMUPS
 
@@ -19,8 +18,8 @@ KINDS = [*WARMUPS, "resumed"]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return TwoRanks(tmp_path_factory.mktemp("two_ranks")).run(trainer_ranks.ddp)
+def ranks(two_ranks):
+    return two_ranks.run(trainer_ranks.ddp)
 
 
 @pytest.mark.parametrize("kind", KINDS)

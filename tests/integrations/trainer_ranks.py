@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 from tempfile import mkdtemp
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+pytest.importorskip("transformers")
 
 import edgewise as ew
 from distributed.two_ranks import NUM

@@ -2,19 +2,25 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
+
+pytest.importorskip("transformers")
+
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     get_scheduler,
 )
 
 import edgewise as ew
+from edgewise.integrations.transformers import EdgeWarmupCallback
 
 VOCABULARY, LENGTH, BATCH, LR = 61, 12, 4, 3e-3
 
@@ -86,6 +92,26 @@ def trainer_of(folder, *, dropout=0.0, optimizer=adamw, lr=LR, cls=Trainer, **op
     return trainer
 
 
+def linear(**options):
+    return lambda optimizer: ew.LinearWarmup(optimizer, **options)
+
+
+def warmed(folder, warmup=ew.EdgeWarmup, **options):
+    """A trainer with an EdgeWarmupCallback, and the callback."""
+    trainer = trainer_of(folder, **options)
+    callback = EdgeWarmupCallback(trainer, warmup)
+    trainer.add_callback(callback)
+    return trainer, callback
+
+
+def parameters(trainer):
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def equal(one, other):
+    return all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+
+
 def column(trainer, name):
     """A column of what the trainer logged, where there is one."""
     return [row[name] for row in trainer.state.log_history if name in row]
@@ -154,3 +180,16 @@ class PlainLoop:
     def _decay(self, update, length):
         dummy = torch.optim.SGD([torch.zeros(1)], lr=self.lr)
         return get_scheduler(self.schedule, dummy, length, self.num_steps).lr_lambdas[0](update)
+
+
+class Stopping(TrainerCallback):
+    """Ends the training at a step, in one way or the other."""
+
+    def __init__(self, step, error=None):
+        self.step, self.error = step, error
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            if self.error:
+                raise self.error
+            control.should_training_stop = True
