@@ -1,1 +1,1 @@
-"""Edgewise in the training frameworks: each module imports its framework alone."""
+"""Warmups and monitors in other frameworks' trainers: a file for each, which imports that framework alone."""

@@ -12,8 +12,8 @@ from edgewise.errors import warn
 from edgewise.loss.update_loss import UpdateLoss
 from edgewise.monitor.monitor import Monitor
 from edgewise.warmup import EdgeWarmup
+from edgewise.warmup.followed import WarmupThenUntil
 from edgewise.warmup.scheduler import Warmup
-from edgewise.warmup.then import WarmupThen
 
 try:
     from transformers import Trainer
@@ -88,7 +88,7 @@ class EdgeWarmupCallback(UpdateCallback):
             )
         self.warmup: Warmup | None = None
         self._make = warmup
-        self._schedule: WarmupThen[Warmup] | None = None
+        self._schedule: WarmupThenUntil[Warmup] | None = None
         self.updates.replacements |= {"create_scheduler": self._create_scheduler, "log": self._log}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
