@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 import edgewise as ew  # edgewise
-from edgewise.integrations.transformers import EdgeWarmupCallback, MonitorCallback  # edgewise
+from edgewise.integrations.transformers import EdgeWarmupCallback  # edgewise
 
 WORDS = ["<pad>", "<eos>", "plus", "is", *map(str, range(19))]
 
@@ -25,6 +25,7 @@ def main() -> None:
         vocab_size=len(WORDS), n_positions=8, n_embd=64, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1
     )
     model = GPT2LMHeadModel(config)
+    optimizer = ew.GIAdamW(model.parameters(), lr=3e-3)  # edgewise
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model,
@@ -41,10 +42,9 @@ def main() -> None:
             ),
             train_dataset=sums(1000),
             processing_class=tokenizer(),
-            optimizers=(ew.GIAdamW(model.parameters(), lr=3e-3), None),  # edgewise
+            optimizers=(optimizer, None),  # edgewise
         )
         trainer.add_callback(EdgeWarmupCallback(trainer))  # edgewise
-        trainer.add_callback(MonitorCallback(trainer, every=50, rtol=0.1))  # edgewise
         trainer.train()
 
 

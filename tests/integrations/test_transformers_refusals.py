@@ -13,11 +13,14 @@ pytest.importorskip("accelerate")
 
 import torch
 from transformers import Trainer
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+from transformers.training_args import OptimizerNames
 
 import edgewise as ew
 from edgewise.errors import LossError
 from edgewise.integrations.transformers import EdgeWarmupCallback, MonitorCallback
-from integrations.trainers import adamw, equal, parameters, run, tiny_gpt2, trainer_of, warmed
+from edgewise.integrations.transformers_schedule import stepping_optimizer
+from integrations.trainers import LR, adamw, equal, parameters, run, tiny_gpt2, trainer_of, warmed
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}Warning") for kind in ("Deprecation", "Future")]
 
@@ -150,6 +153,15 @@ def test_engines_that_own_the_step_are_refused(make, untouched, monkeypatch):
     monkeypatch.setattr(untouched, "get_tp_size", lambda: 2)
     with pytest.raises(ValueError, match="tensor parallelism"):
         make(untouched)
+
+
+@pytest.mark.parametrize("name", ["lomo", "adamw_torch"])
+def test_an_optimizer_that_steps_during_backward_is_refused(name, untouched):
+    untouched.args.optim = OptimizerNames(name)
+    if name != "lomo":
+        untouched.optimizer = LayerWiseDummyOptimizer(lr=LR)
+    with pytest.raises(TypeError, match=f"optim must name an optimizer whose step.* got '{name}'"):
+        stepping_optimizer(untouched)
 
 
 def test_options_that_a_monitor_does_not_have_are_refused(untouched):

@@ -91,9 +91,8 @@ class EdgeWarmupCallback(UpdateCallback):
         self._schedule: WarmupThenUntil[Warmup] | None = None
         self.updates.replacements |= {"create_scheduler": self._create_scheduler, "log": self._log}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def begin(self) -> None:
         """Check that the warmup sets the rates, before anything is computed."""
-        super().on_train_begin(args, state, control, **kwargs)
         if self._schedule is None or self.trainer.lr_scheduler is not self._schedule:
             raise ValueError(
                 f"the rates are set by a {type(self.trainer.lr_scheduler).__name__}, not by this EdgeWarmupCallback, "
@@ -190,13 +189,12 @@ class MonitorCallback(UpdateCallback):
         self.monitor: Monitor | None = None
         self._options = options
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def begin(self) -> None:
         """Make the monitor, before anything is computed."""
-        super().on_train_begin(args, state, control, **kwargs)
         loss = self.updates.loss
         optimizer = an_optimizer("the trainer's optimizer", self.trainer.optimizer)
         self.monitor = Monitor(loss.model, optimizer, loss.loss_fn, **self._options)
-        self.monitor.load_state_dict(self.monitor.state_dict() | {"step": state.global_step})
+        self.monitor.load_state_dict(self.monitor.state_dict() | {"step": self.trainer.state.global_step})
 
     def observe(self, update_loss: UpdateLoss) -> None:
         """Let the monitor look at an update."""

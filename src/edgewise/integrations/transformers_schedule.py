@@ -39,7 +39,7 @@ def own_factor(args: TrainingArguments, lr: float, num_steps: int) -> Callable[[
         if not isinstance(scheduler, LambdaLR):
             raise TypeError(
                 f"lr_scheduler_type must be one that is a factor of the update's number, such as 'linear', 'cosine' or "
-                f"'constant', got {str(args.lr_scheduler_type.value)!r}, which goes by a metric: it cannot follow a "
+                f"'constant', got {args.lr_scheduler_type.value!r}, which goes by a metric: it cannot follow a "
                 "warmup."
             )
         found: Callable[[int], float] = scheduler.lr_lambdas[0]
@@ -58,10 +58,10 @@ def stepping_optimizer(trainer: Trainer) -> Optimizer:
         TypeError: its steps are made elsewhere.
     """
     optimizer = an_optimizer("the trainer's optimizer", trainer.optimizer, has_rates=True)
-    if isinstance(optimizer, LayerWiseDummyOptimizer):
+    if isinstance(optimizer, LayerWiseDummyOptimizer) or trainer.args.optim in ("lomo", "adalomo"):
         raise TypeError(
-            f"optim must name an optimizer whose step() makes the update, got {str(trainer.args.optim)!r}, which makes "
-            "it layer by layer during backward(): use another."
+            f"optim must name an optimizer whose step() makes the update, got {trainer.args.optim.value!r}, which "
+            "makes it layer by layer during backward(): use another."
         )
     set_rates(optimizer, initial_rates(optimizer))
     return optimizer

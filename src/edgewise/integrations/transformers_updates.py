@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ class Updates:
         return functools.reduce(torch.add, losses)
 
 
-class UpdateCallback(TrainerCallback):
+class UpdateCallback(TrainerCallback, ABC):
     """A callback that observes each update of the trainer that it is given, after clipping.
 
     Args:
@@ -178,9 +179,13 @@ class UpdateCallback(TrainerCallback):
         )
         self.updates = Updates.of(trainer)
 
+    @abstractmethod
+    def begin(self) -> None:
+        """Begin with a training, before anything is computed."""
+
+    @abstractmethod
     def observe(self, update_loss: UpdateLoss) -> None:
         """Look at an update."""
-        raise NotImplementedError
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that it is the trainer that was given, and begin."""
@@ -195,6 +200,7 @@ class UpdateCallback(TrainerCallback):
                 "another way: call that."
             )
         self.updates.begin()
+        self.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Observe the update: gradients are unscaled and clipped."""
