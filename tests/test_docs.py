@@ -78,7 +78,7 @@ def test_the_warmup_page_runs_in_order():
             names["warmup"] = ew.CatapultWarmup(names["optimizer"])
         exec(compile(block, "warmups.md", "exec"), names)
     assert len(blocks(WARMUPS)) == 3
-    assert names["decay"](0) == 1
+    assert names["scheduler"].num_steps == 20
 
 
 def sharpness_page_names():
