@@ -32,6 +32,20 @@ class Fault:
 
 FAULTS = [
     Fault(
+        name="a run of timm's is resumed at any update",
+        file="integrations/timm.py",
+        old="if num_updates > self._num_updates + 1:",
+        new="if False:",
+        test="integrations/test_timm_calls.py",
+    ),
+    Fault(
+        name="timm's layer decay is ignored",
+        file="integrations/timm.py",
+        old='if group.get("lr_scale", 1.0) != 1.0:',
+        new="if False:",
+        test="integrations/test_timm_calls.py",
+    ),
+    Fault(
         name="a decay counts its updates from the warmup's end",
         file="warmup/decay.py",
         old="self.length + self.last_epoch, self.length, self.num_steps",
