@@ -55,12 +55,24 @@ class EdgeWarmupCallback(UpdateCallback):
             tensor, context or sequence parallelism.
 
     Example:
-        >>> trainer = Trainer(model, arguments, train_dataset=dataset)  # doctest: +SKIP
-        >>> callback = EdgeWarmupCallback(trainer)  # doctest: +SKIP
-        >>> trainer.add_callback(callback)  # doctest: +SKIP
-        >>> _ = trainer.train()  # doctest: +SKIP
-        >>> print(callback.warmup.report())  # doctest: +SKIP
-        EdgeWarmup at 0.001 of 0.001 (AT_TARGET, 300 updates, 21 forwards)
+        >>> import tempfile
+        >>> import torch
+        >>> from transformers import PrinterCallback, TrainingArguments
+        >>> class Regression(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(2, 1)
+        ...     def forward(self, x, labels):
+        ...         return {"loss": (self.linear(x) - labels).square().mean()}
+        >>> arguments = TrainingArguments(tempfile.mkdtemp(), learning_rate=0.1, save_strategy="no", report_to="none",
+        ...     disable_tqdm=True, use_cpu=True)
+        >>> dataset = [{"x": torch.ones(2), "labels": torch.ones(1)}] * 64
+        >>> trainer = Trainer(Regression(), arguments, train_dataset=dataset)
+        >>> trainer.remove_callback(PrinterCallback)
+        >>> callback = EdgeWarmupCallback(trainer)
+        >>> trainer.add_callback(callback)
+        >>> trainer.train().global_step, callback.warmup.finished, callback.warmup.fallback
+        (24, True, None)
     """
 
     sets_rates = True
@@ -172,9 +184,25 @@ class MonitorCallback(UpdateCallback):
         ValueError: the trainer trains under DeepSpeed, FSDP1, or tensor, context or sequence parallelism.
 
     Example:
-        >>> trainer.add_callback(MonitorCallback(trainer, max_overhead=0.02))  # doctest: +SKIP
-        >>> _ = trainer.train()  # doctest: +SKIP
-        >>> rows = [row for row in trainer.state.log_history if "edgewise/sharpness" in row]  # doctest: +SKIP
+        >>> import tempfile
+        >>> import torch
+        >>> from transformers import PrinterCallback, TrainingArguments
+        >>> class Regression(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(2, 1)
+        ...     def forward(self, x, labels):
+        ...         return {"loss": (self.linear(x) - labels).square().mean()}
+        >>> arguments = TrainingArguments(tempfile.mkdtemp(), learning_rate=0.1, save_strategy="no", report_to="none",
+        ...     disable_tqdm=True, use_cpu=True)
+        >>> dataset = [{"x": torch.ones(2), "labels": torch.ones(1)}] * 64
+        >>> trainer = Trainer(Regression(), arguments, train_dataset=dataset)
+        >>> trainer.remove_callback(PrinterCallback)
+        >>> trainer.add_callback(MonitorCallback(trainer, every=12))
+        >>> _ = trainer.train()
+        >>> rows = [row for row in trainer.state.log_history if "edgewise/sharpness" in row]
+        >>> [(row["step"], round(row["edgewise/sharpness"], 3)) for row in rows]
+        [(0, 6.0), (12, 6.0)]
     """
 
     def __init__(self, trainer: Trainer, **options: Any) -> None:
