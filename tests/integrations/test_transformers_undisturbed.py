@@ -55,6 +55,16 @@ def _trained(folder):
     return trainer
 
 
+def test_after_training_the_optimizer_is_followed_no_more(tmp_path):
+    trainer, callback = warmed(tmp_path, linear(warmup_steps=4), max_steps=6)
+    trainer.add_callback(Stopping(3))
+    trainer.train()
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    trainer.optimizer.step()
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == rates
+    assert callback.warmup.report().updates == 3
+
+
 def test_an_error_in_training_leaves_the_trainer_with_its_own_methods_and_it_may_train_again(tmp_path):
     trainer, callback = warmed(tmp_path, linear(warmup_steps=4), max_steps=8)
     stopping = Stopping(3, RuntimeError("the disk is full"))
