@@ -1,6 +1,8 @@
-"""How a measurement ended, in words."""
+"""How a measurement ended, in words, and as a number for trackers."""
 
 import enum
+import math
+from collections.abc import Mapping
 
 
 class Status(enum.Enum):
@@ -58,3 +60,52 @@ class Status(enum.Enum):
 
     # Shared: sharpness and the critical learning rate
     BUDGET_EXHAUSTED = "the budget ran out before the tolerance was met: the number is provisional"
+
+    @property
+    def code(self) -> int:
+        """A number that stays the same in all releases, for trackers that take numbers only.
+
+        >>> Status.CONVERGED.code, Status.AT_TARGET.code
+        (10, 41)
+        """
+        return _CODES[self.name]
+
+
+_CODES = {
+    "CONVERGED": 10,
+    "NOT_FINITE": 11,
+    "FOUND": 20,
+    "MULTIPLE_CROSSINGS": 21,
+    "ABOVE_MAX_LR": 22,
+    "NO_CATAPULT": 23,
+    "BELOW_RESOLUTION": 24,
+    "NOT_A_DESCENT_DIRECTION": 25,
+    "SCALED_GRADIENT": 26,
+    "OTHER_GRADIENT": 27,
+    "EXACT": 30,
+    "NO_LINEAR_LIMIT": 31,
+    "NO_PRECONDITIONER": 32,
+    "UNDER_WAY": 40,
+    "AT_TARGET": 41,
+    "HELD_BELOW_TARGET": 42,
+    "FELL_BACK": 43,
+    "BUDGET_EXHAUSTED": 50,
+}
+
+
+def flat_metrics(values: Mapping[str, object], prefix: str) -> dict[str, float | int]:
+    """Return those values that are numbers, by `prefix` + name: flags as 0 or 1, without NaN, `None` and words.
+
+    >>> flat_metrics({"lr": 0.5, "steps": 3, "finished": False, "lr_held": None, "limit": math.nan}, "w/")
+    {'w/lr': 0.5, 'w/steps': 3, 'w/finished': 0}
+    """
+    if not isinstance(prefix, str):
+        raise TypeError(
+            f'prefix must be a str, such as "edgewise/", got {prefix!r} of type {type(prefix).__name__}.'
+        )
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {
+        prefix + name: int(value) if isinstance(value, bool) else value
+        for name, value in numbers.items()
+        if not math.isnan(value)
+    }

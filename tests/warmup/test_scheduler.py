@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from edgewise import LinearWarmup
-from edgewise.warmup.scheduler import WarmupThen
+from edgewise.warmup.then import WarmupThen
 
 FOLLOWERS = {
     "cosine": lambda o: CosineAnnealingLR(o, T_max=7),

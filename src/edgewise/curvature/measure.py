@@ -212,8 +212,8 @@ def _check(
     start: SharpnessResult | None,
     max_hvps: int,
     seed: int,
-) -> Signature:
-    """Return the names and shapes of the parameters that a result of these arguments is about."""
+) -> dict[str, nn.Parameter]:
+    """Return the parameters that a result of these arguments is about, by name."""
     a_model(model, CURVATURE_ORDER)
     a_loss_function(loss_fn, CURVATURE_ORDER)
     nonnegative_count("seed", seed)
@@ -225,15 +225,16 @@ def _check(
             f"rtol must be at least 16 ε = {reachable:.1e}, what {precision} resolves, got {rtol!r}: raise it, {mend}."
         )
     selected = select_parameters(model, params)
-    parameters = signature(selected)
     size = sum(parameter.numel() for parameter in selected.values())  # of shards, over all ranks
     if positive_count("num", num) > size:
         raise ValueError(f"num must be at most the number of parameters, {size}, got {num}.")
     if positive_count("max_hvps", max_hvps) < num:
         raise ValueError(f"max_hvps must be at least num = {num}, got {max_hvps}.")
     if start is not None:
-        _check_start(start, parameters, sum(local(parameter).numel() for parameter in selected.values()))
-    return parameters
+        _check_start(
+            start, signature(selected), sum(local(parameter).numel() for parameter in selected.values())
+        )
+    return selected
 
 
 def _check_start(start: SharpnessResult, parameters: Signature, size: int) -> None:

@@ -62,6 +62,9 @@ class SharpnessResult:
     hvp_error: float = 0.0  # of the value, relative: of differences, or what hvp="checked" found
     graph_bytes: int = 0  # held by kept graphs, counted if max_graph_bytes was given
     parameters: Signature = field(default=(), repr=False)  # whose entries the vectors have
+    shares: tuple[float, ...] = field(
+        default=(), repr=False
+    )  # of the top eigenvector's squared norm, one a parameter
 
     @property
     def converged(self) -> bool:
@@ -72,6 +75,38 @@ class SharpnessResult:
     def ok(self) -> bool:
         """Whether the values may be used as they stand: they have converged."""
         return self.converged
+
+    def by_parameter(self) -> dict[str, float]:
+        """Return the share of the top eigenvector that each parameter holds: which of them limits the rate.
+
+            share of parameter p = Σ_{i ∈ p} v_i²,  ‖v‖ = 1
+
+        v is the eigenvector of the matrix that was measured: of H for `sharpness`, of the symmetric form
+        P^{-1/2} H P^{-1/2}, in the units of the optimizer's own steps, for `preconditioned_sharpness`. Of a tied
+        parameter the first name stands. Under FSDP2 the shares are of whole parameters, the same on all ranks.
+
+        Returns:
+            name → share in [0, 1], largest first; all of them add up to 1.
+
+        Raises:
+            ValueError: the Hessian is not finite (status NOT_FINITE), so that there is no eigenvector.
+
+        Example:
+            >>> import torch
+            >>> from edgewise import sharpness
+            >>> model = torch.nn.Linear(2, 1)
+            >>> batch = torch.tensor([[3.0, 0.0], [0.0, 0.0]])
+            >>> result = sharpness(model, lambda model, x: model(x).square().mean(), [batch])  # H = [[9, 3], [3, 2]]
+            >>> {name: round(share, 3) for name, share in result.by_parameter().items()}
+            {'weight': 0.88, 'bias': 0.12}
+        """
+        if not math.isfinite(self.value) or not self.shares:
+            raise ValueError(
+                f"there is no top eigenvector to share out (status {self.status.name}): measure where the loss and its "
+                "gradients are finite."
+            )
+        shares = {name: share for (name, _), share in zip(self.parameters, self.shares, strict=True)}
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
     def __str__(self) -> str:
         """Return the value ± its residual and the error of the products, the status and the cost, in one line."""

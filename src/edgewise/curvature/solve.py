@@ -1,6 +1,6 @@
 """The top of one operator's spectrum: Lanczos from a start, checked by a cold one, by a route that holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from edgewise.curvature.lanczos import random_directions, top_eigenpairs
 from edgewise.curvature.operators import SymmetricOperator
-from edgewise.curvature.results import EigenResult, SharpnessResult, Signature
+from edgewise.curvature.results import EigenResult, SharpnessResult, signature
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
+from edgewise.ranks import local
 from edgewise.status import Status
 
 # Warm starts before one is checked by a cold one: after a crossing, they may follow the lower eigenvalue.
@@ -21,14 +22,14 @@ _MOST_STEPS = 3
 
 def top_of_spectrum(
     operator: SymmetricOperator,
-    parameters: Signature,
+    parameters: Mapping[str, Tensor],
     rtol: float,
     num: int,
     start: SharpnessResult | None,
     max_hvps: int,
     seed: int,
 ) -> SharpnessResult:
-    """Return what `sharpness` documents, of any operator with evidence; `parameters` are what its vectors hold."""
+    """Return what `sharpness` documents, of any operator with evidence; its vectors hold the `parameters`, by name."""
     generator = torch.Generator().manual_seed(seed + operator.shard)
     solver = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
     solve = partial(_settled, operator, solver)
@@ -61,8 +62,17 @@ def top_of_spectrum(
         hvp_reason=evidence.reason,
         hvp_error=max(error, evidence.relative_error),
         graph_bytes=evidence.graph_bytes,
-        parameters=parameters,
+        parameters=signature(parameters),
+        shares=_shares(operator, found.vectors[:, 0], parameters.values()),
     )
+
+
+def _shares(operator: SymmetricOperator, vector: Tensor, parameters: Iterable[Tensor]) -> tuple[float, ...]:
+    """Return each parameter's share of the squared norm of a vector; of sharded ones, summed over the ranks."""
+    parts = vector.split([local(parameter).numel() for parameter in parameters])
+    squares = torch.stack([part.square().sum(dtype=torch.float64) for part in parts])
+    squares = operator.reduce(squares).cpu()
+    return tuple((squares / squares.sum()).tolist())
 
 
 def _settled(

@@ -75,6 +75,8 @@ class Monitor:
         params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
             inside `DistributedDataParallel`.
         seed: of the start vector, ≥ 0; under FSDP2 rank r draws its part with seed + r.
+        top_parameters: how many parameters' shares of the top eigenvector each row has, ≥ 0: the largest ones of
+            `SharpnessResult.by_parameter`, of the preconditioned sharpness where it is measured.
 
     Raises:
         TypeError: an argument has the wrong type, or `batches` can be read only once.
@@ -114,6 +116,7 @@ class Monitor:
         hvp: Route = "auto",
         params: str | Iterable[str] | None = None,
         seed: int = 0,
+        top_parameters: int = 0,
     ) -> None:
         a_model(model, TRAINING_ORDER)
         optimizer = an_optimizer("optimizer", optimizer, TRAINING_ORDER, has_rates=True)
@@ -142,6 +145,7 @@ class Monitor:
             seed=nonnegative_count("seed", seed),
         )
         self._measure = measures_of(model, optimizer, measure, stability_limit(optimizer), self._params)
+        self._num_shares = nonnegative_count("top_parameters", top_parameters)
         self._rows: deque[MonitorRow] = deque(maxlen=WINDOW)
         self._step = 0
         self._ask_at = 0  # step before which ranks need not ask each other
@@ -227,6 +231,7 @@ class Monitor:
             num_hvps=num_hvps,
             seconds=ended - began,
             overhead=self._overhead.share(ended),
+            top_parameters=_largest_shares(results, self._num_shares),
         )
         return dataclasses.replace(row, regime=regime([*self._rows, row]))
 
@@ -282,6 +287,14 @@ class Monitor:
         self._rows.clear()
         self._rows.extend(rows)
         self._follower.forget()
+
+
+def _largest_shares(results: Mapping[str, SharpnessResult], num: int) -> dict[str, float]:
+    """Return the largest shares of the eigenvector that the regime is read from; none where it is not finite."""
+    result = results.get("preconditioned_sharpness") or results["sharpness"]
+    if num == 0 or not math.isfinite(result.value):
+        return {}
+    return dict(list(result.by_parameter().items())[:num])
 
 
 def _status(results: Iterable[SharpnessResult], limit: StabilityLimitResult) -> Status:

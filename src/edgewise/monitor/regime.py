@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from edgewise.status import Status
+from edgewise.status import Status, flat_metrics
 
 Regime: TypeAlias = Literal[
     "unknown", "progressive sharpening", "sharpness reduction", "constant", "edge of stability"
@@ -17,6 +17,13 @@ Regime: TypeAlias = Literal[
 
 WINDOW = 8  # rows that a regime is read from
 FEWEST_ROWS = 4  # below, it is unknown
+REGIME_CODES: dict[Regime, int] = {  # the same in all releases
+    "unknown": 0,
+    "sharpness reduction": 1,
+    "constant": 2,
+    "progressive sharpening": 3,
+    "edge of stability": 4,
+}
 AT_EDGE = (0.8, 1.3)  # the median of lr × sharpness over its limit
 TREND = 0.02  # least relative change over the window …
 STANDARD_ERRORS = 3.0  # … and in units of its own error, that is no accident
@@ -24,7 +31,7 @@ STANDARD_ERRORS = 3.0  # … and in units of its own error, that is no accident
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorRow:
-    """One measurement along a run; `as_dict()` gives plain numbers and strings, for trackers and files."""
+    """One measurement along a run; `as_dict()` gives plain numbers and strings, `metrics()` numbers for trackers."""
 
     step: int  # of the coming update, from 0
     lr: float  # of the first parameter group
@@ -38,10 +45,43 @@ class MonitorRow:
     num_hvps: int  # Hessian-vector products this row paid for
     seconds: float  # this row took
     overhead: float  # share of the time since the first `observe` that went into measuring, this row included
+    top_parameters: dict[str, float] = field(
+        default_factory=dict, hash=False
+    )  # name → share of the top eigenvector, largest first; those that the monitor was asked for
 
-    def as_dict(self) -> dict[str, int | float | str]:
-        """Return the columns by name, the status by its name."""
-        return dataclasses.asdict(self) | {"status": self.status.name}
+    def as_dict(self) -> dict[str, Any]:
+        """Return the columns by name, the status by its name; `top_parameters`, a dict, where there are any."""
+        columns = dataclasses.asdict(self) | {"status": self.status.name}
+        if not self.top_parameters:
+            del columns["top_parameters"]
+        return columns
+
+    def metrics(self, prefix: str = "edgewise/") -> dict[str, float | int]:
+        """Return the numbers by flat names, such as "edgewise/sharpness", for a tracker of any kind.
+
+        They are `prefix` + the names of the columns; status and regime are codes (`Status.code`, and the table of the
+        reference), counts are ints. What is NaN, as it was not measured or is not known, is left out. Of
+        `top_parameters` each share is `prefix` + "share/" + the parameter's name.
+
+        Args:
+            prefix: of each name.
+
+        Raises:
+            TypeError: `prefix` is no str.
+
+        Example:
+            >>> unknown = dict.fromkeys(("preconditioned_sharpness", "lr_sharpness", "limit", "fraction"), math.nan)
+            >>> row = MonitorRow(step=10, lr=0.1, sharpness=9.0, regime="constant", status=Status.NO_PRECONDITIONER,
+            ...     num_hvps=2, seconds=0.5, overhead=0.02, top_parameters={"0.weight": 0.75}, **unknown)
+            >>> metrics = row.metrics()
+            >>> metrics["edgewise/sharpness"], metrics["edgewise/regime"], metrics["edgewise/share/0.weight"]
+            (9.0, 2, 0.75)
+            >>> "edgewise/limit" in metrics
+            False
+        """
+        codes = {"status": self.status.code, "regime": REGIME_CODES[self.regime]}
+        shares = {f"share/{name}": share for name, share in self.top_parameters.items()}
+        return flat_metrics(dataclasses.asdict(self) | codes | shares, prefix)
 
     @property
     def ok(self) -> bool:
@@ -57,14 +97,17 @@ class MonitorRow:
 
 def row_of(saved: dict[str, Any]) -> MonitorRow:
     """Return what `as_dict` was called on."""
-    known = {field.name for field in dataclasses.fields(MonitorRow)}
+    known = {column.name for column in dataclasses.fields(MonitorRow)}
     words = {"regime": get_args(Regime), "status": Status.__members__}
-    if not isinstance(saved, Mapping) or set(saved) != known:
+    if not isinstance(saved, Mapping) or set(saved) | {"top_parameters"} != known:
         raise ValueError(
             f"a row in the saved state has the entries {', '.join(sorted(known))}; got {saved!r:.200}."
         )
     for name, value in saved.items():
-        fits = value in words[name] if name in words else isinstance(value, int | float)
+        if name == "top_parameters":
+            fits = isinstance(value, Mapping) and all(isinstance(share, float) for share in value.values())
+        else:
+            fits = value in words[name] if name in words else isinstance(value, int | float)
         if not fits:
             raise ValueError(f"{name} of a row in the saved state cannot be {value!r}.")
     return MonitorRow(**{**saved, "status": Status[saved["status"]]})

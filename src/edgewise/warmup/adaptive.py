@@ -53,6 +53,17 @@ class AdaptiveWarmup(Warmup):
         """The factor of the coming update."""
         return self._table.factor_at(self._updates.made)
 
+    @property
+    def lr_held(self) -> float | None:
+        """The first group's rate that the warmup ended at below the target; `None` if it reached it."""
+        ended_below = self._end is not None and self._table.linear is None and self._table.rates[-1][1] < 1.0
+        return self._table.rates[-1][1] * float(self.base_lrs[0]) if ended_below else None
+
+    def _end_early(self) -> None:
+        if self._table.linear is None and self._table.lowest == 0:
+            self._fall_back("no rate was found in the first half of the run")
+        self._copies.give_up()
+
     def _finish(self) -> None:
         """Let the warmup end with the coming update."""
         self._end = self._updates.made + 1
@@ -78,3 +89,8 @@ class AdaptiveWarmup(Warmup):
             "_end": saved.count_or_none("_end"),
             **self._read_seen(saved),
         }
+
+
+def latest_end(num_steps: int) -> int:
+    """Return how many updates a warmup may have that ends by half of a run: update num_steps // 2 is its last."""
+    return num_steps // 2 + 1

@@ -17,7 +17,7 @@ from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching, sear
 from edgewise.optimizers.averages import momentum
 from edgewise.signals.losses import Overflows
 from edgewise.status import Status
-from edgewise.warmup.adaptive import AdaptiveWarmup
+from edgewise.warmup.adaptive import AdaptiveWarmup, latest_end
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.copies import SeveralCopies
 from edgewise.warmup.forwards import MOST_FORWARDS
@@ -70,7 +70,8 @@ class CatapultWarmup(AdaptiveWarmup):
     - *Fallback:* if the rate has not risen for `patience` updates, η_c cannot be measured at the start, or the loss
       rises below 1/512 of the first rate, it goes on as linear warmup of that length, once. `fallback` and a warning
       say why.
-    - *End:* when the loss has come down at the target rate.
+    - *End:* when the loss has come down at the target rate; with `then_until` at half of the run at the latest, at the
+      rate it has, from which the decay starts.
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
@@ -187,6 +188,7 @@ class CatapultWarmup(AdaptiveWarmup):
             steps_to_target=self._table.reached,
             num_catapults=self._num_catapults,
             num_step_backs=self._table.num_step_backs,
+            lr_held=self.lr_held,
         )
 
     def _move_on(self, closure: Callable[[], Tensor], value: float) -> None:
@@ -300,6 +302,9 @@ class CatapultWarmup(AdaptiveWarmup):
             self._fall_back(f"no critical learning rate was found within {self.patience} updates")
         else:
             self._fall_back(f"the rate has not risen for {self.patience} updates")
+
+    def _plan(self, num_steps: int) -> None:
+        self._latest_end = latest_end(num_steps)
 
     @property
     def _unmeasured(self) -> bool:

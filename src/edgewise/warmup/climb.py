@@ -65,9 +65,12 @@ class Climb(ParameterCopies):
         """Forget all slopes."""
         self.slopes = RateShare()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers, and copies of parameters."""
-        return {"_climbing": self.is_on, "rate_share": self.slopes.state_dict()}
+    def state_dict(self, *, copies: bool = True) -> dict[str, Any]:
+        """Return plain numbers, and copies of parameters if they are wanted: the averages stay in any case."""
+        slopes = self.slopes.state_dict()
+        if not copies:
+            slopes |= {"kept": [], "moved": False}
+        return {"_climbing": self.is_on, "rate_share": slopes}
 
     def load_state_dict(self, saved: Saved) -> None:
         """Go on from a state."""

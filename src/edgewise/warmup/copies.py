@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from edgewise.ranks import is_sharded
+
 
 class ParameterCopies(ABC):
     """Keeps copies of the parameters, and is told of what happens to these."""
@@ -42,3 +44,8 @@ class SeveralCopies(ParameterCopies):
         """Tell each part."""
         for part in self._parts:
             part.give_up()
+
+
+def are_saved(asked: bool | None, parameters: Sequence[Tensor]) -> bool:
+    """Return whether a state holds copies: as asked; if nothing was, unless parameters are sharded over ranks."""
+    return not any(is_sharded(p) for p in parameters) if asked is None else asked

@@ -71,11 +71,11 @@ class Creep(ParameterCopies):
         """Look no more."""
         self.reference = []
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers, and a copy of parameters."""
+    def state_dict(self, *, copies: bool = True) -> dict[str, Any]:
+        """Return plain numbers, and a copy of parameters if it is wanted."""
         return {
             "trend": self.trend.state_dict(),
-            "reference": [p.clone() for p in self.reference],
+            "reference": [p.clone() for p in self.reference] if copies else [],
             "_next_look": self.next_look,
             "_loss_is_exact": self.loss_is_exact,
         }

@@ -7,16 +7,16 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.arguments import an_optimizer, positive_count
+from edgewise.arguments import a_flag, an_optimizer, positive_count
 from edgewise.critical import BestStepResult, search_best_step
 from edgewise.errors import warn
 from edgewise.optimizers.averages import heavy_ball
 from edgewise.optimizers.groups import parameters, rates
 from edgewise.status import Status
-from edgewise.warmup.adaptive import AdaptiveWarmup
+from edgewise.warmup.adaptive import AdaptiveWarmup, latest_end
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.climb import Climb, forgetting
-from edgewise.warmup.copies import ParameterCopies, SeveralCopies
+from edgewise.warmup.copies import ParameterCopies, SeveralCopies, are_saved
 from edgewise.warmup.creep import Creep
 from edgewise.warmup.observation import closure_and_loss
 from edgewise.warmup.position import steps_running
@@ -69,6 +69,9 @@ class EdgeWarmup(AdaptiveWarmup):
             are paid from the whole run. A saved state may be loaded where it is another.
         max_overhead: share of the training's cost that `observe` may add, counted in forwards, of which an update is
             three; the run is taken to have `num_steps` updates, or 400 if that is not known. `None` for no limit.
+        saves_copies: whether `state_dict` holds the copy of the parameters, so that a resumed run has the same rates
+            bit for bit. False: plain numbers; after a resume it compares with the parameters as they are then, from
+            the next update on. `None`: True, unless parameters are sharded (FSDP2), where one rank alone may save.
 
     Attributes:
         found: the `BestStepResult` of the first batch, or `None`.
@@ -102,9 +105,15 @@ class EdgeWarmup(AdaptiveWarmup):
     _scales_follower = True
 
     def __init__(
-        self, optimizer: Optimizer, *, num_steps: int | None = None, max_overhead: float | None = 0.03
+        self,
+        optimizer: Optimizer,
+        *,
+        num_steps: int | None = None,
+        max_overhead: float | None = 0.03,
+        saves_copies: bool | None = None,
     ) -> None:
         optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
+        self.saves_copies = None if saves_copies is None else a_flag("saves_copies", saves_copies)
         self.num_steps = None if num_steps is None else positive_count("num_steps", num_steps)
         self.found: BestStepResult | None = None
         self._climb, self._creep = Climb(), Creep()
@@ -164,12 +173,6 @@ class EdgeWarmup(AdaptiveWarmup):
         if self._end is None:
             return Status.UNDER_WAY
         return Status.HELD_BELOW_TARGET if self.lr_held is not None else Status.AT_TARGET
-
-    @property
-    def lr_held(self) -> float | None:
-        """The first group's rate that the warmup found below the target; `None` if it reached it."""
-        ended_below = self._end is not None and self._table.linear is None and self._table.rates[-1][1] < 1.0
-        return self._table.rates[-1][1] * float(self.base_lrs[0]) if ended_below else None
 
     def report(self) -> WarmupReport:
         """Return what has happened so far."""
@@ -245,6 +248,8 @@ class EdgeWarmup(AdaptiveWarmup):
         self._creep.refer_to(parameters(self.optimizer), self._updates.made)
 
     def _creep_on(self, closure: Callable[[], Tensor], value: float | None) -> None:
+        if not self._creep.reference:  # resumed from a state without
+            self._creep.refer_to(parameters(self.optimizer), self._updates.made)
         is_due = self._updates.made >= self._creep.next_look or self._watch.guard.spikes
         looked = is_due and self._look(closure, value)
         self._grow(self._creep.growth(self._updates.made))
@@ -301,6 +306,10 @@ class EdgeWarmup(AdaptiveWarmup):
         elif self._settling.value:
             self._finish()
 
+    def _plan(self, num_steps: int) -> None:
+        self.num_steps, self._latest_end = num_steps, latest_end(num_steps)
+        self._table.plan(self._updates.made, _fallback_length(self.optimizer, num_steps))
+
     @property
     def _copies(self) -> ParameterCopies:
         return SeveralCopies(self._climb, self._creep)
@@ -310,17 +319,25 @@ class EdgeWarmup(AdaptiveWarmup):
         return self.found is None and self._end is None and self._updates.made > self._waits_until
 
     def _seen(self) -> dict[str, Any]:
-        parts = (self._climb, self._creep, self._settling, self._watch)
-        return {"found": as_plain(self.found)} | {
-            k: v for part in parts for k, v in part.state_dict().items()
+        copies = are_saved(self.saves_copies, parameters(self.optimizer))
+        return {
+            "found": as_plain(self.found),
+            **self._climb.state_dict(copies=copies),
+            **self._creep.state_dict(copies=copies),
+            **self._settling.state_dict(),
+            **self._watch.state_dict(),
         }
 
     def _read_seen(self, saved: Saved) -> dict[str, Any]:
         saved.count_or_none("num_steps")
+        climb, creep = Climb(), Creep()
         parts: dict[str, Climb | Creep | Settling | LossWatch]
-        parts = {"_climb": Climb(), "_creep": Creep(), "_settling": Settling(), "_watch": LossWatch()}
+        parts = {"_climb": climb, "_creep": creep, "_settling": Settling(), "_watch": LossWatch()}
         for part in parts.values():
             part.load_state_dict(saved)
+        if not are_saved(self.saves_copies, parameters(self.optimizer)):  # a state may hold another rank's
+            climb.slopes.give_up_copies()
+            creep.give_up()
         return {"found": saved.result("found", BestStepResult), **parts}
 
 

@@ -179,6 +179,17 @@ class LinearWarmup(Warmup):
         unknown = self.lr_init == "critical" and self.start is None and self.fallback is None
         return unknown and self._updates.made > self._waits_until
 
+    def _plan(self, num_steps: int) -> None:
+        if self.warmup_steps >= num_steps:
+            raise ValueError(
+                f"num_steps must be more than warmup_steps = {self.warmup_steps}, got {num_steps}: nothing would be "
+                "left to decay in; make the warmup shorter or the run longer."
+            )
+        self._latest_end = num_steps  # a start that was waited for moves the end
+
+    def _end_early(self) -> None:
+        """The rate rises on below what follows."""
+
     def _begin_at(self, update: int) -> None:
         self._since, self._end = update, update + self.warmup_steps
 

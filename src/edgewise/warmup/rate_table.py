@@ -33,6 +33,13 @@ class RateTable:
             return linear_from(update - since, warmup_steps=self.fallback_length, start=start)
         return self.rates[max(0, bisect_right(self.rates, (update, math.inf)) - 1)][1]
 
+    def plan(self, update: int, fallback_length: int) -> None:
+        """Let a linear warmup that has not begun have another length; before the first update, its first factor too."""
+        if self.linear is None:
+            self.fallback_length = fallback_length
+            if update == 0 and self.lowest == 0.0:
+                self.rates = [(0, 1 / fallback_length)]
+
     def begin(self, update: int, factor: float) -> None:
         """Take the first factor that was measured."""
         self.set(update, factor)

@@ -1,8 +1,8 @@
 """What a warmup has done, in one object that prints."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from edgewise.status import Status
+from edgewise.status import Status, flat_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,31 @@ class WarmupReport:
     def ok(self) -> bool:
         """Whether the rates are those that the warmup looked for: it has not fallen back to linear warmup."""
         return self.fallback is None
+
+    def metrics(self, prefix: str = "edgewise/") -> dict[str, float | int]:
+        """Return the numbers by flat names, such as "edgewise/warmup/lr", for a tracker of any kind.
+
+        They are `prefix` + "warmup/" + the names of this report's fields; `status` is its code (`Status.code`),
+        `finished` is 0 or 1, counts are ints. What is in words, or `None`, is left out.
+
+        Args:
+            prefix: of each name.
+
+        Raises:
+            TypeError: `prefix` is no str.
+
+        Example:
+            >>> import torch
+            >>> from edgewise import LinearWarmup
+            >>> optimizer = torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=1.0)
+            >>> metrics = LinearWarmup(optimizer, warmup_steps=4).metrics()
+            >>> metrics["edgewise/warmup/lr"], metrics["edgewise/warmup/status"]
+            (0.25, 40)
+        """
+        named = {
+            f"warmup/{name}": value for name, value in (asdict(self) | {"status": self.status.code}).items()
+        }
+        return flat_metrics(named, prefix)
 
     def __str__(self) -> str:
         """Return the rate, its target, the status and the cost, in one line."""

@@ -1,29 +1,27 @@
-"""What all warmups share beside their position: `observe`, `then`, the report, a state of plain numbers."""
+"""What all warmups share beside their position and what follows: `observe`, the report, a state of plain numbers."""
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.arguments import an_optimizer, positive_share
 from edgewise.errors import UnrepeatableError, warn
 from edgewise.optimizers.groups import floats, like_rates, parameters
+from edgewise.warmup.followed import FollowedSchedule
 from edgewise.warmup.forwards import Forwards
 from edgewise.warmup.observation import Observation
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.standing import Standing, check_settings
 from edgewise.warmup.state import FORMAT, Result, Saved
-from edgewise.warmup.then import WarmupThen, agree_on_targets, check_follower
-from edgewise.warmup.updates import UpdateSchedule
 
 _SINCE_FORMAT = ("format", "lr")  # entries that states without a format lack
 _MOST_WAITS = 200  # updates that say nothing, before the first that can be measured
 
 
-class Warmup(UpdateSchedule):
+class Warmup(FollowedSchedule):
     """A schedule of factors, at most 1, on the rates the optimizer was made with: its targets.
 
     The position, `last_epoch`, is the number of steps that the optimizer has made, whenever and however often `step()`
@@ -39,7 +37,6 @@ class Warmup(UpdateSchedule):
     _since_format: tuple[str, ...] = ()  # further entries that states without a format lack
     _argument_names: tuple[str, ...] = ()  # arguments that a saved state must agree with …
     _may_differ: tuple[str, ...] = ()  # … but for these
-    _scales_follower = False  # whether it may end below the target, at a rate that what follows starts from
 
     def __init__(self, optimizer: Optimizer, *, max_overhead: float | None = None) -> None:
         self.max_overhead = (
@@ -52,7 +49,6 @@ class Warmup(UpdateSchedule):
         self._observation = Observation(optimizer, self._forwards)
         self.fallback: str | None = None
         self._waits_until = 0  # the first update that has to be measured before it is made
-        self._has_follower = False
         super().__init__(optimizer)
 
     @abstractmethod
@@ -97,29 +93,9 @@ class Warmup(UpdateSchedule):
         """
         return [self.factor_at(update) for update in range(self.length)]
 
-    def then(self, scheduler: LRScheduler) -> WarmupThen[Self]:
-        """Return a scheduler that runs this warmup and then `scheduler`, from its step 0 on.
-
-        The rates are those of torch's `SequentialLR` with one milestone at the end of the warmup, scaled to the rate
-        that was found where that is below the target. What a scheduler keeps as a rate of its own, such as `eta_min`,
-        is not scaled.
-
-        Args:
-            scheduler: a fresh scheduler on the same optimizer; its lengths do not count the warmup.
-
-        Raises:
-            ValueError: another optimizer, a scheduler or warmup already under way, or called twice.
-            TypeError: the scheduler needs a metric, is made of several, is a warmup itself, or (`EdgeWarmup`) has rates
-                of its own alone.
-        """
-        check_follower(self, scheduler, scaled=self._scales_follower)
-        if self._has_follower:
-            raise ValueError(
-                "then() was already called on this warmup: write what follows as one scheduler, e.g. LambdaLR."
-            )
-        self._has_follower = True
-        agree_on_targets(self, scheduler)
-        return WarmupThen(self, scheduler)
+    def metrics(self, prefix: str = "edgewise/") -> dict[str, float | int]:
+        """Return the numbers of `report()` by flat names, for a tracker: see `WarmupReport.metrics`."""
+        return self.report().metrics(prefix)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, and copies of parameters where needed; `weights_only=True` loads them."""
@@ -178,6 +154,7 @@ class Warmup(UpdateSchedule):
             self._fall_back(
                 "nothing was measured before the first update; call observe() between backward() and step()"
             )
+        self._end_in_time()
 
     def _observes(self, *, looks: bool = True) -> bool:
         """Whether it is on: bring the position up to date, and say if what it `looks` at is too late."""

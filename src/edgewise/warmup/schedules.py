@@ -39,6 +39,28 @@ def cosine(update: int, *, num_steps: int, final: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def linear_decay(update: int, *, warmup_steps: int, num_steps: int) -> float:
+    """Return (N − t)/(N − W) of update t ≥ W = `warmup_steps`: 1 at update W, 0 from update N = `num_steps` on.
+
+    >>> [linear_decay(update, warmup_steps=2, num_steps=6) for update in range(2, 8)]
+    [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+    if update >= num_steps:
+        return 0.0
+    return (num_steps - update) / (num_steps - warmup_steps)
+
+
+def cosine_decay(update: int, *, warmup_steps: int, num_steps: int) -> float:
+    """Return ½(1 + cos(π(t − W)/(N − W))) of update t ≥ W = `warmup_steps`: 0 from update N = `num_steps` on.
+
+    >>> [round(cosine_decay(update, warmup_steps=2, num_steps=6), 3) for update in range(2, 8)]
+    [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+    """
+    if update >= num_steps:
+        return 0.0
+    return 0.5 * (1 + math.cos(math.pi * ((update - warmup_steps) / (num_steps - warmup_steps))))
+
+
 def steps_to_target(*, warmup_steps: int, start: float) -> int:
     """Return T_reach = ⌈warmup_steps·(1 − start)⌉: the number of the first update, from 0, at the target.
 

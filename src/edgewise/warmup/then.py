@@ -17,6 +17,7 @@ from torch.optim.swa_utils import SWALR
 from edgewise.arguments import an_optimizer
 from edgewise.optimizers.groups import floats, like_rates, rates, set_rate, set_rates
 from edgewise.torch_internals import CHAINED_STEP, write_first_rates
+from edgewise.warmup.decay import Decay
 from edgewise.warmup.state import FORMAT, Saved
 from edgewise.warmup.updates import UpdateSchedule
 
@@ -90,13 +91,17 @@ class WarmupThen(LRScheduler, Generic[AnyWarmup]):
         moved = self.warmup._advance()
         if moved and self.handed_over:
             self._follow(moved)
-        elif moved and self.warmup._is_over:
+        elif (
+            self.warmup._is_over and not self.handed_over
+        ):  # also where it could not be before: an end was lacking
             self._hand_over()
             self._follow(self.warmup.last_epoch - self.warmup.length)
         elif moved:
             self.warmup._apply()
 
     def _hand_over(self) -> None:
+        if isinstance(self.follower, Decay):
+            self.follower.begin(self.warmup.length)
         # Chainable schedulers compute from the current rate: give them their base rate first.
         self.handed_over = True
         self._scale_follower()
@@ -168,11 +173,19 @@ class WarmupThen(LRScheduler, Generic[AnyWarmup]):
         follower = Saved(saved["follower"], f"the saved state of {type(self.follower).__name__}")
         follower.check_keys(self.follower.state_dict(), but_private=True)
         follower.check_rates("base_lrs", len(self.base_lrs))
+        if isinstance(self.follower, Decay):
+            self.follower.check_state(follower)
         self.warmup.load_state_dict(saved["warmup"])
         self.follower.load_state_dict(saved["follower"])
         self.handed_over, self._found = handed_over, found
         if handed_over and saved["warmup"].get("lr") is None:
             set_rates(self.optimizer, self.follower.get_last_lr())
+        if (
+            handed_over
+            and isinstance(self.follower, Decay)
+            and self.follower.ends_elsewhere(saved["follower"])
+        ):
+            set_rates(self.optimizer, self.follower.get_lr())
         self.warmup._written.note()
 
 
@@ -191,8 +204,7 @@ def check_follower(warmup: UpdateSchedule, scheduler: LRScheduler, *, scaled: bo
         )
     if an_optimizer("the scheduler's optimizer", scheduler.optimizer) is not warmup.optimizer:
         raise ValueError("then() takes a scheduler on the same optimizer, got one on another.")
-    if warmup.last_epoch > 0 or scheduler.last_epoch > 0:
-        raise ValueError("then() must be called before the first step of the warmup and of the scheduler.")
+    check_first_steps(warmup, "then()", scheduler)
     if len(scheduler.base_lrs) != len(warmup.base_lrs):
         raise ValueError(
             f"then() got a scheduler of {len(scheduler.base_lrs)} parameter groups, the optimizer has "
@@ -203,6 +215,13 @@ def check_follower(warmup: UpdateSchedule, scheduler: LRScheduler, *, scaled: bo
             f"then() takes a scheduler of the optimizer's rates, got {type(scheduler).__name__}, whose rates are "
             "its own: it would ignore the rate that was found. Use CosineAnnealingLR, StepLR or LambdaLR, e.g."
         )
+
+
+def check_first_steps(warmup: UpdateSchedule, call: str, scheduler: LRScheduler | None = None) -> None:
+    """Raise where a warmup is under way, or what is to follow it."""
+    if warmup.last_epoch > 0 or (scheduler is not None and scheduler.last_epoch > 0):
+        both = "the warmup" if scheduler is None else "the warmup and of the scheduler"
+        raise ValueError(f"{call} must be called before the first step of {both}.")
 
 
 def agree_on_targets(warmup: UpdateSchedule, scheduler: LRScheduler) -> None:
