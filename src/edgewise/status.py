@@ -54,7 +54,8 @@ class Status(enum.Enum):
     UNDER_WAY = "the rate is still rising"
     AT_TARGET = "the target rate is reached"
     HELD_BELOW_TARGET = (
-        "the loss of fresh batches did not fall better at higher rates: the rate is held below its target"
+        "the loss of fresh batches did not fall better at higher rates, or half of the run was over: the rate is held "
+        "below its target"
     )
     FELL_BACK = "nothing could be measured: the rate rises as in linear warmup"
 

@@ -41,6 +41,7 @@ def outcome(result) -> dict:
         "value": result.value,
         "values": result.values,
         "vectors": result.vectors,
+        "shares": result.by_parameter(),
         "num_hvps": result.num_hvps,
         "hvp": result.hvp,
         "reason": result.hvp_reason,

@@ -38,7 +38,7 @@ def same(ranks, name, vectors=True):
     first, second = (rank[name] for rank in ranks)
     assert torch.equal(first["values"], second["values"])
     assert not vectors or torch.equal(first["vectors"], second["vectors"])
-    for key in ("value", "num_hvps", "hvp", "converged"):
+    for key in ("value", "num_hvps", "hvp", "converged", "shares"):
         assert first[key] == second[key], key
     assert first["converged"]
     return first
@@ -53,6 +53,7 @@ def test_whole_parameters_have_the_sharpness_of_one_process(ddp, name):
     found = same(ddp, name)
     assert found["hvp"] == "reverse"
     torch.testing.assert_close(found["values"], expected.values, rtol=CLOSE, atol=0)
+    assert found["shares"] == pytest.approx(expected.by_parameter(), abs=1e-4)
 
 
 @pytest.mark.parametrize("how", ["forward", "difference", "checked", "budget"])
@@ -109,6 +110,7 @@ def test_sharded_parameters_have_the_sharpness_of_one_process(fsdp, name):
     assert sum(sizes) == len(expected.vectors)
     squares = sum(rank[name]["vectors"].square().sum(0) for rank in fsdp)
     torch.testing.assert_close(squares, torch.ones(2, dtype=torch.float64))
+    assert found["shares"] == pytest.approx(expected.by_parameter(), abs=1e-4)
 
 
 @pytest.mark.parametrize("how", ["warm", "checked", "after a forward", "several batches"])

@@ -21,3 +21,4 @@ def test_a_monitor_measures_on_all_ranks_or_on_none(how, request):
     first, second = request.getfixturevalue(how)
     assert first == second
     assert 3 <= len(first) < 30
+    assert all(len(shares) == 2 for *_, shares in first)

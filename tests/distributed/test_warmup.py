@@ -36,6 +36,17 @@ def test_warmups_are_those_of_one_process_on_all_ranks(how, kind, request):
     assert first[-1] > first[0] or kind == "catapult"  # which waits longer
 
 
+@pytest.mark.parametrize("stop", [3, 30])
+def test_the_state_of_one_rank_is_all_that_sharded_parameters_need(stop, fsdp):
+    """No copy of a shard is in it; both ranks go on alike, and take their own shards for what they compare with."""
+    first, second = (rank["resumed"][stop] for rank in fsdp)
+    assert first == second
+    assert (first["tensors"], first["kept"], first["fallback"]) == ([], 0, None)
+    assert first["climbing"] == (stop == 3)
+    assert all(0 < rate <= 0.5 for rate in first["rates"])
+    assert first["rates"][-1] > 0.5 * first["rates"][stop - 1]
+
+
 def test_a_loss_that_is_not_a_number_on_one_rank_is_none_in_a_warmup(ddp):
     for rank in ddp:
         assert rank["not a number on rank 1"].startswith(

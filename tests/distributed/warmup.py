@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import tree_leaves
 
 import edgewise as ew
 from cases import BY_NAME, MLP, mse
@@ -30,7 +31,44 @@ def ddp(rank: int) -> dict:
 
 
 def fsdp(rank: int) -> dict:
-    return warmed(*build_fsdp(rank)[1:])
+    return warmed(*build_fsdp(rank)[1:]) | {"resumed": resumed(*build_fsdp(rank)[1:])}
+
+
+def resumed(model, mine) -> dict:
+    """A run that goes on from the state of rank 0, as a framework that lets one rank save gives it to all."""
+    found = {}
+    for stop in (3, 30):  # as it climbs, and as it creeps
+        run = (model, torch.optim.SGD(model.parameters(), lr=0.5), mine[0])
+        warmup = ew.EdgeWarmup(run[1])
+        before = steps_of(*run, warmup, stop)
+        states = [warmup.state_dict()]
+        climbing = warmup._climb.is_on
+        dist.broadcast_object_list(states)
+        warmup.close()
+        again = ew.EdgeWarmup(run[1])
+        again.load_state_dict(states[0])
+        kept = [*again._creep.reference, *again._climb.slopes.kept]
+        found[stop] = {
+            "climbing": climbing,
+            "tensors": [leaf for leaf in tree_leaves(states[0]) if isinstance(leaf, torch.Tensor)],
+            "kept": len(kept),
+            "rates": before + steps_of(*run, again, 8),
+            "fallback": again.fallback,
+        }
+    return found
+
+
+def steps_of(model, optimizer, batch, warmup, num) -> list[float]:
+    rates = []
+    for _ in range(num):
+        optimizer.zero_grad()
+        loss = mse(model, batch)
+        loss.backward()
+        warmup.observe(lambda: mse(model, batch), loss=loss.detach())
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        warmup.step()
+    return rates
 
 
 def warmed(model, mine) -> dict[str, list[float]]:

@@ -21,6 +21,7 @@ from cases import MLP, OPT, cross_entropy, mse
 from edgewise.arguments import UnknownNameError
 from edgewise.curvature.follow import MEASURES
 from edgewise.errors import LossError, PreconditionerError
+from edgewise.monitor.regime import REGIME_CODES
 
 
 class Clock:
@@ -181,6 +182,74 @@ def test_a_row_is_a_plain_dict_for_trackers():
     ]
     assert json.loads(json.dumps(columns)) == columns
     assert columns["status"] == "CONVERGED"
+
+
+def test_the_metrics_of_a_row_are_its_numbers_by_flat_names():
+    model, optimizer, batch = trained()
+    row = ew.Monitor(model, optimizer, mse, top_parameters=2).observe(batch)
+    metrics = row.metrics()
+    columns = {name: value for name, value in row.as_dict().items() if name != "top_parameters"}
+    numbers = columns | {"status": row.status.code, "regime": REGIME_CODES[row.regime]}
+    shares = {f"share/{name}": share for name, share in row.top_parameters.items()}
+    assert metrics == {f"edgewise/{name}": value for name, value in (numbers | shares).items()}
+    assert {type(value) for value in metrics.values()} == {int, float}
+    for name in ("step", "num_hvps", "status", "regime"):
+        assert type(metrics[f"edgewise/{name}"]) is int
+    assert row.metrics("x.")["x.step"] == 0
+    with pytest.raises(TypeError, match="prefix must be a str"):
+        row.metrics(None)
+
+
+def test_what_is_not_known_is_left_out_of_the_metrics():
+    model, _, batch = trained()
+    row = ew.Monitor(model, Lion(model.parameters()), mse).observe(batch)
+    names = set(row.metrics(""))
+    assert {"sharpness", "status", "regime", "lr"} <= names
+    assert not {"preconditioned_sharpness", "lr_sharpness", "limit", "fraction", "top_parameters"} & names
+
+
+# Which parameters
+
+
+@pytest.mark.parametrize("option", ["sgd", "adam"])
+def test_the_top_parameters_are_those_of_the_result_that_the_regime_is_read_from(option):
+    model, optimizer, batch = trained(option)
+    direct = ew.preconditioned_sharpness(model, mse, [batch], optimizer, rtol=1e-2).by_parameter()
+    row = ew.Monitor(model, optimizer, mse, top_parameters=2).observe(batch)
+    assert row.top_parameters == pytest.approx(dict(list(direct.items())[:2]), abs=1e-9)
+    assert list(row.top_parameters) == list(direct)[:2]
+    assert len(ew.Monitor(model, optimizer, mse, top_parameters=100).observe(batch).top_parameters) == len(
+        direct
+    )
+    plain = ew.Monitor(model, optimizer, mse, measure=("sharpness",), top_parameters=1).observe(batch)
+    expected = ew.sharpness(model, mse, [batch], rtol=1e-2).by_parameter()
+    assert plain.top_parameters == pytest.approx(dict(list(expected.items())[:1]), abs=1e-9)
+
+
+def test_a_row_without_them_is_as_it_was_and_its_hash_is_that_of_a_tuple():
+    model, optimizer, batch = trained()
+    row = ew.Monitor(model, optimizer, mse).observe(batch)
+    assert row.top_parameters == {}
+    assert "top_parameters" not in row.as_dict()
+    assert isinstance(hash(row), int)
+
+
+def test_a_state_loads_with_and_without_them():
+    model, optimizer, batch = trained()
+    monitors = [ew.Monitor(model, optimizer, mse, every=1, top_parameters=num) for num in (0, 2)]
+    for monitor in monitors:
+        monitor.observe(batch)
+    without, with_two = (json.loads(json.dumps(monitor.state_dict())) for monitor in monitors)
+    assert "top_parameters" not in without["rows"][0]
+    assert len(with_two["rows"][0]["top_parameters"]) == 2
+    for loading in monitors:
+        for state in (without, with_two):
+            loading.load_state_dict(state)
+            assert loading.state_dict()["rows"] == state["rows"]
+    for wrong in ([], {"0.weight": "x"}, None):
+        row = without["rows"][0] | {"top_parameters": wrong}
+        with pytest.raises(ValueError, match="top_parameters of a row in the saved state cannot be"):
+            monitors[0].load_state_dict(without | {"rows": [row]})
 
 
 # When it measures
@@ -450,6 +519,8 @@ def options(**given):
         (options(hvp="exact"), UnknownNameError, "unknown hvp 'exact'"),
         (options(params="head.*"), UnknownNameError, "matches no parameter"),
         (options(seed=-1), ValueError, "seed must be 0 or greater"),
+        (options(top_parameters=-1), ValueError, "top_parameters must be 0 or greater, got -1"),
+        (options(top_parameters=1.5), TypeError, "top_parameters must be a whole number, got 1.5"),
         (options(model=3), TypeError, "model must be a torch.nn.Module, got 3 of type int"),
         (
             options(optimizer="adam"),

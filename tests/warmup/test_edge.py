@@ -4,6 +4,8 @@ Ladder: closed form (quadratics, counts) → the rule written out in plain Pytho
 whether the rates it finds are good; the recipe `edge-warmup` measures that.
 """
 
+import copy
+import json
 import math
 import warnings
 from itertools import pairwise
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneCycleLR
+from torch.utils._pytree import tree_leaves
 
 from edgewise import EdgeWarmup, GIAdam, Status
 from edgewise.signals.losses import RiseAlarm
@@ -705,3 +708,70 @@ def test_bad_input_is_refused(kwargs, error, message):
 def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
     with pytest.raises(TypeError, match="LBFGS evaluates the loss inside its step"):
         EdgeWarmup(LBFGS([nn.Parameter(torch.ones(1))]))
+
+
+# States without copies of the parameters
+
+
+def tensors_in(value):
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 40, 300], ids=["fresh", "first", "climb", "creep", "over"])
+def test_a_state_without_copies_holds_no_tensors_and_else_the_same(steps):
+    states = []
+    for saves in (True, False):
+        run = Quadratic(sgd(5.0), noise=0.1)
+        warmup = EdgeWarmup(run.optimizer, saves_copies=saves)
+        run.train(warmup, range(steps))
+        states.append(warmup.state_dict())
+    whole, without = states
+    assert tensors_in(without) == []
+    assert (len(tensors_in(whole)) > 0) == (0 < steps < 300)
+    share = {"kept": [], "moved": False}
+    assert without == whole | {"reference": [], "rate_share": whole["rate_share"] | share}
+    json.dumps(without)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 40], ids=["first", "climb", "creep"])
+@pytest.mark.parametrize(
+    "saves", [(False, False), (False, True), (True, False)], ids=["never", "into", "from"]
+)
+def test_a_run_that_is_resumed_without_copies_looks_anew(steps, saves):
+    """No copy is taken over, none is missed: the first gradients, or the first look, have nothing to compare with."""
+    run = Quadratic(sgd(5.0), noise=0.1)
+    warmup = EdgeWarmup(run.optimizer, saves_copies=saves[0])
+    run.train(warmup, range(steps))
+    other = Quadratic(sgd(5.0), noise=0.1)
+    again = EdgeWarmup(other.optimizer, saves_copies=saves[1])
+    again.load_state_dict(copy.deepcopy(warmup.state_dict()))
+    with torch.no_grad():
+        other.w.copy_(run.w)
+    assert again._creep.reference == again._climb.slopes.kept == []
+    trend, forwards = again._creep.trend.value, again.num_forwards
+    rates = other.train(again, [steps])[0]
+    expected = run.train(warmup, [steps])[0]
+    if (
+        steps == 40
+    ):  # it creeps on by the trend so far, and takes the parameters as they are for its reference
+        assert rates == expected
+        assert again.num_forwards == forwards
+        assert again._creep.trend.value == trend
+        assert again._creep.next_look == steps + math.ceil((steps + 1) / 10)
+    else:
+        assert rates[0] == warmup.factor_at(steps - 1) * 5.0  # no slope, no growth
+        assert len(again._climb.slopes.kept) == 1
+    other.train(again, range(steps + 1, 400))
+    assert again.fallback is None
+    assert again.status is Status.HELD_BELOW_TARGET
+    assert 0.2 < again.lr_held < 0.75  # SGD is stable below 0.5
+
+
+def test_copies_are_saved_unless_told_otherwise_and_another_word_is_refused():
+    run = Quadratic(sgd(5.0))
+    warmup = EdgeWarmup(run.optimizer)
+    run.train(warmup, range(3))
+    assert len(tensors_in(warmup.state_dict())) == 1
+    for wrong in (1, "no"):
+        with pytest.raises(TypeError, match="saves_copies must be True or False"):
+            EdgeWarmup(run.optimizer, saves_copies=wrong)

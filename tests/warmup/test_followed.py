@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -330,6 +331,25 @@ def test_a_state_of_another_end_goes_to_this_one(stop, late):
     assert [first for first, _ in rates] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("make", [EdgeWarmup, CatapultWarmup])
+@pytest.mark.parametrize("num_steps", [50, 90], ids=["shorter", "longer"])
+def test_a_found_length_and_rate_are_kept_on_the_way_to_another_end(make, num_steps):
+    run = Run(make, lr=30.0)  # held below
+    schedule = run.warmup.then_until(60, "linear")
+    run.train(schedule, 40)
+    length, held = run.warmup.length, run.warmup.lr_held
+    other = Run(make, lr=30.0)
+    again = other.warmup.then_until(num_steps, "linear")
+    again.load_state_dict(schedule.state_dict())
+    assert (other.warmup.length, other.warmup.lr_held) == (length, held)
+    with torch.no_grad():
+        for mine, theirs in zip(other.parameters, run.parameters, strict=True):
+            mine.copy_(theirs)
+    rates = other.train(again, num_steps - 40 + 1, observes=False)  # a rise would halve the rate
+    expected = [held * linear(t, length, num_steps) for t in range(40, num_steps + 1)]
+    assert [first for first, _ in rates] == pytest.approx(expected)
+
+
 def test_the_state_is_plain_and_a_wrong_one_changes_nothing():
     run = Run(plain)
     schedule = run.warmup.then_until(N, "linear")
@@ -397,11 +417,11 @@ def test_a_run_no_longer_than_the_warmup_is_refused(num_steps, late):
 def test_an_end_that_is_no_count_is_refused(value, error, late):
     run = Run(plain)
     schedule = run.warmup.then_until(None, "linear") if late else None
+    give = (
+        partial(setattr, schedule, "num_steps") if late else partial(run.warmup.then_until, factor="linear")
+    )
     with pytest.raises(error, match="num_steps must be"):
-        if schedule is None:
-            run.warmup.then_until(value, "linear")
-        else:
-            schedule.num_steps = value
+        give(value)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,22 @@ from edgewise.signals.slopes import RateShare
 from edgewise.warmup.climb import Climb
 from edgewise.warmup.copies import ParameterCopies, SeveralCopies
 from edgewise.warmup.creep import Creep
+from edgewise.warmup.followed import WarmupThenUntil
+from edgewise.warmup.then import WarmupSequence, WarmupThen
 from edgewise.warmup.updates import UpdateSchedule
 
-FINAL = (LinearWarmup, CatapultWarmup, EdgeWarmup, LossTrend, RateShare, Climb, Creep, SeveralCopies)
+FINAL = (
+    LinearWarmup,
+    CatapultWarmup,
+    EdgeWarmup,
+    LossTrend,
+    RateShare,
+    Climb,
+    Creep,
+    SeveralCopies,
+    WarmupThen,
+    WarmupThenUntil,
+)
 
 
 def own_classes(kind):
@@ -42,7 +55,7 @@ def test_no_concrete_method_is_overridden(kind):
                 seen[name] = getattr(value, "__isabstractmethod__", False)
 
 
-@pytest.mark.parametrize("root", [UpdateSchedule, Signal, ParameterCopies])
+@pytest.mark.parametrize("root", [UpdateSchedule, Signal, ParameterCopies, WarmupSequence])
 def test_what_has_subclasses_is_abstract_and_the_rest_is_complete(root):
     kinds = [root, *subclasses(root)]
     assert set(kinds) & set(FINAL)

@@ -5,12 +5,13 @@ test_linear does.
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.warmup.schedules import cosine, linear, linear_from, steps_to_target
+from edgewise.warmup.schedules import cosine, cosine_decay, linear, linear_decay, linear_from, steps_to_target
 
 steps = st.integers(1, 10_000)
 updates = st.integers(0, 30_000)
@@ -94,3 +95,32 @@ def test_cosine_never_rises_and_stays_between_its_ends(update, num_steps, final)
 
 def test_a_cosine_of_one_update_runs_at_the_start_and_is_then_at_its_end():
     assert [cosine(update, num_steps=1, final=0.1) for update in range(3)] == [1.0, 0.1, 0.1]
+
+
+decays = pytest.mark.parametrize("decay", [linear_decay, cosine_decay])
+
+
+@given(st.integers(1, 50), st.integers(1, 50))
+def test_decays_in_closed_form(warmup_steps, more):
+    """x and cos²(π(1 − x)/2) of the share x of the decay that is left."""
+    num_steps = warmup_steps + more
+    for update in {warmup_steps, warmup_steps + more // 2, num_steps - 1}:
+        left = (num_steps - update) / more
+        shared = {"warmup_steps": warmup_steps, "num_steps": num_steps}
+        assert linear_decay(update, **shared) == pytest.approx(left, rel=1e-12)
+        squared = math.cos(math.pi / 2 * (1 - left)) ** 2
+        assert cosine_decay(update, **shared) == pytest.approx(squared, rel=1e-12, abs=1e-15)
+
+
+@decays
+def test_a_decay_starts_at_one_falls_and_is_zero_from_its_end_on(decay):
+    values = [decay(update, warmup_steps=5, num_steps=12) for update in range(5, 16)]
+    assert values[0] == 1.0
+    assert all(later < earlier for earlier, later in pairwise(values[:8]))
+    assert values[7:] == [0.0] * 4
+
+
+@decays
+def test_a_warmup_that_took_the_whole_run_leaves_nothing(decay):
+    assert [decay(update, warmup_steps=9, num_steps=9) for update in (9, 10)] == [0.0, 0.0]
+    assert decay(20, warmup_steps=20, num_steps=9) == 0.0

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from edgewise.errors import LossError
 
+_MOST_LISTED = 8
 _MOST_OFF = math.log(1.25)  # of a ratio from the rule that explains it; dropout makes ratios vary
 
 Sizes = tuple[int | None, ...]
@@ -49,24 +50,23 @@ class Shares:
         rules = dict(self._rules(sizes))
         if not any(map(math.isfinite, ratios)):
             return rules.get(self._latest, rules["one over the number"])
-        rule = min(rules, key=lambda name: max(_off(ratios, rules[name])))
-        shares, off = rules[rule], _off(ratios, rules[rule])
-        if max(off) > _MOST_OFF:
-            worst = off.index(max(off))
-            raise LossError(_unexplained(worst, given[worst], evaluated[worst], rules))
+        rule = min(rules, key=lambda name: _off(ratios, rules[name]))
+        shares = rules[rule]
+        if _off(ratios, shares) > _MOST_OFF:
+            raise LossError(_unexplained(ratios, rules))
         self._latest, self._found[sizes] = rule, shares
         return shares
 
     def _rules(self, sizes: Sizes) -> Iterator[tuple[str, list[float]]]:
         num = len(sizes)
-        yield "1", [1.0] * num
+        yield "no factor", [1.0] * num
         yield "one over the number", [1 / num] * num
         known = [size for size in sizes if size is not None]
         if len(known) == num and all(known):
             yield "the share of the samples", [size / sum(known) for size in known]
         for earlier in self._found.values():
             if len(set(earlier)) == 1:
-                yield f"{earlier[0]:.4g}, as before", earlier[:1] * num
+                yield f"{earlier[0]:.4g} as before", earlier[:1] * num
 
 
 def _ratio(given: float, evaluated: float) -> float:
@@ -75,19 +75,21 @@ def _ratio(given: float, evaluated: float) -> float:
     return given / evaluated if finite and given != 0 and evaluated != 0 else math.nan
 
 
-def _off(ratios: Sequence[float], shares: Sequence[float]) -> list[float]:
-    """Return how far each ratio is from its share, on the log scale; those that tell nothing are not."""
-    return [
-        0.0 if math.isnan(ratio) else abs(math.log(ratio / share)) if ratio > 0 else math.inf
-        for ratio, share in zip(ratios, shares, strict=True)
-    ]
+def _off(ratios: Sequence[float], shares: Sequence[float]) -> float:
+    """Return how far the farthest ratio is from its share, on the log scale; those that tell nothing are left out."""
+    told = [(ratio, share) for ratio, share in zip(ratios, shares, strict=True) if not math.isnan(ratio)]
+    return max(abs(math.log(ratio / share)) if ratio > 0 else math.inf for ratio, share in told)
 
 
-def _unexplained(index: int, given: float, evaluated: float, rules: dict[str, list[float]]) -> str:
-    tried = ", ".join(f"{shares[index]:.4g} ({name})" for name, shares in rules.items())
+def _unexplained(ratios: Sequence[float], rules: dict[str, list[float]]) -> str:
+    tried = "; ".join(f"{name}, {_listed(shares)}" for name, shares in rules.items())
     return (
-        f"the loss added for micro-batch {index} is {given:.6g}, {given / evaluated:.4g} times the {evaluated:.6g} "
-        f"that loss_fn returns for it, which is none of the shares that are looked for: {tried}. Pass share=, the factor "
-        "on loss_fn(model, batch) that gives the loss that backward() was called on, to add(batch, loss, share=...); also "
-        "where dropout makes the loss vary by so much."
+        f"the losses added are {_listed(ratios)} times what loss_fn returns for their batches, which is none of the "
+        f"shares that are looked for: {tried}. Pass share= to add, the factor on loss_fn(model, batch) that gives the "
+        "loss that backward() was called on; also where dropout makes the loss vary by so much."
     )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    listed = [f"{number:.4g}" for number in numbers[:_MOST_LISTED]]
+    return " ".join([*listed, "..."] if len(numbers) > _MOST_LISTED else listed)

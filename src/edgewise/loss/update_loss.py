@@ -29,6 +29,7 @@ from edgewise.loss.shares import Shares, Sizes
 from edgewise.ranks import Ranks, ranks_of
 
 _ORDER = ("model", "loss_fn")
+_FOLLOWING: "weakref.WeakSet[UpdateLoss]" = weakref.WeakSet()
 Evaluating = Callable[[], AbstractContextManager[Any]]
 
 
@@ -90,7 +91,7 @@ class UpdateLoss:
         self._found = Shares()
         self._shares: list[float] | None = None  # once they are needed
         self._clear()
-        self._follow_steps()
+        _follow_steps(self)
 
     def add(self, batch: Any, loss: Tensor | float, *, share: float | None = None) -> None:
         """Add a micro-batch, after its forward; its graph is not held.
@@ -184,7 +185,7 @@ class UpdateLoss:
 
             def evaluate() -> list[float]:
                 snapshot.rewind()
-                return [float(loss) for loss in self._evaluated()]
+                return [loss.item() for loss in self._evaluated()]
 
             evaluated = GraphOnDemand(list(self.model.parameters()))(evaluate)
             self._shares = self._known_shares or self._found.find(
@@ -229,25 +230,13 @@ class UpdateLoss:
         self._shares = None
         self._is_observed = False
 
-    def _clear_after(self, optimizer: Optimizer) -> None:
-        """Clear after a step of the model's own optimizer."""
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Clear, if the optimizer moves parameters of the model."""
         if not self.batches:
             return
         own = {id(parameter) for parameter in self.model.parameters()}
         if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
             self._clear()
-
-    def _follow_steps(self) -> None:
-        """Be told of the steps of all optimizers, until this is gone."""
-        told = weakref.WeakMethod(self._clear_after)
-
-        def tell(optimizer: Optimizer, *arguments: Any) -> None:
-            clear_after = told()
-            if clear_after is not None:
-                clear_after(optimizer)
-
-        handle = register_optimizer_step_post_hook(torch.compiler.disable(tell))
-        weakref.finalize(self, handle.remove).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("batches", "_losses", "_given", "_shares", "_is_observed")  # a copy is of no update yet
@@ -256,7 +245,27 @@ class UpdateLoss:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._clear()
-        self._follow_steps()
+        _follow_steps(self)
+
+
+def _follow_steps(update_loss: UpdateLoss) -> None:
+    """Tell it of the steps of all optimizers, as long as it lives."""
+    _listen()
+    _FOLLOWING.add(update_loss)
+
+
+@functools.cache
+def _listen() -> None:
+    """Hook into the steps of all optimizers, once.
+
+    The hook stays: were it removed as garbage is collected, amid the hooks of a step, that step would raise.
+    """
+    register_optimizer_step_post_hook(torch.compiler.disable(_tell_all))
+
+
+def _tell_all(optimizer: Optimizer, *arguments: Any) -> None:
+    for update_loss in list(_FOLLOWING):
+        update_loss.after_step(optimizer)
 
 
 def _as_tensor(loss: float) -> Tensor:

@@ -98,10 +98,6 @@ class Decay(LRScheduler):
         self._last_lr = list(state_dict["last_lr"])
         self.length = state_dict["length"]
 
-    def ends_elsewhere(self, state_dict: dict[str, Any]) -> bool:
-        """Whether a state was saved on the way to another end."""
-        return bool(state_dict["num_steps"] != self.num_steps)
-
     @property
     def _name(self) -> str | None:
         return self.factor if isinstance(self.factor, str) else None

@@ -6,14 +6,22 @@ from typing import Self, TypeVar
 from torch.optim.lr_scheduler import LRScheduler
 
 from edgewise.arguments import positive_count
+from edgewise.optimizers.groups import set_rates
 from edgewise.warmup.decay import Decay, DecayFactor, a_decay_factor
-from edgewise.warmup.then import WarmupThen, agree_on_targets, check_first_steps, check_follower
+from edgewise.warmup.state import Saved
+from edgewise.warmup.then import (
+    WarmupSequence,
+    WarmupThen,
+    agree_on_targets,
+    check_first_steps,
+    check_follower,
+)
 from edgewise.warmup.updates import UpdateSchedule
 
 AnyFollowed = TypeVar("AnyFollowed", bound="FollowedSchedule")
 
 
-class WarmupThenUntil(WarmupThen[AnyFollowed]):
+class WarmupThenUntil(WarmupSequence[AnyFollowed]):
     """A warmup followed by a decay that ends at a given update: made by `Warmup.then_until`."""
 
     follower: Decay
@@ -30,6 +38,16 @@ class WarmupThenUntil(WarmupThen[AnyFollowed]):
     @num_steps.setter
     def num_steps(self, value: int) -> None:
         self.warmup._end_run(self.follower, positive_count("num_steps", value))
+
+    def _begin(self) -> None:
+        self.follower.begin(self.warmup.length)
+
+    def _check_state(self, saved: Saved) -> None:
+        self.follower.check_state(saved)
+
+    def _resume(self, saved: Saved) -> None:
+        if self.handed_over and saved["num_steps"] != self.num_steps:  # the rates are those of another end
+            set_rates(self.optimizer, self.follower.get_lr())
 
 
 class FollowedSchedule(UpdateSchedule):

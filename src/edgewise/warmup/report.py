@@ -90,7 +90,9 @@ class WarmupReport:
             lines.insert(2, f"  saved: {self.steps_saved:.1f} updates of linear warmup")
         if self.lr_held is not None:
             lines.insert(
-                2, f"  held below the target, at {self.lr_held:.4g}: the loss fell no better at higher rates"
+                2,
+                f"  held below the target, at {self.lr_held:.4g}: the loss fell no better at higher rates, or half of "
+                "the run was over",
             )
         if self.fallback is not None:
             lines.append(f"  fell back to linear warmup: {self.fallback}")

@@ -1,6 +1,7 @@
 """A warmup followed by another scheduler."""
 
 import sys
+from abc import abstractmethod
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch.optim.swa_utils import SWALR
 from edgewise.arguments import an_optimizer
 from edgewise.optimizers.groups import floats, like_rates, rates, set_rate, set_rates
 from edgewise.torch_internals import CHAINED_STEP, write_first_rates
-from edgewise.warmup.decay import Decay
 from edgewise.warmup.state import FORMAT, Saved
 from edgewise.warmup.updates import UpdateSchedule
 
@@ -31,8 +31,8 @@ RATES_OF_THEIR_OWN = (
 AnyWarmup = TypeVar("AnyWarmup", bound=UpdateSchedule)
 
 
-class WarmupThen(LRScheduler, Generic[AnyWarmup]):
-    """A warmup followed by another scheduler: made by `Warmup.then`."""
+class WarmupSequence(LRScheduler, Generic[AnyWarmup]):
+    """A warmup followed by another scheduler, which begins when the warmup is over."""
 
     def __init__(self, warmup: AnyWarmup, follower: LRScheduler) -> None:
         # As torch's SequentialLR: the parts have made their first step already, so super().__init__ is not called.
@@ -44,6 +44,18 @@ class WarmupThen(LRScheduler, Generic[AnyWarmup]):
         warmup._written.note()  # the follower's constructor may have written its own rates
         warmup._apply()
 
+    @abstractmethod
+    def _begin(self) -> None:
+        """Tell what follows that the warmup is over, or raise where it cannot begin."""
+
+    @abstractmethod
+    def _check_state(self, saved: Saved) -> None:
+        """Raise `ValueError` unless what follows can go on from a state; change nothing."""
+
+    @abstractmethod
+    def _resume(self, saved: Saved) -> None:
+        """Do what is due after what follows has gone on from a state."""
+
     @property
     def last_epoch(self) -> int:
         """The number of updates made."""
@@ -52,8 +64,8 @@ class WarmupThen(LRScheduler, Generic[AnyWarmup]):
     @last_epoch.setter
     def last_epoch(self, value: int) -> None:
         raise TypeError(
-            "SequentialLR cannot hold what then() returns, which is a sequence already: write what follows the warmup "
-            "as one scheduler, e.g. LambdaLR."
+            "SequentialLR cannot hold what then() or then_until() returns, which is a sequence already: write what "
+            "follows the warmup as one scheduler, e.g. LambdaLR."
         )
 
     @property
@@ -77,8 +89,8 @@ class WarmupThen(LRScheduler, Generic[AnyWarmup]):
         """
         if sys._getframe(1).f_code is CHAINED_STEP:
             raise TypeError(
-                "ChainedScheduler cannot hold what then() returns: chain the other schedulers to what follows, as one "
-                "LambdaLR, e.g."
+                "ChainedScheduler cannot hold what then() or then_until() returns: chain the other schedulers to what "
+                "follows, as one LambdaLR, e.g."
             )
         self.warmup.step(epoch)
 
@@ -91,17 +103,14 @@ class WarmupThen(LRScheduler, Generic[AnyWarmup]):
         moved = self.warmup._advance()
         if moved and self.handed_over:
             self._follow(moved)
-        elif (
-            self.warmup._is_over and not self.handed_over
-        ):  # also where it could not be before: an end was lacking
-            self._hand_over()
+        elif self.warmup._is_over and not self.handed_over:
+            self._hand_over()  # maybe not for the first time: it raises where what follows lacks its end
             self._follow(self.warmup.last_epoch - self.warmup.length)
         elif moved:
             self.warmup._apply()
 
     def _hand_over(self) -> None:
-        if isinstance(self.follower, Decay):
-            self.follower.begin(self.warmup.length)
+        self._begin()
         # Chainable schedulers compute from the current rate: give them their base rate first.
         self.handed_over = True
         self._scale_follower()
@@ -173,25 +182,32 @@ class WarmupThen(LRScheduler, Generic[AnyWarmup]):
         follower = Saved(saved["follower"], f"the saved state of {type(self.follower).__name__}")
         follower.check_keys(self.follower.state_dict(), but_private=True)
         follower.check_rates("base_lrs", len(self.base_lrs))
-        if isinstance(self.follower, Decay):
-            self.follower.check_state(follower)
+        self._check_state(follower)
         self.warmup.load_state_dict(saved["warmup"])
         self.follower.load_state_dict(saved["follower"])
         self.handed_over, self._found = handed_over, found
         if handed_over and saved["warmup"].get("lr") is None:
             set_rates(self.optimizer, self.follower.get_last_lr())
-        if (
-            handed_over
-            and isinstance(self.follower, Decay)
-            and self.follower.ends_elsewhere(saved["follower"])
-        ):
-            set_rates(self.optimizer, self.follower.get_lr())
+        self._resume(follower)
         self.warmup._written.note()
+
+
+class WarmupThen(WarmupSequence[AnyWarmup]):
+    """A warmup followed by a scheduler of the user's: made by `Warmup.then`."""
+
+    def _begin(self) -> None:
+        """Any scheduler can."""
+
+    def _check_state(self, saved: Saved) -> None:
+        """What is in it is the scheduler's own concern."""
+
+    def _resume(self, saved: Saved) -> None:
+        """Nothing is."""
 
 
 def check_follower(warmup: UpdateSchedule, scheduler: LRScheduler, *, scaled: bool) -> None:
     """Raise where a scheduler cannot follow a warmup, or be `scaled` to the rate that it has found."""
-    if isinstance(scheduler, UpdateSchedule | WarmupThen):
+    if isinstance(scheduler, UpdateSchedule | WarmupSequence):
         raise TypeError(
             f"then() takes what comes after the warmup, got a {type(scheduler).__name__}, which is a warmup itself: "
             "use one of the two."
