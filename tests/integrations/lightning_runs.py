@@ -5,16 +5,19 @@ import copy
 import warnings
 from dataclasses import dataclass, field
 
-import lightning.pytorch as L
+import pytest
 import torch
-import torchmetrics
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch import nn
 from torch.nn.functional import mse_loss
 
 import edgewise as ew
 
-NUM_BATCHES = 8
+L = pytest.importorskip("lightning.pytorch")
+
+import torchmetrics  # noqa: E402
+from lightning.fabric.utilities.warnings import PossibleUserWarning  # noqa: E402
+
+NUM_BATCHES, SIZE = 8, 8  # of an epoch
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -36,12 +39,12 @@ class Run:
 
 def data():
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(NUM_BATCHES * 8, 6, generator=generator)
+    inputs = torch.randn(64, 6, generator=generator)
     return inputs, (inputs[:, :1] * inputs[:, 1:2]).sin()
 
 
 def loader():
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), batch_size=8)
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), batch_size=SIZE)
 
 
 def adamw(parameters):
@@ -158,7 +161,7 @@ def plain(
     warmup = make(optimizer)
     schedule = follow(warmup)
     precision = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
-    batches = list(zip(*(tensor.split(8) for tensor in data()), strict=True))
+    batches = list(zip(*(tensor.split(SIZE) for tensor in data()), strict=True))
     of_an_epoch = [batches[start : start + accumulate] for start in range(0, len(batches), accumulate)]
 
     def loss_of(inputs, targets):

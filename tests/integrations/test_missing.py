@@ -12,7 +12,7 @@ import edgewise
 ROOT = Path(__file__).resolve().parents[2]
 INTEGRATIONS = sorted(
     path.stem
-    for path in (Path(edgewise.__file__).parent / "integrations").glob("[!_]*.py")
+    for path in (Path(edgewise.__file__).parent / "integrations").glob("[!_]*")
     if "_" not in path.stem
 )
 

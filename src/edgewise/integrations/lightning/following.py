@@ -11,7 +11,7 @@ from edgewise.warmup.decay import DecayFactor
 from edgewise.warmup.edge import EdgeWarmup
 from edgewise.warmup.followed import WarmupThenUntil
 from edgewise.warmup.scheduler import Warmup
-from edgewise.warmup.then import WarmupThen
+from edgewise.warmup.then import WarmupSequence
 
 _STEPWISE = '{"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}'
 
@@ -40,7 +40,7 @@ def check_following(trainer: Trainer, decay: DecayFactor | None) -> None:
 
 def _check_config(config: LRSchedulerConfig) -> None:
     kind = type(config.scheduler).__name__
-    if isinstance(config.scheduler, Warmup | WarmupThen):
+    if isinstance(config.scheduler, Warmup | WarmupSequence):
         raise ValueError(
             f"configure_optimizers returns a {kind} already, and EdgeWarmupCallback makes one: return the optimizer, "
             "with what follows the warmup, if anything does, and pass the warmup as EdgeWarmupCallback(warmup=...)."

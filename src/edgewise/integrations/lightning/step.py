@@ -1,6 +1,7 @@
 """The loss of a module's `training_step`, evaluated again without a trace."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +10,21 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from edgewise.integrations.attributes import attributes_restored
+from edgewise.integrations.lightning.attributes import attributes_restored
+
+
+def own_containers(batch: Any) -> Any:
+    """Return a batch with the same tensors in containers of its own: `training_step` may take out entries.
+
+    >>> batch = {"inputs": [1, 2]}
+    >>> own_containers(batch)["inputs"].pop(), batch
+    (2, {'inputs': [1, 2]})
+    """
+    if type(batch) is dict:
+        return {name: own_containers(entry) for name, entry in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(map(own_containers, batch))
+    return copy.copy(batch) if isinstance(batch, MutableMapping | list) else batch
 
 
 def training_loss(module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
@@ -18,7 +33,8 @@ def training_loss(module: LightningModule, batch: Any, batch_idx: int) -> Tensor
     Within the module, also where it is inside `DistributedDataParallel`: observing needs no gradients of the ranks.
     """
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    output = module.training_step(*((batch, batch_idx) if takes_index else (batch,)))
+    own = own_containers(batch)
+    output = module.training_step(*((own, batch_idx) if takes_index else (own,)))
     loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
     return loss
 

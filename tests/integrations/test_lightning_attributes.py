@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgewise.integrations.attributes import attributes_restored
+pytest.importorskip("lightning.pytorch")
+
+from edgewise.integrations.lightning.attributes import attributes_restored
 
 
 class Counts(nn.Module):
