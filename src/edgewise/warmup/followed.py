@@ -30,8 +30,8 @@ class WarmupThenUntil(WarmupSequence[AnyFollowed]):
     def num_steps(self) -> int | None:
         """The number of the update, from 0, that the decay ends at; `None` while it is not known.
 
-        It may be set, also anew while the decay is under way: the coming update is on the way to the new end. It is 1 or greater, and
-        more than the steps of a `LinearWarmup`.
+        It may be set, also anew while the decay is under way: from the coming update on it goes to the new end. It is 1
+        or greater, and more than the steps of a `LinearWarmup`.
         """
         return self.follower.num_steps
 
