@@ -11,7 +11,6 @@ pytest.importorskip("lightning.pytorch")
 import torch
 
 import edgewise as ew
-from distributed.two_ranks import TwoRanks
 from integrations import lightning_ranks
 from integrations import lightning_runs as runs
 
@@ -25,9 +24,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module", autouse=True)  # every test here is known by it to start processes
-def ranks(tmp_path_factory):
-    two = TwoRanks(tmp_path_factory.mktemp("two_ranks"))
-    return {"ddp": two.run(lightning_ranks.ddp), "fsdp": two.run(lightning_ranks.fsdp)}
+def ranks(two_ranks):
+    return {"ddp": two_ranks.run(lightning_ranks.ddp), "fsdp": two_ranks.run(lightning_ranks.fsdp)}
 
 
 @pytest.fixture
