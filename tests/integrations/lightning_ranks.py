@@ -28,6 +28,13 @@ class Sharded(runs.Net):
         fully_shard(self.net, mesh=mesh)
 
 
+class HalfSharded(runs.Net):
+    """Whose second layer is whole on each rank."""
+
+    def configure_model(self):
+        fully_shard(self.net[0], mesh=self.device_mesh["data_parallel"])
+
+
 def ddp(rank):
     make = lambda: DDPStrategy(process_group_backend="gloo")
     return _all(rank, make, runs.Net, runs.gi_adamw)
@@ -37,7 +44,13 @@ def fsdp(rank):
     make = lambda: ModelParallelStrategy(
         2, 1, process_group_backend="gloo", save_distributed_checkpoint=False
     )
-    return _all(rank, make, Sharded, runs.adamw)
+    return _all(rank, make, Sharded, runs.adamw) | {"refused": _refused(make(), HalfSharded())}
+
+
+def _refused(strategy, module):
+    with pytest.raises(ValueError, match="must all be sharded") as error:
+        _seen(strategy, module)
+    return str(error.value), module.calls
 
 
 def _all(rank, strategy, module, make_optimizer):

@@ -89,3 +89,10 @@ def test_a_run_resumed_under_fsdp_takes_a_fresh_look_from_the_rate_that_it_had(r
         assert rest[0] == whole[done - 1]  # from where it grows on
         assert rest[1] > rest[0]
         assert rest == pytest.approx(whole[done:], rel=0.2)
+
+
+def test_a_model_that_is_sharded_in_part_is_refused_before_any_compute(ranks):
+    for rank in ranks["fsdp"]:
+        message, num_calls = rank["refused"]
+        assert "2 of 4 sharded" in message
+        assert num_calls == 0

@@ -12,6 +12,7 @@ from edgewise.integrations.lightning.checks import check_module, check_optimizer
 from edgewise.integrations.lightning.clipping import AfterClipping
 from edgewise.integrations.lightning.step import own_containers, without_trace
 from edgewise.loss.update_loss import UpdateLoss
+from edgewise.ranks import ranks_of
 
 
 class UpdateObserver(Callback):
@@ -55,6 +56,7 @@ class UpdateObserver(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, after the strategy's setup and before a checkpoint's optimizer and schedulers are loaded."""
         optimizer = check_optimizer(self, trainer, pl_module)
+        ranks_of(trainer.strategy.model)  # raises what it has to say now
         self._begin(trainer, pl_module, optimizer)
         self._update_loss = update_loss = UpdateLoss(
             trainer.strategy.model,
