@@ -148,6 +148,8 @@ def test_lookahead_warms_up_by_the_optimizer_inside():
     inner = create_optimizer_v2(run.model, opt="adamw", lr=0.01)
     run.follow(inner)
     run.optimizer = Lookahead(inner)
+    with pytest.raises(TypeError, match=r"steps of Lookahead cannot be followed.*pass the optimizer inside it"):
+        ew.EdgeWarmup(run.optimizer)
     rows = run.as_timm_does(TimmScheduler(run.schedule))
     assert run.warmup.found.ok
     assert run.warmup.report().updates == len(rows)
