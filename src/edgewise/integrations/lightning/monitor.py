@@ -39,13 +39,25 @@ class MonitorCallback(UpdateObserver):
             optimization, several optimizers, another strategy.
 
     Example:
-        >>> import lightning.pytorch as L
+        >>> import torch, lightning.pytorch as L, warnings
+        >>> class Square(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.line = nn.Linear(1, 1, bias=False)
+        ...     def training_step(self, batch, batch_idx):
+        ...         return self.line(batch).square().mean()  # sharpness 2, where the batch is 1
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> callback = MonitorCallback(every=5)
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         >>> trainer = L.Trainer(
-        ...     callbacks=[MonitorCallback(max_overhead=0.02)], accelerator="cpu", logger=False, barebones=False
+        ...     max_epochs=1, accelerator="cpu", callbacks=[callback], enable_model_summary=False, **quiet
         ... )
-        >>> MonitorCallback(max_overhed=0.02)
-        Traceback (most recent call last):
-        edgewise.arguments.values.UnknownNameError: ...
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")  # Lightning would have more workers
+        ...     trainer.fit(Square(), torch.utils.data.DataLoader(torch.ones(8, 1), batch_size=1))
+        >>> callback.row.step, round(callback.row.sharpness, 3), round(callback.row.fraction, 3)  # 0.1 × 2 / 2
+        (5, 2.0, 0.1)
     """
 
     def __init__(self, *, prefix: str = "edgewise/", **options: Any) -> None:
