@@ -47,7 +47,7 @@ class EdgeWarmupCallback(UpdateObserver):
     Raises:
         TypeError: an argument has the wrong type, or `warmup` returns no warmup of that optimizer.
         ValueError: as `fit` begins: manual optimization, several optimizers or callbacks of this class, a scheduler
-            that cannot follow, another strategy, a trainer with nothing left to train, or a checkpoint without a warmup.
+            that cannot follow, another strategy, nothing left to train, or a checkpoint without a warmup.
 
     Example:
         >>> import torch, lightning.pytorch as L, warnings
