@@ -30,11 +30,12 @@ QUIET = {
 
 @dataclass
 class Run:
-    """What a run shows: of each update the rate it was made with, of each micro-batch its loss; at the end, θ."""
+    """What a run shows: of each update the rate it was made with, of each micro-batch its loss; θ at the end."""
 
     rates: list = field(default_factory=list)
     losses: list = field(default_factory=list)
     parameters: list = field(default_factory=list)
+    num_forwards: int = 0  # of the warmup, where it is made by hand
 
 
 def data():
@@ -181,6 +182,7 @@ def plain(
         schedule.step()
         run.losses += [loss.item() for loss in losses]
     run.parameters = [p.detach().clone() for p in net.parameters()]
+    run.num_forwards = warmup.num_forwards
     return run
 
 
