@@ -39,7 +39,7 @@ class Lines(Logger):
 
     def __init__(self):
         super().__init__()
-        self.lines = []
+        self.lines, self.experiment = [], types.SimpleNamespace()
 
     def log_metrics(self, metrics, step=None):
         self.lines.append((step, dict(metrics)))
@@ -159,9 +159,18 @@ def test_losses_are_those_before_a_gradient_scaler(first_scale):
 
 
 def test_a_module_logs_counts_and_keeps_each_batch_once():
-    logger, module = Lines(), Net()
+    class Logs(Net):
+        def training_step(self, batch, batch_idx):
+            self.logger.log_metrics({"calls": self.calls}, step=self.trainer.global_step)
+            self.logger.experiment.add_histogram("weights", self.net[0].weight)
+            return super().training_step(batch, batch_idx)
+
+    logger, module = Lines(), Logs()
+    logger.experiment.add_histogram = lambda name, values: histograms.append(name)
+    histograms = []
     found = fit(module, EdgeWarmupCallback(), MonitorCallback(every=4), logger=logger, log_every_n_steps=1)
-    assert module.calls == NUM
+    assert module.calls == NUM == len(histograms)
+    assert [m["calls"] for _, m in logger.lines if "calls" in m] == [*range(NUM)]
     assert module.kept == [*range(runs.NUM_BATCHES)] * 3
     losses = torch.tensor(found.losses)
     assert [*logger.values("loss_step").values()] == found.losses
