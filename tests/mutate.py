@@ -740,6 +740,20 @@ FAULTS = [
         test="lab/models/test_models.py",
     ),
     Fault(
+        name="a run of timm's is resumed at any update",
+        file="integrations/timm.py",
+        old="if num_updates > self._num_updates + 1:",
+        new="if False:",
+        test="integrations/test_timm_calls.py",
+    ),
+    Fault(
+        name="timm's layer decay is ignored",
+        file="integrations/timm.py",
+        old='if group.get("lr_scale", 1.0) != 1.0:',
+        new="if False:",
+        test="integrations/test_timm_calls.py",
+    ),
+    Fault(
         name="RI-Adam that knows the gradient",
         file="lab/training/ri_adam.py",
         old="return (gradient.norm() * self._directions[parameter]).square()",

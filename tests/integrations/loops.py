@@ -113,10 +113,10 @@ def accelerated_on_ranks(rank: int) -> dict:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # the group stands already
     found = {order: accelerated(order) for order in ORDERS}
-    return found | {"inside": error_inside()}
+    return found | {"followed": accelerated(followed=True), "inside": error_inside()}
 
 
-def accelerated(order: str = ORDERS[0], make=ew.EdgeWarmup) -> dict:
+def accelerated(order: str = ORDERS[0], make=ew.EdgeWarmup, *, followed: bool = False) -> dict:
     """accelerate's loop, as its documentation writes it; in as many processes as there are."""
     from accelerate import Accelerator  # noqa: PLC0415
 
@@ -128,7 +128,8 @@ def accelerated(order: str = ORDERS[0], make=ew.EdgeWarmup) -> dict:
     warmup = before or make(optimizer)
     schedule = warmup.then_until(RUN, "cosine")
     scheduler = accelerator.prepare(schedule) if order == "the schedule is prepared, too" else schedule
-    update_loss = ew.UpdateLoss(model, loss_fn)
+    update_loss, rows = ew.UpdateLoss(model, loss_fn), []
+    monitor = ew.Monitor(model, optimizer, loss_fn, every=8, log=rows.append) if followed else None
     for batch in loader:
         with accelerator.accumulate(model):
             loss = loss_fn(model, batch)
@@ -137,11 +138,16 @@ def accelerated(order: str = ORDERS[0], make=ew.EdgeWarmup) -> dict:
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), CLIP)
                 warmup.observe(update_loss)
+                if monitor is not None:
+                    monitor.observe(update_loss)
                 log.note(optimizer, update_loss)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-    return log.of(model) | {"processes": accelerator.num_processes}
+    return log.of(model) | {
+        "processes": accelerator.num_processes,
+        "fractions": [row.fraction for row in rows],
+    }
 
 
 def error_inside() -> str:

@@ -71,22 +71,24 @@ def test_an_example_has_few_lines_of_edgewise_and_marks_them(path):
 
 
 def lines_of_edgewise(text):
-    """The lines of every statement that imports edgewise, names what is imported of it, or observes."""
+    """The lines that import edgewise, name what is imported of it, or are within a call of that or of `observe`."""
     tree = ast.parse(text)
     names = {name for module, name in imports(tree) if module.split(".")[0] == "edgewise"}
     lines = set()
-    for statement in ast.walk(tree):
-        if not isinstance(statement, ast.stmt) or hasattr(statement, "body"):
-            continue
-        parts = list(ast.walk(statement))
-        used = {part.id for part in parts if isinstance(part, ast.Name)}
-        called = {part.attr for part in parts if isinstance(part, ast.Attribute)}
-        imported = {module.split(".")[0] for module, _ in imports(statement)}
-        if used & names or called & {"observe", "metrics"} or "edgewise" in imported:
-            lines |= set(range(statement.lineno, statement.end_lineno + 1))
+    for node in ast.walk(tree):
+        own = isinstance(node, ast.Name) and node.id in names
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            own = any(module.split(".")[0] == "edgewise" for module, _ in imports(node))
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            first = next(part for part in ast.walk(node.func) if not isinstance(part, ast.Attribute))
+            own = called in ("observe", "metrics") or (isinstance(first, ast.Name) and first.id in names)
+        if own:
+            lines |= set(range(node.lineno, node.end_lineno + 1))
     return lines
 
 
 def test_a_line_that_is_not_marked_is_seen():
     text = "import edgewise as ew\n\nw = ew.EdgeWarmup(\n    optimizer\n)\nfor x in y:\n    w.observe(x)\n    z()\n"
     assert lines_of_edgewise(text) == {1, 3, 4, 5, 7}
+    assert lines_of_edgewise("from edgewise import GIAdam\na(\n    b,\n    c=GIAdam(d),\n)\n") == {1, 4}
