@@ -116,6 +116,13 @@ FAULTS = [
         test="warmup/test_followed.py",
     ),
     Fault(
+        name="a decay that is given another end goes to the old one for an update more",
+        file="warmup/followed.py",
+        old="        if self.handed_over:\n            set_rates",
+        new="        if False:\n            set_rates",
+        test="warmup/test_followed.py",
+    ),
+    Fault(
         name="a warmup over without an end for its decay stays at its rate",
         file="warmup/then.py",
         old="elif self.warmup._is_over and not self.handed_over:",

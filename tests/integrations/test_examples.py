@@ -71,7 +71,7 @@ def test_an_example_has_few_lines_of_edgewise_and_marks_them(path):
 
 
 def lines_of_edgewise(text):
-    """The lines that import edgewise, name what is imported of it, or are within a call of that, or one that observes."""
+    """The lines that import edgewise, name what is imported of it, or are within a call of that or of `observe`."""
     tree = ast.parse(text)
     names = {name for module, name in imports(tree) if module.split(".")[0] == "edgewise"}
     lines = set()

@@ -12,8 +12,8 @@ import edgewise
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
-    path.stem: path.read_text(encoding="utf-8")
-    for path in sorted((Path(edgewise.__file__).parent / "integrations").glob("[!_]*.py"))
+    path.stem: (path / "__init__.py" if path.is_dir() else path).read_text(encoding="utf-8")
+    for path in sorted((Path(edgewise.__file__).parent / "integrations").glob("[!_]*"))
     if "_" not in path.stem
 }
 IMPORTING = [

@@ -1,6 +1,7 @@
 """The recipes on the pages of docs/integrations/ run as they stand. Oracle: what their schedules come to at the end."""
 
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,35 @@ def test_accelerate(names):
     after = run(block, names)
     assert after["scheduler"].warmup.report().updates == NUM_BATCHES / 4
     assert after["scheduler"].get_last_lr() == [0.0]
+
+
+def test_lightning(tmp_path, monkeypatch):
+    lightning = pytest.importorskip("lightning.pytorch")
+    from integrations import lightning_runs as runs  # noqa: PLC0415 - where Lightning is
+
+    monkeypatch.chdir(tmp_path)
+    trainer = lambda **options: lightning.Trainer(**runs.QUIET | {"max_epochs": 1} | options)
+    names = {"L": types.SimpleNamespace(Trainer=trainer), "module": runs.Net(), "loader": runs.loader()}
+    with runs.without_advice():
+        for block in blocks("lightning.md")[:2]:
+            run(block, names)
+    warmup, monitor = names["trainer"].callbacks[:2]
+    assert warmup.warmup.report().updates == warmup.schedule.num_steps == runs.NUM_BATCHES
+    assert monitor.row is not None
+    assert [callback._decay for callback in names["callbacks"]] == ["cosine", None, None]
+
+
+def test_the_scheduler_on_lightning_s_page_follows(names):
+    pytest.importorskip("lightning.pytorch")
+    from edgewise.integrations.lightning import EdgeWarmupCallback  # noqa: PLC0415 - where Lightning is
+    from integrations import lightning_runs as runs  # noqa: PLC0415
+
+    *_, block = blocks("lightning.md")
+    configure = run(block, names)["configure_optimizers"]
+    callback = EdgeWarmupCallback()
+    module = type("Scheduled", (runs.Net,), {"configure_optimizers": configure})()
+    runs.fit(module, callback)
+    assert callback.schedule.follower.T_max == 10_000
 
 
 def test_timm(names):
