@@ -117,8 +117,11 @@ GLOBAL_HOOKS: dict[str, Any] = {
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
-    """Whether `Optimizer.__init__` has made the registries of hooks; some third-party optimizers do not call it."""
-    return hasattr(optimizer, "_optimizer_step_pre_hooks")
+    """Whether `Optimizer.__init__` has made the registries of hooks; some third-party optimizers do not call it.
+
+    timm's Lookahead makes those of its steps by hand, but not those of its state.
+    """
+    return all(hasattr(optimizer, f"_optimizer_{of}_pre_hooks") for of in ("step", "state_dict"))
 
 
 def step_pre_hooks(optimizer: Optimizer) -> OrderedDict[int, Any]:

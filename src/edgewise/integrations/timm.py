@@ -6,7 +6,7 @@ Only timm's calls are followed: nothing of it is imported.
 from typing import Any
 
 from edgewise.arguments import described
-from edgewise.warmup.then import WarmupThen
+from edgewise.warmup.then import WarmupSequence
 from edgewise.warmup.updates import UpdateSchedule
 
 
@@ -45,8 +45,8 @@ class TimmScheduler:
 
     t_in_epochs = False
 
-    def __init__(self, scheduler: WarmupThen[Any] | UpdateSchedule) -> None:
-        if not isinstance(scheduler, WarmupThen | UpdateSchedule):
+    def __init__(self, scheduler: WarmupSequence[Any] | UpdateSchedule) -> None:
+        if not isinstance(scheduler, WarmupSequence | UpdateSchedule):
             raise TypeError(
                 "scheduler must be a warmup, or what its then() or then_until() returns, got "
                 f'{described(scheduler)}: pass EdgeWarmup(optimizer).then_until(num_updates, "cosine"), e.g.'

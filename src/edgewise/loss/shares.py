@@ -86,7 +86,8 @@ def _unexplained(ratios: Sequence[float], rules: dict[str, list[float]]) -> str:
     return (
         f"the losses added are {_listed(ratios)} times what loss_fn returns for their batches, which is none of the "
         f"shares that are looked for: {tried}. Pass share= to add, the factor on loss_fn(model, batch) that gives the "
-        "loss that backward() was called on; also where dropout makes the loss vary by so much."
+        "loss that backward() was called on, before a GradScaler scales it; also where dropout varies the loss by so "
+        "much."
     )
 
 

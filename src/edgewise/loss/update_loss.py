@@ -98,7 +98,7 @@ class UpdateLoss:
 
         Args:
             batch: what `loss_fn` takes.
-            loss: what `backward()` is called on, a scalar tensor, or its value.
+            loss: what `backward()` is called on, before a `GradScaler` scales it: a scalar tensor, or its value.
             share: the factor > 0 on `loss_fn(model, batch)` that gives `loss`, 1 where that is what `loss_fn` returns.
                 Without it, for micro-batches of new sizes, `loss_fn` is evaluated once more and compared with `loss`.
                 Found are 1, one over the number of micro-batches, the share of their samples, and what all had before.

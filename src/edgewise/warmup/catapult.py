@@ -152,14 +152,15 @@ class CatapultWarmup(AdaptiveWarmup):
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward; or an
-                `UpdateLoss`, to which the micro-batches of the update have been added.
+                `UpdateLoss`, to which the micro-batches of the update have been added, and which knows their loss.
             loss: the value that was just computed for `backward()`. Without it, `closure` is evaluated at each update,
                 for a third of the training's cost during the warmup.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
-            ValueError: no parameter has a gradient.
-            LossError: the closure does not return a finite scalar tensor, or `loss` is a tensor of another kind.
+            ValueError: no parameter has a gradient, or an `UpdateLoss` is empty, or is given with a `loss`.
+            LossError: the closure does not return a finite scalar tensor, `loss` is a tensor of another kind, or no
+                share explains the losses of an `UpdateLoss`.
         """
         closure, loss = closure_and_loss(closure, loss)
         self._gradients.forget()

@@ -132,14 +132,15 @@ class EdgeWarmup(AdaptiveWarmup):
 
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward; or an
-                `UpdateLoss`, to which the micro-batches of the update have been added.
+                `UpdateLoss`, to which the micro-batches of the update have been added, and which knows their loss.
             loss: the value that was just computed for `backward()`: saves a forward at each look, and shows spikes and
                 rises.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
-            ValueError: no parameter has a gradient.
-            LossError: the closure does not return a finite scalar tensor, or `loss` is a tensor of another kind.
+            ValueError: no parameter has a gradient, or an `UpdateLoss` is empty, or is given with a `loss`.
+            LossError: the closure does not return a finite scalar tensor, `loss` is a tensor of another kind, or no
+                share explains the losses of an `UpdateLoss`.
         """
         closure, loss = closure_and_loss(closure, loss)
         self._gradients.forget()
