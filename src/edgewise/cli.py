@@ -143,6 +143,8 @@ def inspect_setup(
     try:
         with terminal.inspecting(console) as move:
             result = inspect(*subject, max_updates=max_updates, seed=seed, on_progress=move).as_dict()
+    except KeyboardInterrupt:
+        sys.exit("\nedgewise: interrupted; nothing was changed, and nothing is kept.")
     except Exception as error:
         if setup_file.user_lines(error):
             raise setup_file.SetupError(setup_file.raised_by(error, target)) from error

@@ -99,6 +99,26 @@ def test_the_edge_of_a_quadratic():
     assert shares == {"weight": pytest.approx(1)}
 
 
+@pytest.mark.parametrize(("steps", "limit"), [(0, 20), (3, 38)])  # 2/(1 − β₁), and 2(1 + β₁)/(1 − β₁)
+def test_the_limit_is_that_of_the_coming_update(steps, limit):
+    model, batches = BY_NAME["tanh-mlp-mse"].build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(steps):
+        train_step(model, optimizer, mse, batches[0])
+    evidence = line(inspected(model, optimizer, mse, batches), "rate × preconditioned sharpness").evidence
+    assert evidence["share"] == pytest.approx(1e-3 * evidence["sharpness"] / limit)
+
+
+def test_a_sharpness_that_has_not_converged_is_no_number(monkeypatch):
+    monkeypatch.setattr("edgewise.advice.stability.MOST_PRODUCTS", 1)
+    model, batches = BY_NAME["tanh-mlp-mse"].build()
+    result = inspected(model, torch.optim.Adam(model.parameters(), lr=1e-3), mse, batches)
+    found = line(result, "rate × preconditioned sharpness")
+    assert (found.ok, found.value, found.advice) == (False, None, "")
+    assert "BUDGET_EXHAUSTED" in found.meaning
+    assert "sharpness" in found.evidence  # all the same
+
+
 def test_a_rate_beyond_the_edge_is_told():
     model, batches = regression()
     result = inspected(model, torch.optim.SGD(model.parameters(), lr=0.8), mse, batches)
@@ -221,6 +241,27 @@ def test_progress_goes_forward_to_its_end():
     assert seen[-1][0] == seen[-1][1]
     assert [state[2] for state in seen if state[0] == 0][:1] == ["losses and gradients"]
     assert seen[-1][2] == "trial"
+
+
+def test_a_loss_that_differentiates_itself():
+    """As of physics-informed networks."""
+    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def residual(model, batch):
+        x = batch.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return (slope - batch).square().mean()
+
+    batches = list(torch.randn(8, 16, 1))
+    result = inspected(model, torch.optim.Adam(model.parameters(), lr=1e-3), residual, batches)
+    assert {found.question for found in result.findings if found.ok} == set(QUESTIONS)
+
+
+def test_a_loss_without_data():
+    model, _ = regression()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = inspected(model, sgd, lambda model, batch: model.weight.square().sum(), [(), ()])
+    assert line(result, "rate × preconditioned sharpness").value == pytest.approx(0.2, rel=0.02)
 
 
 def test_batches_that_run_out_are_read_again_and_that_is_told():

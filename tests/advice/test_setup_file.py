@@ -45,7 +45,7 @@ number = 3
 def _paths(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
-    for name in ("edgewise_setup_mine", "neighbour_of_mine"):
+    for name in ("mine", "edgewise_setup_mine", "neighbour_of_mine"):
         sys.modules.pop(name, None)
 
 
@@ -61,6 +61,11 @@ def test_a_function_is_called(file, target):
     found = load(target.format(file), most=5)
     assert type(found.model).__name__ == "Linear"
     assert len(found.batches) == 3
+
+
+def test_the_file_has_its_own_name_unless_another_module_has_it(file, monkeypatch):
+    assert load(f"{file}", most=5).loss_fn.__module__ == "mine"
+    assert load(f"{file}", most=5).loss_fn.__module__ == "edgewise_setup_mine"
 
 
 def test_what_can_be_read_only_once_is_held_as_far_as_it_is_needed(file):

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import torch
 from torch.optim import Adam, AdamW, Optimizer
 
 from edgewise.advice.findings import Finding, unmeasured
@@ -36,7 +37,7 @@ def gi_adam_findings(subject: Subject, edge: Edge) -> list[Finding]:
             known if kind is adam_class and known is not None and known.ok else _measure(subject, adam, known)
         )
         second = _measure(subject, gi_adam, first)
-    except EdgewiseError as error:
+    except (EdgewiseError, torch.OutOfMemoryError) as error:
         return [unmeasured("gi_adam", _NAME, str(error))]
     limit = stability_limit(adam)
     evidence = {

@@ -60,8 +60,8 @@ def look_at(subject: Subject) -> Look:
         snapshot.rewind()
         variation, culprit = _variation(subject, losses[0])
         snapshot.rewind()
-        with forward_only(), calling("loss_fn on the first batch", subject.few[0]):
-            plain = checked_loss(subject.loss_fn(subject.model, subject.few[0]), "the first batch")
+        with calling("loss_fn on the first batch", subject.few[0]):  # in the precision of the user's own
+            plain = checked_loss(subject.loss_fn(subject.model, subject.few[0]).detach(), "the first batch")
         snapshot.rewind()
         lost = _lost_to_rounding(subject, first)
     number = len(losses)

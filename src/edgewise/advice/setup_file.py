@@ -101,7 +101,9 @@ def _parsed(target: str) -> tuple[Path, str]:
 
 
 def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"edgewise_setup_{path.stem}", path)
+    # By its own name, under which processes that load data find it too, unless another module has that.
+    free = path.stem.isidentifier() and path.stem not in sys.modules
+    spec = importlib.util.spec_from_file_location(path.stem if free else f"edgewise_setup_{path.stem}", path)
     assert spec is not None  # it ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import torch
+
 from edgewise.advice.findings import Finding, unmeasured
 from edgewise.advice.subject import Subject
 from edgewise.critical import CriticalLRResult, critical_lr
@@ -61,7 +63,7 @@ def edge_of(subject: Subject, limit: StabilityLimitResult) -> Edge:
                 params=subject.patterns,
                 seed=subject.seed,
             )
-    except EdgewiseError as error:
+    except (EdgewiseError, torch.OutOfMemoryError) as error:
         reason = str(error)
     return Edge(limit=limit, result=result, reason=reason, bound=bound)
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from edgewise.advice.supply import check_batches, generators_of
 from edgewise.arguments import a_loss_function, a_model, an_optimizer, learning_rate
 from edgewise.isolation.random_states import RandomStates
+from edgewise.loss.batches import batch_size
 from edgewise.loss.checks import LossFunction
 from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups, select_parameters
@@ -70,12 +71,15 @@ def a_subject(
             "DistributedDataParallel, before it is wrapped or sharded, in a process of its own."
         )
     check_steps_alone(optimizer)
+    few = first_of(batches, FEW)
+    if any(batch_size(batch) is None for batch in few):
+        few = few[:1]  # what has no size cannot be weighted by it
     return Subject(
         model=model,
         optimizer=optimizer,
         loss_fn=loss_fn,
         batches=batches,
-        few=first_of(batches, FEW),
+        few=few,
         names=names,
         left_out=[name for name in trained if name not in names],
         seed=seed,
