@@ -62,7 +62,7 @@ FAULTS = [
     Fault(
         name="a text of an inspection is HTML on its page",
         file="lab/report/inspection.py",
-        old="return html.escape(str(value))",
+        old="return html.escape(one_line(str(value)))",
         new="return str(value)",
         test="lab/report/test_inspection.py",
     ),
@@ -931,14 +931,14 @@ FAULTS = [
     ),
     Fault(
         name="a label that ends the page's data",
-        file="lab/report/page.py",
+        file="lab/report/self_contained.py",
         old='content.replace("<", "\\\\u003c")',
         new="content",
         test="lab/report/test_page.py",
     ),
     Fault(
         name="a page that may run any script",
-        file="lab/report/page.py",
+        file="lab/report/self_contained.py",
         old='" ".join(f"\'sha256-{value}\'" for value in hashes)',
         new="\"'unsafe-inline'\"",
         test="lab/report/test_page.py",

@@ -6,6 +6,7 @@ same measurements by hand; odd things that are planted. Cannot see: whether advi
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -330,6 +331,12 @@ def test_bad_input_is_refused_before_any_compute(name):
     change, error, message = BAD[name]
     with pytest.raises(error, match=message):
         ew.inspect(**bad(change))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr("edgewise.advice.subject.ranks_of", lambda model: SimpleNamespace(num=2))
+    with pytest.raises(ValueError, match="trained by 2 processes, inspect works in one"):
+        ew.inspect(**bad(dict))
 
 
 def test_a_loss_that_is_not_finite_here_is_an_error():

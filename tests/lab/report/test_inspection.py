@@ -14,65 +14,7 @@ from rich.console import Console
 from edgewise.lab import terminal
 from edgewise.lab.report import inspection, inspection_plots
 from hostile import SCRIPT
-
-
-def finding(question, name, level="good", **changed):
-    return {
-        "question": question,
-        "name": name,
-        "value": 1.0,
-        "shown": f"number of {name}",
-        "meaning": f"Meaning of {name}.",
-        "advice": "" if level in ("good", "unknown") else f"Advice on {name}.",
-        "level": level,
-        "ok": level != "unknown",
-        "evidence": {},
-    } | changed
-
-
-def made_up(**changed):
-    return {
-        "format": 1,
-        "ok": True,
-        "text": "suggested rate 0.004",
-        "lr": 3e-4,
-        "lr_suggested": 4.1e-3,
-        "lr_largest": 2e-2,
-        "warmup_steps": 66,
-        "num_updates": 150,
-        "seconds": 12.3,
-        "subject": {
-            "model": "GPT2LMHeadModel",
-            "optimizer": "AdamW",
-            "num_parameters": 124_439_808,
-            "dtypes": ["float32"],
-            "device": "cpu",
-        },
-        "questions": {"rate": "How large?", "stability": "Stable?", "odd": "Odd?"},
-        "findings": [
-            finding("rate", "suggested rate", "notice"),
-            finding(
-                "stability",
-                "rate × preconditioned sharpness",
-                evidence={"share": 0.8, "lr_at_edge": 5e-4},
-            ),
-            finding("stability", "holders", evidence={"shares": {"a.weight": 0.75, "b.<i>": 0.25}}),
-            finding(
-                "stability",
-                "critical rate of the coming update",
-                evidence={"lr": 0.3, "interval": [0.2, 0.4]},
-            ),
-            finding("odd", "noise", "unknown"),
-            finding("odd", "modes"),
-        ],
-        "trial": {
-            "path": {"lr": [1e-4, 2e-4, 4e-4], "loss": [5.0, 4.5, 4.0], "diverged": False},
-            "runs": [
-                {"lr": 1e-3, "loss": [5.0, 4.0], "final": 3.5},
-                {"lr": 1e-1, "loss": [5.0, None], "final": None},
-            ],
-        },
-    } | changed
+from lab_cases import finding, inspected
 
 
 class Text(HTMLParser):
@@ -102,17 +44,17 @@ class Text(HTMLParser):
 
 
 def test_every_line_is_on_the_page():
-    read = Text(inspection.page_of(made_up()))
-    for line in made_up()["findings"]:
+    read = Text(inspection.page_of(inspected()))
+    for line in inspected()["findings"]:
         for key in ("name", "shown", "meaning", "advice"):
             assert line[key] in read.text
     assert "GPT2LMHeadModel with AdamW" in read.text
     assert "124 million parameters" in read.text
-    assert read.data["result"] == made_up()
+    assert read.data["result"] == inspected()
 
 
 def test_the_cards_answer_first():
-    text = Text(inspection.page_of(made_up())).text
+    text = Text(inspection.page_of(inspected())).text
     for words in ("0.0041 14 × yours", "0.02 67 × yours", "66 updates", "0.0003 lower than it bears"):
         assert words in text
 
@@ -131,11 +73,11 @@ def test_the_cards_answer_first():
     ],
 )
 def test_what_is_not_known_is_said(changed, words):
-    assert words in Text(inspection.page_of(made_up(**changed))).text
+    assert words in Text(inspection.page_of(inspected(**changed))).text
 
 
 def test_the_plots_hold_the_numbers():
-    plotted = Text(inspection.page_of(made_up())).data
+    plotted = Text(inspection.page_of(inspected())).data
     rates = {trace["y"][0]: trace["x"][0] for trace in plotted["content-rates"]["data"]}
     assert rates == {
         "your rate": 3e-4,
@@ -151,7 +93,7 @@ def test_the_plots_hold_the_numbers():
 
 
 def test_a_page_loads_nothing_and_runs_its_own_scripts_only():
-    page = inspection.page_of(made_up())
+    page = inspection.page_of(inspected())
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
     assert "default-src 'none'" in policy
     assert policy.count("sha256-") == 2
@@ -162,24 +104,24 @@ def test_a_page_loads_nothing_and_runs_its_own_scripts_only():
     "text", [f"<script>{SCRIPT}</script>", '"><img src=x onerror=1>', "</script><b>", "{{$x}}"]
 )
 def test_names_are_shown_as_the_text_that_they_are(text):
-    changed = made_up(findings=[finding("odd", text, shown=text, meaning=text, advice=text)])
+    changed = inspected(findings=[finding("odd", text, shown=text, meaning=text, advice=text)])
     changed["subject"]["model"] = text
     changed["findings"][0]["evidence"] = {"shares": {text: 1.0}}
     page = inspection.page_of(changed)
-    assert page.count("<script") == inspection.page_of(made_up()).count("<script")
+    assert page.count("<script") == inspection.page_of(inspected()).count("<script")
     assert "<img" not in page
     assert Text(page).data["result"]["subject"]["model"] == text
 
 
 def test_ticks_are_few():
-    assert inspection_plots.ruler(made_up()).layout.xaxis.tickvals[0] < 3e-4
-    wide = made_up(lr=1e-9)
+    assert inspection_plots.ruler(inspected()).layout.xaxis.tickvals[0] < 3e-4
+    wide = inspected(lr=1e-9)
     assert len(inspection_plots.ruler(wide).layout.xaxis.tickvals) <= 15
 
 
 def test_the_table_in_the_terminal():
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(terminal.inspection(made_up()))
+    console.print(terminal.inspection(inspected()))
     text = " ".join(console.export_text().split())
     assert "! suggested rate: number of suggested rate" in text
     assert "Advice on suggested rate." in text

@@ -10,6 +10,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from edgewise.lab.report import inspection_plots, self_contained
+from edgewise.lab.results.documents import one_line
 
 _TEMPLATE = Path(__file__).with_name("inspection.html")
 _SCRIPT = Path(__file__).with_name("page.js")
@@ -148,4 +149,4 @@ def _provenance(result: Result) -> str:
 def _text(value: object) -> str:
     if isinstance(value, list):
         value = ", ".join(map(str, value))
-    return html.escape(str(value))
+    return html.escape(one_line(str(value)))
