@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import edgewise as ew
+from edgewise.advice import setup_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "integrations").glob("*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHARPNESS = (ROOT / "docs" / "sharpness.md").read_text(encoding="utf-8")
 WARMUPS = (ROOT / "docs" / "warmups.md").read_text(encoding="utf-8")
+INSPECT = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
 
 
 def blocks(text):
@@ -80,6 +82,17 @@ def test_the_warmup_page_runs_in_order():
         exec(compile(block, "warmups.md", "exec"), names)
     assert len(blocks(WARMUPS)) == 3
     assert names["scheduler"].num_steps == 20
+
+
+def test_the_page_on_inspections_runs_in_order(tmp_path):
+    names = {}
+    for block in blocks(INSPECT):
+        exec(compile(block, "inspect.md", "exec"), names)
+    assert len(blocks(INSPECT)) == 2
+    assert names["result"].ok
+    assert {line.question for line in names["result"].findings} == set(names["result"].as_dict()["questions"])
+    (tmp_path / "setup.py").write_text(blocks(INSPECT)[0], encoding="utf-8")
+    assert setup_file.load(f"{tmp_path / 'setup.py'}:setup", most=1).loss_fn.__name__ == "loss_fn"
 
 
 def sharpness_page_names():

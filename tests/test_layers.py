@@ -50,6 +50,9 @@ LIGHT = {
     "report.presentation": 13,
     "report.plots": 13,
     "report.interactive": 13,
+    "report.inspection_plots": 14,
+    "report.self_contained": 13,
+    "report.inspection": 15,
     "report.page": 14,
 }
 HEAVY = {

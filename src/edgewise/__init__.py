@@ -1,5 +1,7 @@
 """edgewise: learning-rate warmup that knows the edge of stability."""
 
+from edgewise.advice.inspection import inspect
+from edgewise.advice.result import InspectionResult
 from edgewise.critical import CriticalLRResult, critical_lr
 from edgewise.curvature import SharpnessResult, hessian, preconditioned_sharpness, sharpness
 from edgewise.errors import (
@@ -33,6 +35,8 @@ __all__ = [
     "GIAdam",
     "GIAdamW",
     "register_preconditioner",
+    # advice
+    "inspect",
     # following a run
     "Monitor",
     "UpdateLoss",
@@ -46,6 +50,7 @@ __all__ = [
     "StabilityLimitResult",
     "MonitorRow",
     "WarmupReport",
+    "InspectionResult",
     "Status",
     # trust
     "isolated",

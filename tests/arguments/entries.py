@@ -92,6 +92,7 @@ ENTRIES = {
         ("optimizer", "closure"),
     ),
     "stability_limit": (lambda run, **given: ew.stability_limit(**given), ew.stability_limit, ("optimizer",)),
+    "inspect": (lambda run, **given: ew.inspect(**given), ew.inspect, (*TRAINING, "batches")),
     "Monitor": (lambda run, **given: ew.Monitor(**given), ew.Monitor, TRAINING),
     "UpdateLoss": (lambda run, **given: ew.UpdateLoss(**given), ew.UpdateLoss, ("model", "loss_fn")),
     "UpdateLoss.add": (

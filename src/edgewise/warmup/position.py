@@ -2,7 +2,8 @@
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,6 +102,18 @@ def _remove(handles: list[RemovableHandle]) -> None:
 def listeners(optimizer: Optimizer) -> list[Any]:
     """Return the objects that are told of the optimizer's updates."""
     return list(_LISTENERS.get(optimizer, ()))
+
+
+@contextmanager
+def listeners_aside(optimizer: Optimizer) -> Iterator[None]:
+    """Forget for the time being who is told of the optimizer's updates."""
+    kept = _LISTENERS.pop(optimizer, None)
+    try:
+        yield
+    finally:
+        _LISTENERS.pop(optimizer, None)
+        if kept is not None:
+            _LISTENERS[optimizer] = kept
 
 
 class UsedGradients:

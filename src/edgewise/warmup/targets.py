@@ -1,6 +1,8 @@
 """The rates that a warmup leads to."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -46,6 +48,18 @@ class Targets:
     def reach(self) -> None:
         """Leave no word: the warmup is over, and the rates are what they are."""
         _UNFINISHED.pop(self._optimizer, None)
+
+
+@contextmanager
+def unfinished_aside(optimizer: Optimizer) -> Iterator[None]:
+    """Forget for the time being what an unfinished warmup has left word of."""
+    kept = _UNFINISHED.pop(optimizer, None)
+    try:
+        yield
+    finally:
+        _UNFINISHED.pop(optimizer, None)
+        if kept is not None:
+            _UNFINISHED[optimizer] = kept
 
 
 def _meant(optimizer: Optimizer) -> list[float]:

@@ -1,0 +1,1 @@
+"""What a model bears, found by a trial that leaves no trace."""
