@@ -152,6 +152,11 @@ def state_of_constructor(optimizer: Optimizer, parameter: Tensor) -> dict[str, A
     return dict(Adagrad([parameter], initial_accumulator_value=initial).state[parameter])
 
 
+def takes_scaled_gradients(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler leaves unscaling to the optimizer's own step, as fused ones do it."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
 # Schedulers
 
 

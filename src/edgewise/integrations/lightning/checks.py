@@ -12,6 +12,8 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.optim import Optimizer
 
+from edgewise.torch_internals import takes_scaled_gradients
+
 _STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
 _STEPPING_FOR_THEMSELVES = (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy)  # subclasses of those
 
@@ -55,7 +57,7 @@ def check_optimizer(callback: Callback, trainer: Trainer, module: LightningModul
             f"{type(optimizer).__name__}: return one of self.parameters() from configure_optimizers."
         )
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+    if scaler is not None and takes_scaled_gradients(optimizer):
         raise ValueError(
             f"{name} needs gradients at their own scale, and a fused {type(optimizer).__name__} takes those of "
             f"precision={trainer.precision!r} still scaled: make it with fused=False, or train with "
