@@ -16,7 +16,7 @@ from pathlib import Path
 
 import advice_peers
 import torch
-from advice_grid import NUM_UPDATES, RUNS, Run, Runs, trains
+from advice_grid import NUM_UPDATES, RUNS, SEEDS, Run, Runs, is_octave, trains
 from advice_tasks import PAIRS, Pair
 
 from edgewise.advice.rates import suggest
@@ -24,7 +24,6 @@ from edgewise.advice.trial import run_trial
 
 PAGE = Path(__file__).parents[1] / "docs" / "inspect-evidence.md"
 SEED = 77  # of the batches that methods are given
-_GRID_SEED = 1
 _NEAR = 2.0  # factor of a suggestion
 _CLOSE = 1.02  # of a loss
 _BOUNDARY = 1.5  # factor of a largest rate
@@ -52,6 +51,11 @@ class Truth:
     """The highest rate that trains …"""
     lowest_bad: float
     """… and the lowest above that does not."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether the best rate ends below the best constant output: else no rate trains."""
+        return self.loss < self.untrained
 
     @property
     def boundary(self) -> float:
@@ -86,25 +90,31 @@ class Judged:
 
     @property
     def fails(self) -> bool:
-        """Whether a rate is suggested that does not train."""
-        return self.answer.lr > self.truth.best and not trains(
-            self.truth.untrained, self.final, self.truth.loss
+        """Whether a rate is suggested that is too high to train."""
+        return (
+            self.answer.lr > self.truth.best
+            and self.truth.learns
+            and not trains(self.truth.untrained, self.final, self.truth.loss)
         )
 
 
 def read_truth(pair: Pair, runs: Sequence[Run]) -> Truth:
-    """Return what the grid says."""
-    finals = {run.lr: run.final for run in runs if run.pair == pair.name and run.seed == _GRID_SEED}
-    octaves = [lr for lr in finals if _is_octave(lr / pair.middle_rate)]
-    best = min(octaves, key=finals.__getitem__)
-    untrained, loss = pair.constant_loss(), finals[best]
-    bad = min(lr for lr in finals if lr > best and not trains(untrained, finals[lr], loss))
-    good = max(lr for lr in finals if lr < bad)
-    return Truth(best=best, loss=loss, untrained=untrained, highest_good=good, lowest_bad=bad)
-
-
-def _is_octave(ratio: float) -> bool:
-    return abs(math.log2(ratio) - round(math.log2(ratio))) < 0.01
+    """Return what the grid says: the boundary by the first seed, the best rate by the means of all."""
+    finals: dict[float, list[float]] = {}
+    for run in runs:
+        if run.pair == pair.name:
+            finals.setdefault(run.lr, []).append(run.final)
+    first = {run.lr: run.final for run in runs if run.pair == pair.name and run.seed == SEEDS[0]}
+    means = {
+        lr: sum(found) / len(SEEDS)
+        for lr, found in finals.items()
+        if len(found) == len(SEEDS) and is_octave(pair, lr)
+    }
+    best = min(means, key=means.__getitem__)
+    untrained, lowest = pair.constant_loss(), min(first.values())
+    bad = min(lr for lr in first if lr > best and not trains(untrained, first[lr], lowest))
+    good = max(lr for lr in first if lr < bad)
+    return Truth(best=best, loss=means[best], untrained=untrained, highest_good=good, lowest_bad=bad)
 
 
 def by_trial(pair: Pair) -> Answer:
@@ -172,7 +182,9 @@ def ask_all(path: Path) -> list[Answer]:
 
 def judge(pair: Pair, answer: Answer, truth: Truth, trained: Runs) -> Judged:
     """Train at the suggested rate and hold it against the grid."""
-    final = trained.get(pair, answer.lr, _GRID_SEED).final if math.isfinite(answer.lr) else math.inf
+    final = math.inf
+    if math.isfinite(answer.lr):
+        final = sum(trained.get(pair, answer.lr, seed).final for seed in SEEDS) / len(SEEDS)
     return Judged(pair=pair, answer=answer, truth=truth, final=final)
 
 
@@ -187,7 +199,8 @@ def summary(judged: Sequence[Judged]) -> str:
         return lambda found: f"{sum(map(test, found))} of {len(found)}, {_percent(map(test, found))}"
 
     def boundary(found: list[Judged]) -> str:
-        return share(lambda j: j.has_boundary)(found) if found[0].answer.method == "inspect" else "–"
+        known = [j for j in found if j.truth.learns]
+        return share(lambda j: j.has_boundary)(known) if found[0].answer.method == "inspect" else "–"
 
     return "\n".join(
         [
@@ -220,18 +233,24 @@ def _percent(values: "map[bool]") -> str:
 
 def details(judged: Sequence[Judged]) -> str:
     """Return the table of pairs: what `inspect` says beside the grid."""
-    lines = [
-        "| pair | best rate | suggested | ÷ best | loss ÷ best | largest | predicted | ÷ largest |",
-        "|---|---|---|---|---|---|---|---|",
+    head = "| pair | best rate | suggested | ÷ best | loss ÷ best | largest | predicted | ÷ largest |"
+    rows = [_detail(j) for j in judged if j.answer.method == "inspect"]
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows])
+
+
+def _detail(j: Judged) -> str:
+    truth, answer = j.truth, j.answer
+    cells = [
+        j.pair.name,
+        f"{truth.best:.3g}",
+        f"{answer.lr:.3g}",
+        _mark(answer.lr / truth.best, j.is_near),
+        _mark(j.final / truth.loss, j.is_close, 3),
+        f"{truth.highest_good:.3g}–{truth.lowest_bad:.3g}" if truth.learns else "–",
+        f"{answer.largest:.3g}",
+        _mark(answer.largest / truth.boundary, j.has_boundary) if truth.learns else "–",
     ]
-    for j in judged:
-        if j.answer.method == "inspect":
-            lines.append(
-                f"| {j.pair.name} | {j.truth.best:.3g} | {j.answer.lr:.3g} | {_mark(j.answer.lr / j.truth.best, j.is_near)} "
-                f"| {_mark(j.final / j.truth.loss, j.is_close, 3)} | {j.truth.highest_good:.3g}–{j.truth.lowest_bad:.3g} "
-                f"| {j.answer.largest:.3g} | {_mark(j.answer.largest / j.truth.boundary, j.has_boundary)} |"
-            )
-    return "\n".join(lines)
+    return f"| {' | '.join(cells)} |"
 
 
 def _mark(value: float, is_met: bool, digits: int = 2) -> str:
@@ -249,7 +268,7 @@ def _write(text: str, name: str, tables: str) -> str:
 def main() -> None:
     """Ask, train, and write the tables."""
     torch.set_num_threads(1)
-    grid = [run for path in sorted(RUNS.glob("grid*.csv")) for run in Runs(path).read()]
+    grid = Runs(RUNS / "grid.csv").read()
     trained = Runs(RUNS / "suggested.csv")
     answers = {(answer.pair, answer.method): answer for answer in ask_all(RUNS / "answers.csv")}
     judged = []

@@ -2,7 +2,7 @@
 
 Run it in an environment with transformers:
 
-    OMP_NUM_THREADS=1 python benchmarks/advice_grid.py [--part 0/2] [--seed 1]
+    OMP_NUM_THREADS=1 python benchmarks/advice_grid.py [--part 0/2]
 
 What is in `advice_runs/grid.csv` is not trained again, so that an interrupted grid goes on. The recipe is what people
 use: linear warmup over a tenth of the run, linear decay to 0. The final loss is that of fixed samples of the same
@@ -11,7 +11,8 @@ kind which no batch held, in evaluation mode.
 A rate *trains* if the loss ends finite, and at least half as far below that of the best constant output as at the
 best rate of the grid. (That it ends below its start is not enough: so it does where all but the last bias is dead.)
 Above the middle rate the grid ends after two failures, below after two losses that are clearly worse; between the
-highest rate that trains and the failure above it, the rate half an octave higher is trained too.
+highest rate that trains and the failure above it, the rate half an octave higher is trained too. The best rate and
+its neighbours are trained once more, on other batches: their losses are means of two runs.
 """
 
 import argparse
@@ -28,7 +29,7 @@ RUNS = Path(__file__).with_name("advice_runs")
 NUM_UPDATES, NUM_WARMUP = 1000, 100
 _WORSE = 1.03  # factor on the best loss
 _FARTHEST = 16  # octaves from the middle rate
-_SEEDS = (1, 2)  # of the batches; the network's is 0
+SEEDS = (1, 2)  # of the batches; the network's is 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,20 @@ def search(pair: Pair, runs: Runs, seed: int) -> None:
         at(exponent + 0.5)
 
 
+def is_octave(pair: Pair, lr: float) -> bool:
+    """Whether a rate is whole octaves from the middle of the grid."""
+    octaves = math.log2(lr / pair.middle_rate)
+    return abs(octaves - round(octaves)) < 0.01
+
+
+def repeat(pair: Pair, runs: Runs, seed: int) -> None:
+    """Train at the best rate of the first seed, and an octave above and below, with another."""
+    finals = {run.lr: run.final for run in runs.read() if run.pair == pair.name and run.seed == SEEDS[0]}
+    best = min((lr for lr in finals if is_octave(pair, lr)), key=finals.__getitem__)
+    for lr in (best / 2, best, 2 * best):
+        runs.get(pair, lr, seed)
+
+
 def _fails(untrained: float, found: dict[float, float], exponent: float) -> bool:
     """Whether a rate above the best does not train."""
     best = min(found, key=lambda other: found[other])
@@ -169,14 +184,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", default="0/1", help="which of how many processes this is")
-    parser.add_argument("--seed", type=int, choices=_SEEDS, action="append")
-    arguments = parser.parse_args()
-    part, parts = map(int, arguments.part.split("/"))
+    part, parts = map(int, parser.parse_args().part.split("/"))
     torch.set_num_threads(1)
-    runs = Runs(RUNS / f"grid-{part}.csv" if parts > 1 else RUNS / "grid.csv")
-    for seed in arguments.seed or _SEEDS:
-        for pair in PAIRS[part::parts]:
-            search(pair, runs, seed)
+    runs = Runs(RUNS / "grid.csv")
+    for pair in PAIRS[part::parts]:
+        search(pair, runs, SEEDS[0])
+        for seed in SEEDS[1:]:
+            repeat(pair, runs, seed)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from edgewise.advice.trials import Path, ShortRun, Trial
 _FACTOR = 4.0  # between the rates of short runs
 _RISE = 0.2  # share of a short run in which the rate rises
 
-_COSTS_LITTLE = 0.02  # share of what the best short run gains, that a suggested rate may cost there …
-_COSTS_SOME = 0.05  # … and a rate that the largest is told from
-_MOST = 2.0  # times the best rate of short runs: flat losses tell no more
+_COSTS_LITTLE = 0.03  # share of what the best short run has gained, that a bearable rate may cost
+_MOST = 1.5  # times the best rate of short runs: flat losses tell no more
 _LONGER = 0.8  # a suggested rate in those of short runs: training is longer, and ends nearer to the noise
-_LARGEST = 4.4  # the largest rate in those of short runs: warmup is longer, and runs recover
+_LARGEST = 5.5  # the largest rate in those of short runs: warmup is longer, and runs recover
+LARGEST_WITHIN = 6.0  # factor by which the largest rate may be wrong, as measured
 _NEGLIGIBLE = 10  # updates of warmup
 
 
@@ -29,13 +29,15 @@ class Suggestion:
     lr: float | None
     """The highest rate of a run with linear warmup and a decay; `None` where the trial showed none."""
     lr_largest: float | None
-    """Above which training is expected to fail; `None` where the trial showed none."""
+    """Above which training is expected to fail, within a factor of `LARGEST_WITHIN` in four of five cases."""
+    lr_failed: float | None
+    """The lowest above `lr_short` at which a short run ended early or lowered no loss; `None`: none of them did."""
     lr_short: float | None
     """At which a short run ends lowest."""
     lr_bearable: float | None
     """The highest at which a short run ends little higher than that."""
     lr_path: float | None
-    """The highest that the path took."""
+    """At which the path ended."""
     pattern: str
     """How the path went: "at once", "climbs", "was halved", "not reached", or "unknown"."""
     needs_warmup: bool | None
@@ -63,8 +65,8 @@ def run_rate(update: int, num_updates: int, *, lr: float, first: float) -> float
 def next_rate(path: Path, runs: Sequence[ShortRun]) -> float:
     """Return the rate of the next short run.
 
-    The first is to the rate at the path's end, the second to four times that, the next four times farther on the better
-    side, until the best has a neighbour on each side: then the middle between it and the upper one.
+    The first is to the rate at the path's end, the second to four times that. The next are four times farther on the
+    better side, until the best has a neighbour on each side; then it is the middle between the best and the upper one.
     """
     tried = _by_rate(runs)
     if len(tried) < 2:
@@ -117,10 +119,10 @@ def bearable_rate(runs: Sequence[ShortRun], most: float) -> float:
 def suggest(trial: Trial) -> Suggestion:
     r"""Return what the trial means.
 
-        η = 0.8 · min(√(η_path · η_2 %), 2 η_best),  η_largest = 4.4 · min(η_5 %, 2 η_best)
+        η = 0.8 · min(√(η_path · η_3 %), 1.5 η_best),  η_largest = 5.5 · min(η_3 %, 1.5 η_best)
 
-    η_path is the highest rate of the path. Of the short runs, η_best is the rate at which they end lowest, and η_x the
-    highest at which they end higher by at most x of what the best has gained since the start.
+    η_path is the rate at the path's end. Of the short runs, η_best is the rate at which they end lowest, and η_3 % the
+    highest at which they end higher by at most 3 % of what the best has gained since the start.
 
     Returns:
         `Suggestion`; its rates are `None` where the path found no scale, or no short run lowered the loss.
@@ -130,26 +132,24 @@ def suggest(trial: Trial) -> Suggestion:
         return _nothing(trial)
     best = best_rate(trial.runs)
     lowest = min(run.final for run in runs)
-    little, some = (
-        bearable_rate(trial.runs, lowest + share * (trial.start - lowest))
-        for share in (_COSTS_LITTLE, _COSTS_SOME)
-    )
-    lr_path = max(trial.path.rates)
-    lr = _LONGER * min(math.sqrt(lr_path * little), _MOST * best)
+    bearable = bearable_rate(trial.runs, lowest + _COSTS_LITTLE * (trial.start - lowest))
+    lr_path = trial.path.rates[-1]
+    lr = _LONGER * min(math.sqrt(lr_path * bearable), _MOST * best)
     steps, is_bound = warmup_length(trial.path.rates, lr)
     return Suggestion(
         lr=lr,
-        lr_largest=_LARGEST * min(some, _MOST * best),
+        lr_largest=_LARGEST * min(bearable, _MOST * best),
+        lr_failed=min((r.lr for r in trial.runs if r.lr > best and not r.final < trial.start), default=None),
         lr_short=best,
-        lr_bearable=little,
+        lr_bearable=bearable,
         lr_path=lr_path,
         pattern=_pattern(trial.path, lr),
         needs_warmup=steps > _NEGLIGIBLE,
         warmup_steps=steps,
         warmup_is_bound=is_bound,
         reason=(
-            f"EdgeWarmup went up to {lr_path:.3g}; of short runs with a decay the best would be one to {best:.3g}, and "
-            f"those up to {little:.3g} end little higher"
+            f"EdgeWarmup came to {lr_path:.3g}; of short runs with a decay the best would be one to {best:.3g}, and "
+            f"those up to {bearable:.3g} end little higher"
         ),
     )
 
@@ -182,9 +182,10 @@ def _nothing(trial: Trial) -> Suggestion:
     return Suggestion(
         lr=None,
         lr_largest=None,
+        lr_failed=None,
         lr_short=None,
         lr_bearable=None,
-        lr_path=max(trial.path.rates, default=None),
+        lr_path=trial.path.rates[-1] if trial.path.rates else None,
         pattern="unknown",
         needs_warmup=None,
         warmup_steps=None,

@@ -8,6 +8,7 @@
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -41,6 +42,7 @@ _PATH = 0.25  # share of the updates
 _RUNS = 3  # at least, of which those that end early leave updates for more
 _MOST_RUNS = 6
 _EVALUATED = 6  # batches, after each short run
+_LEARNED = 1e-3  # of the first loss: where no more is left, what it does says nothing
 _FORWARDS = 3  # that cost as much as an update
 
 Progress = Callable[[int, int], object]  # updates made, and updates in all
@@ -140,7 +142,7 @@ class _Trial:
         runs: list[ShortRun] = []
         if path.rates and not path.diverged and path.fallback is None:
             with isolated(self._model, self._optimizer) as end:
-                self._short_runs(end, path, runs, evaluated)
+                self._short_runs(end, start, path, runs, evaluated)
         return Trial(
             lr=self._rates[0],
             ceiling=CEILING * self._rates[0],
@@ -153,12 +155,15 @@ class _Trial:
             num_passes=self._supply.num_passes,
         )
 
-    def _short_runs(self, end: Snapshot, path: Path, runs: list[ShortRun], evaluated: Sequence[Any]) -> None:
+    def _short_runs(
+        self, end: Snapshot, start: float, path: Path, runs: list[ShortRun], evaluated: Sequence[Any]
+    ) -> None:
         left = self._max_updates - self._num_updates - self._num_forwards / _FORWARDS
         length = int(left / _RUNS - len(evaluated) / _FORWARDS)
         batches = self._supply.take(max(1, length))
         while len(runs) < _MOST_RUNS and self._affords(len(batches), len(evaluated)):
-            runs.append(self._short_run(next_rate(path, runs), path.rates[-1], batches, evaluated))
+            lr = next_rate(path, runs)
+            runs.append(self._short_run(lr, path.rates[-1], start, batches, evaluated))
             end.rewind()
 
     def _affords(self, num_updates: int, num_forwards: int) -> bool:
@@ -179,15 +184,20 @@ class _Trial:
 
     def _path(self, num_updates: int) -> Path:
         """Follow `EdgeWarmup`, until it can measure nothing or the loss is not finite."""
+        self._set_rate(CEILING * self._rates[0])
+        with warnings.catch_warnings():
+            # What it warns of, such as that it cannot measure, is told by the result.
+            warnings.filterwarnings("ignore", message="EdgeWarmup ")
+            return self._follow(EdgeWarmup(self._optimizer), num_updates)
+
+    def _follow(self, warmup: EdgeWarmup, num_updates: int) -> Path:
         rates: list[float] = []
         losses: list[float] = []
-        self._set_rate(CEILING * self._rates[0])
-        warmup = EdgeWarmup(self._optimizer)
         try:
             for batch in self._supply.take(num_updates):
                 loss = self._backward(batch)
                 losses.append(loss.item())
-                if not math.isfinite(losses[-1]):
+                if not math.isfinite(losses[-1]) or 0 <= losses[-1] < _LEARNED * losses[0]:
                     break
                 warmup.observe(lambda batch=batch: self._loss_fn(self._model, batch), loss=loss)  # type: ignore[misc]
                 if warmup.fallback is not None:
@@ -209,18 +219,18 @@ class _Trial:
         )
 
     def _short_run(
-        self, lr: float, first: float, batches: Sequence[Any], evaluated: Sequence[Any]
+        self, lr: float, first: float, start: float, batches: Sequence[Any], evaluated: Sequence[Any]
     ) -> ShortRun:
         losses: list[float] = []
+        too_high = start + abs(start)  # a decay may heal that within a short run, not in a long one
         for i, batch in enumerate(batches):
             loss = self._backward(batch)
             losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                break
+            if not losses[-1] <= too_high:
+                return ShortRun(lr=lr, losses=tuple(losses), final=math.inf)
             self._set_rate(run_rate(i, len(batches), lr=lr, first=first))
             self._step()
-        final = self._evaluate(evaluated) if math.isfinite(losses[-1]) else math.inf
-        return ShortRun(lr=lr, losses=tuple(losses), final=final)
+        return ShortRun(lr=lr, losses=tuple(losses), final=self._evaluate(evaluated))
 
     def _backward(self, batch: Any) -> Tensor:
         self._optimizer.zero_grad()

@@ -23,14 +23,14 @@ class Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ShortRun:
-    """A short training run: linear warmup over a tenth of it to a rate, and linear decay to 0."""
+    """A short training run from the path's end: up to a rate, and linearly down to 0."""
 
     lr: float
     """The highest rate, of the first parameter group."""
     losses: tuple[float, ...]
     """On the batch of each update, before it."""
     final: float
-    """The mean loss over a few batches afterwards; infinite where it is not finite."""
+    """The mean loss over a few batches afterwards; infinite where the run ended early, at twice the trial's first."""
 
 
 @dataclass(frozen=True, kw_only=True)
