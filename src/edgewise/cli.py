@@ -120,7 +120,7 @@ def prepare(name: Annotated[str, tyro.conf.Positional], *, source: Path | None =
 def inspect_setup(
     target: Annotated[str, tyro.conf.Positional],
     *,
-    max_updates: int = 150,
+    max_updates: int = 200,
     seed: int = 0,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     page: Path | None = None,

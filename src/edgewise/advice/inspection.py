@@ -34,7 +34,7 @@ def inspect(
     loss_fn: LossFunction,
     batches: Iterable[Any],
     *,
-    max_updates: int = 150,
+    max_updates: int = 200,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> InspectionResult:

@@ -1,13 +1,12 @@
 """What the trial says: the rate to train with, the largest that trains, and whether that takes a warmup."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from edgewise.advice.findings import Finding, Level, unmeasured
-from edgewise.advice.rates import Suggestion, suggest
+from edgewise.advice.rates import LARGEST_WITHIN, Suggestion, suggest
 from edgewise.advice.subject import Subject
 from edgewise.advice.trial import run_trial
 from edgewise.advice.trials import Trial
@@ -76,16 +75,14 @@ class Outcome:
 def outcome_of(subject: Subject, max_updates: int, on_update: Callable[[int, int], object]) -> Outcome:
     """Make a trial under isolation, and read it."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="EdgeWarmup ")  # what it has to say is in the trial
-            trial = run_trial(
-                subject.model,
-                subject.optimizer,
-                subject.loss_fn,
-                subject.batches,
-                max_updates=max_updates,
-                on_update=on_update,
-            )
+        trial = run_trial(
+            subject.model,
+            subject.optimizer,
+            subject.loss_fn,
+            subject.batches,
+            max_updates=max_updates,
+            on_update=on_update,
+        )
     except EdgewiseError as error:
         return Outcome(trial=None, suggestion=None, reason=str(error))
     suggestion = suggest(trial)
@@ -117,7 +114,7 @@ def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float
         question="rate",
         name="suggested rate",
         value=lr,
-        shown=f"{lr:.2g}, {ratio:.2g} times yours; by trials worth {trial.cost:.0f} updates",
+        shown=f"{lr:.2g}, {ratio:.3g} times yours; by trials worth {trial.cost:.0f} updates",
         meaning=f"{suggestion.reason}.{passes}",
         advice="Leave yours: it is as good."
         if near
@@ -137,26 +134,31 @@ def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float
 
 
 def _largest(subject: Subject, suggestion: Suggestion, trial: Trial) -> Finding:
-    name, largest = "largest rate that trains", suggestion.lr_largest
+    name, largest, failed = "largest rate that trains", suggestion.lr_largest, suggestion.lr_failed
     if largest is None:
         return unmeasured("rate", name, "The trial told none")
-    highest, ratio = max(run.lr for run in trial.runs), largest / subject.rate
-    above = ratio < 1
-    where = "Yours is beyond it: training is" if above else "Above it, training is"
-    source = (
-        ""
-        if highest >= largest
-        else f" (reckoned from short runs, of which the highest was to {highest:.2g})"
+    rate, highest = subject.rate, max(run.lr for run in trial.runs)
+    seen = (
+        f"no short run failed, up to {highest:.2g}"
+        if failed is None
+        else f"a short run to {failed:.2g} failed"
     )
+    fails = rate > largest * LARGEST_WITHIN or (failed is not None and rate >= failed)
+    level: Level = "bad" if fails else "notice" if rate > largest else "good"
     return Finding(
         question="rate",
         name=name,
         value=largest,
-        shown=f"about {largest:.2g}, {ratio:.2g} times yours",
-        meaning=f"{where} expected to fail{source}.",
-        advice=f"Lower the rate, to {suggestion.lr:.2g}." if above else "",
-        level="bad" if above else "good",
-        evidence={"lr_largest": largest, "highest_tried": highest},
+        shown=f"about {largest:.2g}, within a factor of {LARGEST_WITHIN:g} in four of five tests",
+        meaning=f"{'Yours is above it: training' if rate > largest else 'Above it training'} may fail; {seen}.",
+        advice="" if level == "good" else f"Lower the rate, to {suggestion.lr:.2g}.",
+        level=level,
+        evidence={
+            "lr_largest": largest,
+            "within": LARGEST_WITHIN,
+            "lr_failed": failed,
+            "highest_tried": highest,
+        },
     )
 
 

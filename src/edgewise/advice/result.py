@@ -14,12 +14,12 @@ FORMAT = 1  # of `as_dict`
 class InspectionResult:
     """What rate a model bears, whether it needs warmup, and what is odd; rates are those of the first parameter group.
 
-    Printed, a result reads "suggested rate 0.0041, trains up to 0.018; warmup over 40 updates (150 updates, 21 s)".
+    Printed, a result reads "suggested rate 0.004, trains up to about 0.02; warmup over 40 updates (198 updates, 21 s)".
     """
 
     lr: float  # as it was given
     lr_suggested: float  # to train with, after the warmup; NaN where the trial tells none
-    lr_largest: float  # that trains; NaN where the trial does not tell
+    lr_largest: float  # that trains, as an order of magnitude; NaN where the trial does not tell
     warmup_steps: (
         int | None
     )  # of a linear warmup that does what the trial did; 0: none is needed; None: not known
@@ -39,7 +39,7 @@ class InspectionResult:
         cost = f"{self.num_updates} updates, {self.seconds:.0f} s"
         if not self.ok:
             return f"no rate to suggest ({cost})"
-        largest = f", trains up to {self.lr_largest:.2g}" if math.isfinite(self.lr_largest) else ""
+        largest = f", trains up to about {self.lr_largest:.2g}" if math.isfinite(self.lr_largest) else ""
         if self.warmup_steps is None:
             warmup = ""
         else:

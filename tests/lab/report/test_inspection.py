@@ -55,7 +55,12 @@ def test_every_line_is_on_the_page():
 
 def test_the_cards_answer_first():
     text = Text(inspection.page_of(inspected())).text
-    for words in ("0.0041 14 × yours", "0.02 67 × yours", "66 updates", "0.0003 lower than it bears"):
+    for words in (
+        "0.0041 14 × yours",
+        "0.02 67 × yours",
+        "warmup 66 updates, linear",
+        "0.0003 lower than it bears",
+    ):
         assert words in text
 
 
@@ -64,10 +69,13 @@ def test_the_cards_answer_first():
     [
         ({"lr_suggested": None, "lr_largest": None, "warmup_steps": None}, "suggested rate unknown"),
         ({"warmup_steps": 0}, "warmup none from the first update on"),
-        ({"lr_largest": 1e-4}, "too high: does not train"),
+        ({"lr_largest": 1e-4}, "expected to fail"),
         ({"lr": 3e-3}, "as good as the suggested one"),
         ({"lr": 1e-2}, "higher than is best"),
-        ({"findings": [finding("warmup", "length", evidence={"is_bound": True})]}, "warmup ≥ 66 updates"),
+        (
+            {"findings": [finding("warmup", "length", evidence={"is_bound": True})]},
+            "warmup ≥ 66 updates, linear",
+        ),
         ({"trial": {"path": None, "runs": []}}, "The trial"),
         ({"findings": []}, "your rate 0.0003"),
     ],
@@ -82,7 +90,7 @@ def test_the_plots_hold_the_numbers():
     assert rates == {
         "your rate": 3e-4,
         "suggested": 4.1e-3,
-        "largest that trains": 2e-2,
+        "largest that trains, about": 2e-2,
         "edge of stability here": 5e-4,
         "critical rate, coming update": 0.3,
     }

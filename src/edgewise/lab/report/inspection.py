@@ -70,11 +70,11 @@ def _cards(result: Result) -> str:
     """Return the answers that are looked for first."""
     lr, steps = result["lr"], result["warmup_steps"]
     bound = "≥ " if any(line["evidence"].get("is_bound") for line in result["findings"]) else ""
-    warmup = "unknown" if steps is None else f"{bound}{steps} updates" if steps else "none"
-    how = "" if steps is None else "linear, to the suggested rate" if steps else "from the first update on"
+    warmup = "unknown" if steps is None else f"{bound}{steps}" if steps else "none"
+    how = "" if steps is None else "updates, linear" if steps else "from the first update on"
     cards = [
         ("suggested rate", _rate(result["lr_suggested"]), _beside(result["lr_suggested"], lr), "main"),
-        ("largest that trains", _rate(result["lr_largest"]), _beside(result["lr_largest"], lr), ""),
+        ("largest that trains, about", _rate(result["lr_largest"]), _beside(result["lr_largest"], lr), ""),
         ("warmup", warmup, how, ""),
         ("your rate", _rate(lr), _verdict(result), ""),
     ]
@@ -90,14 +90,17 @@ def _rate(value: float | None) -> str:
 
 
 def _beside(value: float | None, lr: float) -> str:
-    return "" if value is None else f"{value / lr:.2g} × yours"
+    if value is None:
+        return ""
+    ratio = value / lr
+    return f"{ratio:.2g} × yours" if ratio < 100 else f"{ratio:,.0f} × yours"
 
 
 def _verdict(result: Result) -> str:
     """Say of the rate that was given how it stands beside the one suggested."""
     lr, suggested, largest = result["lr"], result["lr_suggested"], result["lr_largest"]
     if largest is not None and lr > largest:
-        return "too high: does not train"
+        return "expected to fail"
     if suggested is None:
         return ""
     ratio = lr / suggested

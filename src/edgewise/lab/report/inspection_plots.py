@@ -27,7 +27,7 @@ def ruler(result: Result) -> go.Figure:
                 y=[name],
                 mode="markers+text",
                 text=[f"  {value:.2g}"],
-                textposition="middle right",
+                textposition="top center" if interval else "middle right",
                 marker={"color": color, "size": 13, "symbol": "diamond" if name == "your rate" else "circle"},
                 error_x={
                     "type": "data",
@@ -57,7 +57,7 @@ def ruler(result: Result) -> go.Figure:
             y=1,
             xref="paper",
             yref="paper",
-            text="does not train",
+            text="expected to fail",
             showarrow=False,
             font={"color": _RED},
             xshift=-6,
@@ -75,10 +75,12 @@ def _rates(result: Result) -> list[tuple[str, float, tuple[float, float] | None,
     evidence = {line["name"]: line["evidence"] for line in result["findings"] if line["level"] != "unknown"}
     edge = evidence.get("rate × preconditioned sharpness", {}).get("lr_at_edge")
     critical = evidence.get("critical rate of the coming update", {})
+    largest, within = result["lr_largest"], evidence.get("largest rate that trains", {}).get("within")
+    spread = [largest / within, largest * within] if largest and within else None
     found: list[tuple[str, float | None, Any, str]] = [
         ("your rate", result["lr"], None, _BLUE),
         ("suggested", result["lr_suggested"], None, _GREEN),
-        ("largest that trains", result["lr_largest"], None, _RED),
+        ("largest that trains, about", largest, spread, _RED),
         ("edge of stability here", edge, None, _GRAY),
         ("critical rate, coming update", critical.get("lr"), critical.get("interval"), _GRAY),
     ]
