@@ -369,3 +369,64 @@ _STORIES = {
     "fig26": _fig26,
     "table1": _table1,
 }
+
+
+def finding(question, name, level="good", **changed):
+    """A made-up line of an inspection."""
+    return {
+        "question": question,
+        "name": name,
+        "value": 1.0,
+        "shown": f"number of {name}",
+        "meaning": f"Meaning of {name}.",
+        "advice": "" if level in ("good", "unknown") else f"Advice on {name}.",
+        "level": level,
+        "ok": level != "unknown",
+        "evidence": {},
+    } | changed
+
+
+def inspected(**changed):
+    """The dict of a made-up inspection."""
+    return {
+        "format": 1,
+        "ok": True,
+        "text": "suggested rate 0.004",
+        "lr": 3e-4,
+        "lr_suggested": 4.1e-3,
+        "lr_largest": 2e-2,
+        "warmup_steps": 66,
+        "num_updates": 150,
+        "seconds": 12.3,
+        "subject": {
+            "model": "GPT2LMHeadModel",
+            "optimizer": "AdamW",
+            "num_parameters": 124_439_808,
+            "dtypes": ["float32"],
+            "device": "cpu",
+        },
+        "questions": {"rate": "How large?", "stability": "Stable?", "odd": "Odd?"},
+        "findings": [
+            finding("rate", "suggested rate", "notice"),
+            finding(
+                "stability",
+                "rate × preconditioned sharpness",
+                evidence={"share": 0.8, "lr_at_edge": 5e-4},
+            ),
+            finding("stability", "holders", evidence={"shares": {"a.weight": 0.75, "b.<i>": 0.25}}),
+            finding(
+                "stability",
+                "critical rate of the coming update",
+                evidence={"lr": 0.3, "interval": [0.2, 0.4]},
+            ),
+            finding("odd", "noise", "unknown"),
+            finding("odd", "modes"),
+        ],
+        "trial": {
+            "path": {"lr": [1e-4, 2e-4, 4e-4], "loss": [5.0, 4.5, 4.0], "diverged": False},
+            "runs": [
+                {"lr": 1e-3, "loss": [5.0, 4.0], "final": 3.5},
+                {"lr": 1e-1, "loss": [5.0, None], "final": None},
+            ],
+        },
+    } | changed

@@ -4,6 +4,7 @@ Oracle: a written-down list of commands and flags; what main() prints and exits 
 wheel; smoke.py does.
 """
 
+import json
 import os
 import re
 import shutil
@@ -52,6 +53,7 @@ def edgewise(monkeypatch, capsys, tmp_path):
 SNAPSHOT = {
     (): {"--help"},
     ("demo",): {"--help", "--out", "--workers"},
+    ("inspect",): {"--help", "--max-updates", "--seed", "--json", "--page"},
     ("figure",): {"--help", "--scale", "--out", "--engine", "--workers"},
     ("sweep",): {"--help", "--out", "--engine", "--workers"},
     ("status",): {"--help"},
@@ -520,3 +522,69 @@ def test_a_disk_that_is_full_at_the_report_keeps_the_runs(edgewise, small_disk, 
     command = ("figure", "fig1", "--out", small_disk / "results", "--engine", "vectorized")
     assert_one_sentence(edgewise(*command), "No space left on device", "Finished runs are kept")
     assert Store.open(small_disk / "results").runs.finished() == {config.run_id for config in CONFIGS}
+
+
+SETUP = """
+import torch
+from torch import nn
+
+def loss_fn(model, batch):
+    return model(batch).square().mean()
+
+def setup():
+    model = nn.Linear(2, 1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn, [torch.ones(2, 2)] * 3
+
+def broken():
+    return *setup()[:2], lambda model, batch: model(batch) @ batch, setup()[3]
+
+def swapped():
+    model, optimizer, loss, batches = setup()
+    return optimizer, model, loss, batches
+"""
+
+
+def test_inspect_prints_a_table_and_writes_what_is_asked_for(edgewise, tmp_path):
+    (tmp_path / "mine.py").write_text(SETUP)
+    status, out, err = edgewise(
+        "inspect", "mine.py", "--max-updates", 20, "--json", "mine.json", "--page", "mine.html"
+    )
+    assert (status, err) == (0, "")
+    for words in (
+        "Linear with SGD at 0.1",
+        "Is the rate stable at this point?",
+        "numbers: mine.json",
+        "page: mine.html",
+    ):
+        assert words in out
+    assert json.loads((tmp_path / "mine.json").read_text())["lr"] == 0.1
+    assert (tmp_path / "mine.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mine.py:absent",), "mine.py has no function absent(): write one."),
+        (("nowhere.py",), "nowhere.py is no Python file"),
+        (("mine.py", "--max-updates", 5), "max_updates must be 20 or greater, got 5"),
+        (("mine.py", "--page", "no/where.html"), "no/where.html cannot be written: there is no folder"),
+        (("mine.py:swapped",), "are arguments swapped?"),
+    ],
+)
+def test_bad_setups_are_told_with_exit_status_one(edgewise, tmp_path, arguments, message):
+    (tmp_path / "mine.py").write_text(SETUP)
+    status, _, err = edgewise("inspect", *arguments)
+    assert status == 1
+    assert err.startswith("edgewise: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_loss_of_the_user_that_raises_shows_its_line(edgewise, tmp_path):
+    (tmp_path / "mine.py").write_text(SETUP)
+    status, _, err = edgewise("inspect", "mine.py:broken")
+    assert status == 1
+    assert "mine.py:broken raised RuntimeError: " in err
+    assert 'mine.py", line 13, in <lambda>' in err
+    assert "raised by loss_fn on batch 0 of 1" in err
+    assert "src/edgewise" not in err

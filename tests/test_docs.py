@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import edgewise as ew
+from edgewise.advice import setup_file
 
 ROOT = Path(__file__).parent.parent
+PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "integrations").glob("*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHARPNESS = (ROOT / "docs" / "sharpness.md").read_text(encoding="utf-8")
 WARMUPS = (ROOT / "docs" / "warmups.md").read_text(encoding="utf-8")
+INSPECT = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
 
 
 def blocks(text):
@@ -81,6 +84,17 @@ def test_the_warmup_page_runs_in_order():
     assert names["scheduler"].num_steps == 20
 
 
+def test_the_page_on_inspections_runs_in_order(tmp_path):
+    names = {}
+    for block in blocks(INSPECT):
+        exec(compile(block, "inspect.md", "exec"), names)
+    assert len(blocks(INSPECT)) == 2
+    assert names["result"].ok
+    assert {line.question for line in names["result"].findings} == set(names["result"].as_dict()["questions"])
+    (tmp_path / "setup.py").write_text(blocks(INSPECT)[0], encoding="utf-8")
+    assert setup_file.load(f"{tmp_path / 'setup.py'}:setup", most=1).loss_fn.__name__ == "loss_fn"
+
+
 def sharpness_page_names():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
@@ -116,7 +130,7 @@ def test_the_reference_has_a_line_for_every_status():
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))],
+    ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted(PAGES))],
 )
 def test_local_links_and_pictures_exist(document):
     path = ROOT / document
@@ -158,6 +172,18 @@ def test_what_contributing_names_in_a_file_is_there():
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests, name
+
+
+def test_every_page_is_in_the_menu():
+    menu = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M)
+    assert {str(page.relative_to(ROOT / "docs")) for page in PAGES} <= set(menu)
+    assert len(menu) == len(set(menu))
+
+
+def test_every_example_is_on_a_page():
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for example in (ROOT / "examples").glob("*.py"):
+        assert f"examples/{example.name}" in pages, example.name
 
 
 def test_make_help_lists_every_target():

@@ -17,13 +17,14 @@ SOURCE = Path(edgewise.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 MOST_WORDS = 40
 
-MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "hessian", "critical_lr", "Monitor")
+MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "hessian", "critical_lr", "Monitor", "inspect")
 CALLS = {name: getattr(edgewise, name) for name in MEASUREMENTS}
 # Options that share a name with those of another call, but not the meaning.
 OF_THEIR_OWN = {
     "hessian": {"optimizer"},
     "critical_lr": {"model", "optimizer", "batches", "rtol"},
     "Monitor": {"optimizer", "batches"},
+    "inspect": {"optimizer", "batches", "seed"},
 }
 
 # Where a sentence ends: before a blank line, an item of a list, a table's row or an argument, and after a full stop.

@@ -300,6 +300,18 @@ def test_the_state_that_a_constructor_makes_lets_a_copy_step():
     assert internals.state_of_constructor(Adam([parameter]), parameter) == {}
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_leaves_gradients_scaled_to_an_optimizer_that_is_told_to_unscale(fused):
+    parameter = one_parameter()
+    optimizer, seen = Adam([parameter], fused=fused), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(parameter.grad.tolist()))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(parameter.sum()).backward()
+    scaler.step(optimizer)
+    assert internals.takes_scaled_gradients(optimizer) == fused
+    assert seen == [[8.0, 8.0] if fused else [1.0, 1.0]]
+
+
 # Schedulers
 
 
@@ -513,6 +525,10 @@ def foreign(tree, own, of_torch):
 
 PYTHONS = ("sys._getframe", "os._exit", "'_make'")
 OURS = ("warmup._apply",)  # nn.Module has one, too
+TRAINERS = (
+    "trainer._created_lr_scheduler",
+    "trainer._prepare_inputs",
+)  # transformers', held by tests/integrations
 
 
 def test_no_other_file_names_what_is_private_to_torch():
@@ -525,7 +541,7 @@ def test_no_other_file_names_what_is_private_to_torch():
         for path, tree in trees.items()
         if path != home
         for name in foreign(tree, own, of_torch)
-        if not any(known in name for known in PYTHONS + OURS)
+        if not any(known in name for known in PYTHONS + OURS + TRAINERS)
     }
     assert found == set()
     assert len(list(foreign(trees[home], set(), of_torch))) > 15  # else the search itself is blind

@@ -1,5 +1,7 @@
 """edgewise: learning-rate warmup that knows the edge of stability."""
 
+from edgewise.advice.inspection import inspect
+from edgewise.advice.result import InspectionResult
 from edgewise.critical import CriticalLRResult, critical_lr
 from edgewise.curvature import SharpnessResult, hessian, preconditioned_sharpness, sharpness
 from edgewise.errors import (
@@ -11,6 +13,7 @@ from edgewise.errors import (
 )
 from edgewise.isolation import isolated
 from edgewise.isolation.side_effects import assert_no_side_effects
+from edgewise.loss.update_loss import UpdateLoss
 from edgewise.monitor.monitor import Monitor
 from edgewise.monitor.regime import MonitorRow
 from edgewise.optimizers import GIAdam, GIAdamW
@@ -32,8 +35,11 @@ __all__ = [
     "GIAdam",
     "GIAdamW",
     "register_preconditioner",
+    # advice
+    "inspect",
     # following a run
     "Monitor",
+    "UpdateLoss",
     # warmup
     "EdgeWarmup",
     "LinearWarmup",
@@ -44,6 +50,7 @@ __all__ = [
     "StabilityLimitResult",
     "MonitorRow",
     "WarmupReport",
+    "InspectionResult",
     "Status",
     # trust
     "isolated",

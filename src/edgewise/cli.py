@@ -1,12 +1,15 @@
 """The command line: parses, calls, prints."""
 
 import contextlib
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
-from edgewise.arguments import known_name
+from edgewise.advice import setup_file
+from edgewise.advice.inspection import inspect
+from edgewise.arguments import known_name, positive_count
 from edgewise.errors import EdgewiseError
 from edgewise.lab.errors import StoreError
 
@@ -20,7 +23,7 @@ try:
     from edgewise.lab.ladders import Ladder
     from edgewise.lab.recipes import DEMO, PAPER, RECIPES, recipe
     from edgewise.lab.recipes.own import SCALE as OWN
-    from edgewise.lab.report import presentation
+    from edgewise.lab.report import inspection, presentation
     from edgewise.lab.results.store import Store
 except ModuleNotFoundError as error:
     sys.exit(f"edgewise's command line needs the laboratory ({error}): pip install 'edgewise[lab]'")
@@ -114,6 +117,50 @@ def prepare(name: Annotated[str, tyro.conf.Positional], *, source: Path | None =
     print(sources.prepare(name, source))
 
 
+def inspect_setup(
+    target: Annotated[str, tyro.conf.Positional],
+    *,
+    max_updates: int = 200,
+    seed: int = 0,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    page: Path | None = None,
+) -> None:
+    """Find what rate your model bears, whether it needs warmup, and what is odd: a table, and a page if asked for.
+
+    Args:
+        target: FILE.py:FUNCTION, a function that returns model, optimizer, loss_fn and batches.
+        max_updates: of the trial; all else costs about as much as 100 more.
+        seed: of the start vector of the curvature.
+        json_file: where to write all numbers and sentences as JSON.
+        page: where to write the page: one HTML file, readable offline.
+    """
+    positive_count("max_updates", max_updates)
+    for file in (json_file, page):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ValueError(f"{file} cannot be written: there is no folder {file.absolute().parent}.")
+    subject = setup_file.load(target, most=max_updates)
+    console = Console()
+    try:
+        with terminal.inspecting(console) as move:
+            result = inspect(*subject, max_updates=max_updates, seed=seed, on_progress=move).as_dict()
+    except KeyboardInterrupt:
+        sys.exit("\nedgewise: interrupted; nothing was changed, and nothing is kept.")
+    except Exception as error:
+        if setup_file.user_lines(error):
+            raise setup_file.SetupError(setup_file.raised_by(error, target)) from error
+        if isinstance(error, TypeError):  # what setup() returned is of the wrong kind
+            raise setup_file.SetupError(f"{target}: {error}") from error
+        raise
+    console.print(terminal.inspection(result))
+    console.print(result["text"], style="bold", soft_wrap=True, markup=False, highlight=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        console.print(f"numbers: {json_file}", soft_wrap=True, markup=False, highlight=False)
+    if page is not None:
+        page.write_text(inspection.page_of(result), encoding="utf-8")
+        console.print(f"page: {page}", soft_wrap=True, markup=False, highlight=False)
+
+
 def _run(
     planned: dict[str, list[Ladder]],
     scale: str,
@@ -167,6 +214,7 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "demo": demo,
+                "inspect": inspect_setup,
                 "figure": figure,
                 "sweep": sweep_own,
                 "status": status,

@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-_NOT_THE_USERS = ("edgewise", "torch", "contextlib")
+_NOT_THE_USERS = ("edgewise", "torch", "contextlib", "transformers", "trl", "accelerate")
 
 
 class EdgewiseError(Exception):

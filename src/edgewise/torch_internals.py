@@ -117,8 +117,11 @@ GLOBAL_HOOKS: dict[str, Any] = {
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
-    """Whether `Optimizer.__init__` has made the registries of hooks; some third-party optimizers do not call it."""
-    return hasattr(optimizer, "_optimizer_step_pre_hooks")
+    """Whether `Optimizer.__init__` has made the registries of hooks; some third-party optimizers do not call it.
+
+    timm's Lookahead makes those of its steps by hand, but not those of its state.
+    """
+    return all(hasattr(optimizer, f"_optimizer_{of}_pre_hooks") for of in ("step", "state_dict"))
 
 
 def step_pre_hooks(optimizer: Optimizer) -> OrderedDict[int, Any]:
@@ -147,6 +150,11 @@ def state_of_constructor(optimizer: Optimizer, parameter: Tensor) -> dict[str, A
         return {}
     initial = optimizer.defaults["initial_accumulator_value"]
     return dict(Adagrad([parameter], initial_accumulator_value=initial).state[parameter])
+
+
+def takes_scaled_gradients(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler leaves unscaling to the optimizer's own step, as fused ones do it."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 # Schedulers

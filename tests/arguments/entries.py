@@ -48,6 +48,7 @@ class Run:
         known = {
             "batches": [self.batch],
             "fn": lambda: None,
+            "loss": 1.0,
             "params": self.model.parameters(),
             "vector": None,
         }
@@ -91,7 +92,14 @@ ENTRIES = {
         ("optimizer", "closure"),
     ),
     "stability_limit": (lambda run, **given: ew.stability_limit(**given), ew.stability_limit, ("optimizer",)),
+    "inspect": (lambda run, **given: ew.inspect(**given), ew.inspect, (*TRAINING, "batches")),
     "Monitor": (lambda run, **given: ew.Monitor(**given), ew.Monitor, TRAINING),
+    "UpdateLoss": (lambda run, **given: ew.UpdateLoss(**given), ew.UpdateLoss, ("model", "loss_fn")),
+    "UpdateLoss.add": (
+        lambda run, **given: ew.UpdateLoss(run.model, run.loss_fn).add(**given),
+        ew.UpdateLoss.add,
+        ("batch", "loss"),
+    ),
     "isolated": (lambda run, **given: entered(ew.isolated(**given)), ew.isolated, ("model", "optimizer")),
     "assert_no_side_effects": (
         lambda run, **given: ew.assert_no_side_effects(**given),

@@ -4,6 +4,7 @@ Ladder: closed form (a table of what is allowed). Cannot see: whether callers us
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -149,3 +150,36 @@ def test_a_wrapper_is_looked_into_by_every_entry():
         TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got a AcceleratedOptimizer"
     ):
         ew.stability_limit(AcceleratedOptimizer(None))
+
+
+class DeepSpeedOptimizerWrapper(AcceleratedOptimizer):
+    """As accelerate's, which is one of its wrappers by class."""
+
+    __module__ = "accelerate.utils.deepspeed"
+
+
+class BF16_Optimizer(torch.optim.SGD):
+    __module__ = "deepspeed.runtime.bf16_optimizer"
+
+
+class FusedAdam(torch.optim.Adam):
+    __module__ = "deepspeed.ops.adam.fused_adam"
+
+
+def test_an_optimizer_whose_engine_steps_is_refused_with_what_to_do_instead():
+    run = Run()
+    engines = BF16_Optimizer(run.model.parameters(), lr=0.1)
+    for given in (DeepSpeedOptimizerWrapper(run.optimizer), engines, AcceleratedOptimizer(engines)):
+        for call in (
+            ew.EdgeWarmup,
+            ew.CatapultWarmup,
+            ew.stability_limit,
+            partial(ew.Monitor, run.model, loss_fn=mse),
+        ):
+            with pytest.raises(
+                TypeError, match=r"got a \w+: DeepSpeed's engine .* warmup\.export\(\) says how"
+            ):
+                call(optimizer=given)
+    assert run.calls == 0
+    ordinary = FusedAdam(run.model.parameters())
+    assert an_optimizer("optimizer", ordinary) is ordinary

@@ -287,7 +287,7 @@ def test_another_end_under_way_is_gone_to():
     run.train(schedule, 10)
     schedule.num_steps = 40
     rates = run.train(schedule, 32)
-    assert [r[0] for r in rates[1:]] == pytest.approx([0.05 * linear(t, 4, 40) for t in range(11, 42)])
+    assert [r[0] for r in rates] == pytest.approx([0.05 * linear(t, 4, 40) for t in range(10, 42)])
 
 
 # States and copies
@@ -316,16 +316,18 @@ def test_a_resumed_run_has_the_same_rates_bit_for_bit(make, stop, tensor, tmp_pa
 
 
 @pytest.mark.parametrize("stop", [2, 10, N])
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
-def test_a_state_of_another_end_goes_to_this_one(stop, late):
+@pytest.mark.parametrize("when", ["at once", "late", "after loading"])
+def test_a_state_of_another_end_goes_to_this_one(stop, when):
     run = Run(plain)
     schedule = run.warmup.then_until(N, "linear")
     run.train(schedule, stop)
     longer = Run(plain)
-    again = longer.warmup.then_until(None if late else 40, "linear")
-    if late:
+    again = longer.warmup.then_until(40 if when == "at once" else None, "linear")
+    if when == "late":
         again.num_steps = 40
     again.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    if when == "after loading":
+        again.num_steps = 40
     rates = longer.train(again, 42 - stop)
     expected = [0.05 * ((t + 1) / 4 if t < 4 else linear(t, 4, 40)) for t in range(stop, 42)]
     assert [first for first, _ in rates] == pytest.approx(expected)

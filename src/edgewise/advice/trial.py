@@ -10,6 +10,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,13 @@ from edgewise.advice.trials import Path, ShortRun, Trial
 from edgewise.arguments import a_loss_function, a_model, an_optimizer, positive_count
 from edgewise.isolation import Snapshot, isolated
 from edgewise.isolation.random_states import RandomStates
-from edgewise.loss.checks import LossFunction, checked_loss, differentiable_loss
+from edgewise.loss.checks import (
+    GraphOnDemand,
+    LossFunction,
+    checked_loss,
+    differentiable_loss,
+    forward_only,
+)
 from edgewise.optimizers.groups import measured_rates, set_rates
 from edgewise.optimizers.update import check_steps_alone
 from edgewise.warmup import EdgeWarmup
@@ -120,6 +127,7 @@ class _Trial:
         self._max_updates = max_updates
         self._num_updates = self._num_forwards = 0
         self._rates = measured_rates(optimizer)
+        self._forward = GraphOnDemand(list(model.parameters()))  # of losses that differentiate
         self._num_evaluated = max(1, min(_EVALUATED, max_updates // 30))
 
     def run(self) -> Trial:
@@ -239,8 +247,9 @@ class _Trial:
 
     def _evaluate(self, batches: Sequence[Any]) -> float:
         """Return the mean loss, infinite where it is not finite."""
-        with torch.no_grad():
-            losses = [checked_loss(self._loss_fn(self._model, b), "a batch", finite=False) for b in batches]
+        with forward_only():
+            found = [self._forward(partial(self._loss_fn, self._model, batch)) for batch in batches]
+        losses = [checked_loss(loss, "a batch", finite=False) for loss in found]
         self._num_forwards += len(batches)
         mean = float(torch.stack(losses).mean())
         return mean if math.isfinite(mean) else math.inf

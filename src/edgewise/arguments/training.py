@@ -31,6 +31,9 @@ _WRAPPERS = (
     "pytorch_lightning.core.optimizer.LightningOptimizer",
     "lightning_fabric.wrappers._FabricOptimizer",
 )
+# Modules of optimizers whose step is that of an engine, which accumulates, clips and holds gradients out of sight;
+# those in deepspeed.ops are ordinary ones.
+_ENGINES = ("accelerate.utils.deepspeed.", "deepspeed.runtime.")
 
 
 def a_module(name: str, value: object, order: tuple[str, ...] = ()) -> nn.Module:
@@ -86,7 +89,8 @@ def an_optimizer(
 ) -> Optimizer:
     """Return the optimizer that steps, out of the wrappers of accelerate and Lightning, or raise: it must be one.
 
-    Its groups must hold parameters, unless it `may_be_empty`, and with `has_rates` learning rates.
+    Its groups must hold parameters, unless it `may_be_empty`, and with `has_rates` learning rates. Those of DeepSpeed's
+    engine are refused.
 
     >>> import torch
     >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
@@ -94,8 +98,14 @@ def an_optimizer(
     True
     """
     given = value
-    while _is_wrapper(value):
+    while _is_wrapper(value) and not _is_engines(value):
         value = value.optimizer  # type: ignore[attr-defined]
+    if _is_engines(value):
+        raise TypeError(
+            f"{name} must be one whose gradients stand in .grad before its step, got {described(given)}: DeepSpeed's "
+            "engine clips and steps out of sight. Record a warmup in a run without it, and train with that schedule: "
+            "warmup.export() says how to replay it."
+        )
     if not isinstance(value, Optimizer):
         raise TypeError(
             f"{name} must be a torch.optim.Optimizer, got {described(given)}: pass the optimizer that trains."
@@ -191,6 +201,10 @@ def _place(name: str, value: object, order: tuple[str, ...]) -> str:
 
 def _is_wrapper(value: object) -> bool:
     return any(f"{cls.__module__}.{cls.__qualname__}" in _WRAPPERS for cls in type(value).__mro__)
+
+
+def _is_engines(value: object) -> bool:
+    return any(f"{cls.__module__}.".startswith(_ENGINES) for cls in type(value).__mro__)
 
 
 def _is_deferred(function: object) -> bool:

@@ -14,6 +14,7 @@ from edgewise.loss.checks import GraphOnDemand, calling, checked_loss, forward_o
 from edgewise.loss.objective import Objective
 from edgewise.loss.precision import without_autocast
 from edgewise.loss.repeats import MARGIN, first_unrepeatable, refuse_to_repeat, repeated, told
+from edgewise.loss.update_loss import UpdateLoss
 from edgewise.parameters import unflatten
 from edgewise.ranks import Ranks, is_sharded, local, ranks_of
 
@@ -37,7 +38,7 @@ def closure_loss(
 class ClosureLoss:
     """L as a closure; parameters are moved in place, to θ + ηu from the saved θ, and autocast is off.
 
-    The loss is averaged over the ranks that train the modules seen to run.
+    The loss is averaged over the ranks that train the modules seen to run, or an `UpdateLoss`'s model.
     """
 
     def __init__(
@@ -49,15 +50,17 @@ class ClosureLoss:
         finite: bool = True,
         known: float | None = None,
     ) -> None:
-        snapshot.add_compiled(closure)
+        of_update = closure if isinstance(closure, UpdateLoss) else None
+        snapshot.add_compiled(closure if of_update is None else of_update.loss_fn)
         self._closure = closure
         self._known = known  # the loss, as an earlier evaluation had it
         self._parameters = list(parameters)
         self._snapshot = snapshot
         self._forward = GraphOnDemand(self._parameters)
-        self.ranks = Ranks()
+        self.ranks = Ranks() if of_update is None else of_update.ranks
         loss = checked_loss(self._evaluate(), _HERE, finite=False)
-        self.ranks = _ranks_among(snapshot.modules)
+        if of_update is None:
+            self.ranks = _ranks_among(snapshot.modules)
         self.base = self._mean(loss.item())
         checked_loss(_as_tensor(self.base), _HERE, finite=finite)  # on all ranks alike
         # A step may vanish in parameters of half precision, where the loss is float32.

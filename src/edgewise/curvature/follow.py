@@ -45,8 +45,10 @@ class Follower:
         """Whether there is nothing to start from."""
         return not self._latest
 
-    def measure(self, name: str, batches: Iterable[Any], *, max_hvps: int = 200) -> SharpnessResult:
-        """Measure one of `MEASURES`, within so many products."""
+    def measure(
+        self, name: str, batches: Iterable[Any], *, loss_fn: LossFunction | None = None, max_hvps: int = 200
+    ) -> SharpnessResult:
+        """Measure one of `MEASURES`, within so many products; of another `loss_fn` than the own, where one is given."""
         start = self._latest.get(name)
         if start is not None and start.parameters != signature(select_parameters(self._model, self._params)):
             start = None
@@ -55,7 +57,7 @@ class Follower:
             function = partial(preconditioned_sharpness, optimizer=self._optimizer)
         result = function(
             self._model,
-            self._loss_fn,
+            self._loss_fn if loss_fn is None else loss_fn,
             batches,
             start=start,
             rtol=self._rtol,

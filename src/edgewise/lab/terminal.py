@@ -1,8 +1,9 @@
-"""Progress in the terminal: a bar with the time left for each figure, and the table of findings at the end."""
+"""Progress in the terminal, with the time left, and tables: of a sweep's findings, and of an inspection's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 from rich.box import HORIZONTALS
 from rich.console import Console
@@ -29,6 +30,12 @@ from edgewise.lab.results import progress
 from edgewise.lab.results.documents import one_line
 from edgewise.lab.results.store import Store
 
+_MARKS = {  # of the lines of an inspection, by level
+    "good": "[green]✓[/green]",
+    "notice": "[bold yellow]![/bold yellow]",
+    "bad": "[bold red]✗[/bold red]",
+    "unknown": "[dim]?[/dim]",
+}
 _TITLE_WIDTH = 18
 _MOST_FAILURES = 20  # shown one by one
 _STALE_SECONDS = 20  # a sweep that has not noted its progress for so long is gone
@@ -130,6 +137,52 @@ def findings(figures: Sequence[FigureResults]) -> Table:
             table.add_row(f"[bold red]{escape(shown.note)}[/bold red]")
         table.add_section()
     return table
+
+
+@contextmanager
+def inspecting(console: Console) -> Iterator[Callable[[int, int, str], None]]:
+    """Show one bar, with what comes now and the time left; yields what moves it: done, of how much, and what now."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console, transient=True) as lines:
+        task = lines.add_task("reading batches", total=None)
+        yield lambda done, total, doing: lines.update(task, completed=done, total=total, description=doing)
+
+
+def inspection(result: Mapping[str, Any]) -> Table:
+    """Return the table of an inspection, from its dict: by question, each number, what it means and what to do."""
+    subject = result["subject"]
+    title = f"{one_line(subject['model'])} with {one_line(subject['optimizer'])} at {result['lr']:.3g}"
+    table = Table(title=escape(title), box=HORIZONTALS, expand=True)
+    table.add_column("measured", ratio=4)
+    table.add_column("what it means, and what to do", ratio=5)
+    for key, question in result["questions"].items():
+        lines = [line for line in result["findings"] if line["question"] == key]
+        if not lines:
+            continue
+        table.add_row(f"[bold]{escape(question)}[/bold]")
+        fine = [line for line in lines if line["level"] == "good"] if key == "odd" else []
+        for line in lines:
+            if line not in fine:
+                table.add_row(*_row(line))
+        if fine:
+            names = "; ".join(escape(one_line(line["name"])) for line in fine)
+            table.add_row(f"{_MARKS['good']} {len(fine)} things are in order", names)
+        table.add_section()
+    return table
+
+
+def _row(line: Mapping[str, Any]) -> tuple[str, str]:
+    mark = _MARKS.get(line["level"], _MARKS["unknown"])
+    number = f"{mark} {escape(one_line(line['name']))}: {escape(one_line(line['shown']))}"
+    advice = f" [bold]{escape(one_line(line['advice']))}[/bold]" if line["advice"] else ""
+    return number, f"{escape(one_line(line['meaning']))}{advice}"
 
 
 def _short_title(figure: str) -> str:

@@ -24,6 +24,7 @@ from torch.utils.data import (
 from edgewise.arguments import described
 from edgewise.errors import LossError
 from edgewise.isolation.random_states import RandomStates
+from edgewise.loss.micro_batches import MicroBatches
 from edgewise.ranks import Ranks
 from edgewise.torch_internals import tree_flatten, tree_leaves
 
@@ -43,7 +44,7 @@ class Batches:
 
     A list is held as it is. Anything else, such as a data loader, is read anew in each pass and never held. Batches
     are fetched from random states of their own, the same in each pass, and the sizes are compared with those
-    of the first pass, which is made here.
+    of the first pass, which is made here. The shares of `MicroBatches` are those that they have.
 
     Args:
         batches: a list or tuple, or another re-iterable.
@@ -63,37 +64,35 @@ class Batches:
 
     def __init__(self, batches: Iterable[Any], ranks: Ranks | None = None) -> None:
         ranks = ranks or Ranks()
+        given = batches.shares if isinstance(batches, MicroBatches) else None
         with ranks.together():
-            _check_collection(batches)
+            if given is None:
+                _check_collection(batches)
             self._batches = batches
             self._generators = _generators_of(batches)
             self._start = RandomStates(self._generators)
             # None: the batch has no tensor with a row per sample
             self.sizes = [batch_size(_check_values(batch, i)) for i, batch in enumerate(self)]
-            _check_sizes(self.sizes, ranks.num)
+            if given is None:
+                _check_sizes(self.sizes, ranks.num)
         counts = ranks.gather(len(self))
         if ranks.sharded and len(set(counts)) > 1:
             raise ValueError(
                 f"ranks have {', '.join(map(str, counts))} batches, but parameters are sharded over them, so that each "
                 "gradient takes all ranks: pass the same number on each; sizes may differ."
             )
-        # A single batch is all there is, whatever its size.
-        single = sum(counts) == 1
-        self._samples = 1 if single else sum(ranks.gather(sum(size or 0 for size in self.sizes)))
-        self._weights = [1] if single else self.sizes
-        if self._samples == 0:
-            raise ValueError("batches hold no sample: pass at least one row.")
+        # Each batch's share of the loss of all ranks.
+        self.shares = (
+            _shares_of_samples(self.sizes, counts, ranks)
+            if given is None
+            else [share / ranks.num for share in given]
+        )
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches) if isinstance(self._batches, list | tuple) else self._fetched()
-
-    @property
-    def shares(self) -> list[float]:
-        """Each batch's share of the samples of all ranks."""
-        return [(weight or 0) / self._samples for weight in self._weights]
 
     @property
     def doubt(self) -> str:
@@ -105,12 +104,12 @@ class Batches:
 
     def weighted(self) -> Iterator[tuple[int, float, Any]]:
         """Yield index, share of the samples, and batch; raise if they are not those of the first pass."""
-        seen, shares = 0, self.shares
+        seen = 0
         for i, batch in enumerate(self):
             if i == len(self) or batch_size(batch) != self.sizes[i]:
                 raise _differing(f"batch {i} is new or of another size")
             seen += 1
-            yield i, shares[i], batch
+            yield i, self.shares[i], batch
         if seen != len(self):
             raise _differing(f"there were {len(self)} of them, now there are {seen}")
 
@@ -306,6 +305,15 @@ def _check_sizes(sizes: list[int | None], num_ranks: int) -> None:
             f"cannot tell the size of batch {sizes.index(None)}: it holds no tensor with a batch dimension. Pass "
             "batches whose first tensor has one row per sample; in one process, a single batch may be of any kind."
         )
+
+
+def _shares_of_samples(sizes: list[int | None], counts: list[int], ranks: Ranks) -> list[float]:
+    if sum(counts) == 1:  # a single batch is all there is, whatever its size
+        return [1.0]
+    samples = sum(ranks.gather(sum(size or 0 for size in sizes)))
+    if samples == 0:
+        raise ValueError("batches hold no sample: pass at least one row.")
+    return [(size or 0) / samples for size in sizes]
 
 
 def _samplers_of(loader: DataLoader[Any]) -> list[Any]:

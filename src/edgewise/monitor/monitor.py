@@ -4,12 +4,13 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch import nn
+from torch.optim import Optimizer
 
 from edgewise.arguments import (
     TRAINING_ORDER,
@@ -30,10 +31,10 @@ from edgewise.curvature.hessian import ROUTES, Route
 from edgewise.curvature.results import SharpnessResult
 from edgewise.loss.batches import Batches
 from edgewise.loss.checks import LossFunction, calling
+from edgewise.loss.update_loss import UpdateLoss
 from edgewise.monitor.overhead import Overhead
 from edgewise.monitor.regime import WINDOW, MonitorRow, regime, row_of
-from edgewise.optimizers.groups import rate_ratios
-from edgewise.optimizers.preconditioner import check_covered, diagonal
+from edgewise.monitor.subject import check_same, check_shared, is_identity, measures_of
 from edgewise.optimizers.stability import StabilityLimitResult, stability_limit
 from edgewise.parameters import select_parameters
 from edgewise.ranks import ranks_of
@@ -126,7 +127,7 @@ class Monitor:
         if every is None and max_overhead is None:
             max_overhead = _DEFAULT_OVERHEAD
         self._params = name_patterns("params", params)
-        self._device = _check_shared(model, optimizer, self._params)
+        self._device = check_shared(model, optimizer, self._params)
         self._ranks = ranks_of(model)
         if batches is not None:
             Batches(batches, self._ranks)  # raises what it has to say now
@@ -143,7 +144,7 @@ class Monitor:
             params=self._params,
             seed=nonnegative_count("seed", seed),
         )
-        self._measure = _measures(model, optimizer, measure, stability_limit(optimizer), self._params)
+        self._measure = measures_of(model, optimizer, measure, stability_limit(optimizer), self._params)
         self._num_shares = nonnegative_count("top_parameters", top_parameters)
         self._rows: deque[MonitorRow] = deque(maxlen=WINDOW)
         self._step = 0
@@ -155,13 +156,14 @@ class Monitor:
         """Measure if it is due; call it once a step, between `loss.backward()` and `optimizer.step()`.
 
         Args:
-            batch: what to measure on; not used where the monitor has batches of its own.
+            batch: what to measure on, or an `UpdateLoss`, to which the micro-batches of the update have been added;
+                not used where the monitor has batches of its own.
 
         Returns:
             The row, or `None` at a step without measurement.
 
         Raises:
-            ValueError: neither a batch nor batches to measure on.
+            ValueError: neither a batch nor batches to measure on, or an `UpdateLoss` that is empty or of another model.
             LossError: the loss is not a finite scalar with a graph to the selected parameters, does not repeat, differs
                 between passes or calls backward() itself. After any error, training is as if nothing had happened.
             SecondDerivativeError: no route gives products, or not precisely enough.
@@ -171,13 +173,16 @@ class Monitor:
                 "observe() got no batch, and the monitor has none of its own: call observe(batch), or construct "
                 "it with batches=[...]."
             )
+        if isinstance(batch, UpdateLoss):
+            batch.observed()
+            check_same(self._model, batch.model)
         a_batch(batch)
         step, now = self._step, self._clock()
         self._step += 1
         self._overhead.start(now)
         if step % self._every or not self._affordable(step, now):
             return None
-        row = self._row(step, [batch] if self._batches is None else self._batches)
+        row = self._row(step, batch)
         self._rows.append(row)
         if self._log is not None:
             with calling("log"):
@@ -196,7 +201,7 @@ class Monitor:
         self._ask_at = step + (wait + 1) // 2
         return wait == 0
 
-    def _row(self, step: int, batches: Iterable[Any]) -> MonitorRow:
+    def _row(self, step: int, batch: Any) -> MonitorRow:
         cold = self._follower.is_cold
         began = self._synchronized()
         max_hvps = self._overhead.products(self._max_overhead, began, len(self._measure))
@@ -204,7 +209,7 @@ class Monitor:
             max_hvps = min(self._ranks.gather(max_hvps))  # clocks differ
         try:
             limit = stability_limit(self._optimizer)  # of the rates as they are now
-            results = self._results(batches, max_hvps)
+            results = self._results(batch, max_hvps)
         finally:
             ended = self._synchronized()
             self._overhead.spend(ended - began, cold=cold)
@@ -230,11 +235,15 @@ class Monitor:
         )
         return dataclasses.replace(row, regime=regime([*self._rows, row]))
 
-    def _results(self, batches: Iterable[Any], max_hvps: int) -> dict[str, SharpnessResult]:
+    def _results(self, batch: Any, max_hvps: int) -> dict[str, SharpnessResult]:
         """Return a result for each name that is measured; the same one for both where P = 1."""
-        if _is_identity(self._optimizer, select_parameters(self._model, self._params).values()):
-            return dict.fromkeys(MEASURES, self._follower.measure("sharpness", batches, max_hvps=max_hvps))
-        return {name: self._follower.measure(name, batches, max_hvps=max_hvps) for name in self._measure}
+        loss_fn, batches = None, [batch] if self._batches is None else self._batches
+        if self._batches is None and isinstance(batch, UpdateLoss):
+            loss_fn, batches = batch.measured()
+        measure = partial(self._follower.measure, batches=batches, loss_fn=loss_fn, max_hvps=max_hvps)
+        if is_identity(self._optimizer, select_parameters(self._model, self._params).values()):
+            return dict.fromkeys(MEASURES, measure("sharpness"))
+        return {name: measure(name) for name in self._measure}
 
     def _synchronized(self) -> float:
         """Return the time when all that was asked of the device is done."""
@@ -295,50 +304,7 @@ def _status(results: Iterable[SharpnessResult], limit: StabilityLimitResult) -> 
     return Status.CONVERGED if limit.status is Status.EXACT else limit.status
 
 
-def _is_identity(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:
-    """Whether P = 1: plain gradient steps of all the parameters, with one rate for all groups."""
-    if diagonal.dispatch(type(optimizer)) is not diagonal.dispatch(SGD):
-        return False
-    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return all(id(p) in moved for p in parameters) and set(rate_ratios(optimizer)) == {1.0}
-
-
 def _share(name: str, value: float) -> float:
     if positive_number(name, value) >= 1:
         raise ValueError(f"{name} must be a share of the run's time, below 1, got {value!r}: 0.02 is 2%.")
     return float(value)
-
-
-def _check_shared(model: nn.Module, optimizer: Optimizer, params: list[str] | None) -> torch.device:
-    """Return the device of the selected parameters, or raise if the optimizer moves none of them."""
-    selected = list(select_parameters(model, params).values())
-    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in moved for p in selected):
-        raise ValueError(
-            f"none of the model's {len(selected)} selected parameters is in the optimizer: pass the optimizer of "
-            "this model, or other params=."
-        )
-    return selected[0].device
-
-
-def _measures(
-    model: nn.Module,
-    optimizer: Optimizer,
-    measure: Sequence[Measure],
-    limit: StabilityLimitResult,
-    params: list[str] | None,
-) -> tuple[Measure, ...]:
-    """Return what can be measured of what is asked for, or raise if that is nothing."""
-    if not isinstance(measure, list | tuple | Set) or not measure:
-        raise TypeError(
-            f"measure must be a sequence of one or both of {', '.join(MEASURES)}, got {measure!r}: "
-            'write ("sharpness",) for one.'
-        )
-    for name in measure:
-        known_name("measure", name, MEASURES)
-    if "preconditioned_sharpness" in measure and (
-        limit.status is not Status.NO_PRECONDITIONER or "sharpness" not in measure
-    ):
-        check_covered(optimizer, list(select_parameters(model, params).values()))
-        return tuple(name for name in MEASURES if name in measure)
-    return ("sharpness",)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 
-from edgewise.warmup.position import listeners_aside
-from edgewise.warmup.targets import unfinished_aside
+from edgewise.warmup.position import LISTENERS
+from edgewise.warmup.targets import UNFINISHED
 
 
 @contextmanager
@@ -16,5 +18,12 @@ def warmups_aside(optimizer: Optimizer) -> Iterator[None]:
     Inside `isolated`, which keeps the hooks of the optimizer from telling those that follow it. Close a warmup that is
     made inside before leaving.
     """
-    with listeners_aside(optimizer), unfinished_aside(optimizer):
+    known: list[WeakKeyDictionary[Optimizer, Any]] = [LISTENERS, UNFINISHED]
+    kept = [notes.pop(optimizer, None) for notes in known]
+    try:
         yield
+    finally:
+        for notes, own in zip(known, kept, strict=True):
+            notes.pop(optimizer, None)
+            if own is not None:
+                notes[optimizer] = own

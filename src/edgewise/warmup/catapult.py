@@ -8,8 +8,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.arguments import (
-    a_closure,
-    a_loss_value,
     an_optimizer,
     number_below_one,
     positive_count,
@@ -23,6 +21,7 @@ from edgewise.warmup.adaptive import AdaptiveWarmup, latest_end
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.copies import SeveralCopies
 from edgewise.warmup.forwards import MOST_FORWARDS
+from edgewise.warmup.observation import closure_and_loss
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.state import Saved, as_plain
 
@@ -152,17 +151,18 @@ class CatapultWarmup(AdaptiveWarmup):
         several ranks train the model, they must all call it.
 
         Args:
-            closure: returns the loss on the batch of the current gradients, without calling backward.
+            closure: returns the loss on the batch of the current gradients, without calling backward; or an
+                `UpdateLoss`, to which the micro-batches of the update have been added, and which knows their loss.
             loss: the value that was just computed for `backward()`. Without it, `closure` is evaluated at each update,
                 for a third of the training's cost during the warmup.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
-            ValueError: no parameter has a gradient.
-            LossError: the closure does not return a finite scalar tensor, or `loss` is a tensor of another kind.
+            ValueError: no parameter has a gradient, or an `UpdateLoss` is empty, or is given with a `loss`.
+            LossError: the closure does not return a finite scalar tensor, `loss` is a tensor of another kind, or no
+                share explains the losses of an `UpdateLoss`.
         """
-        a_closure(closure)
-        a_loss_value("loss", loss)
+        closure, loss = closure_and_loss(closure, loss)
         self._gradients.forget()
         if self._observes(looks=self._end is None) and self._end is None:
             self._see(closure, loss)
@@ -226,14 +226,13 @@ class CatapultWarmup(AdaptiveWarmup):
     def _loss(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> float | None:
         """Return the mean loss over the ranks that train the model; `None` if there is no budget to evaluate it."""
         if loss is None:
-            if self._affordable < 1 and self.found is not None:
+            if self._affordable(closure) < 1 and self.found is not None:
                 return None
             return self._observation.loss(closure)
         return self._observation.given_loss(closure, loss)
 
-    @property
-    def _affordable(self) -> int:
-        return self._forwards.affordable(self.max_overhead, updates=self._updates.made + 1)
+    def _affordable(self, closure: Callable[[], Tensor]) -> int:
+        return self._observation.affordable(closure, self.max_overhead, updates=self._updates.made + 1)
 
     def _average(self, value: float) -> tuple[float, bool]:
         """Add a loss to the moving average; return that, and whether the loss is higher than the one before."""
@@ -247,7 +246,7 @@ class CatapultWarmup(AdaptiveWarmup):
     def _catapult(self, closure: Callable[[], Tensor], mean: float, value: float) -> None:
         """Make this place the reference, and raise the rate to η_c where that is higher."""
         first = self.found is None
-        affordable = MOST_FORWARDS if first else self._affordable
+        affordable = MOST_FORWARDS if first else self._affordable(closure)
         if affordable < FEWEST_FORWARDS or not self._observation.has_gradient(closure):
             return
         shrink = 1.0 if self.found is None else min(1.0, self._first_critical / self.found.lr)
@@ -259,7 +258,7 @@ class CatapultWarmup(AdaptiveWarmup):
             most_rise=tolerance * self._noise,
             most_excess=tolerance * _EXPECTED,
         )
-        found = self._search(lambda: search_critical_lr(self.optimizer, closure, asked, known=value))
+        found = self._search(closure, lambda: search_critical_lr(self.optimizer, closure, asked, known=value))
         if found is None:
             return
         self._refer_to(mean, found)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.arguments import a_closure, a_flag, a_loss_value, an_optimizer, positive_count
+from edgewise.arguments import a_flag, an_optimizer, positive_count
 from edgewise.critical import BestStepResult, search_best_step
 from edgewise.errors import warn
 from edgewise.optimizers.averages import heavy_ball
@@ -18,6 +18,7 @@ from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.climb import Climb, forgetting
 from edgewise.warmup.copies import ParameterCopies, SeveralCopies, are_saved
 from edgewise.warmup.creep import Creep
+from edgewise.warmup.observation import closure_and_loss
 from edgewise.warmup.position import steps_running
 from edgewise.warmup.rate_table import STEP_BACK
 from edgewise.warmup.report import WarmupReport
@@ -130,17 +131,18 @@ class EdgeWarmup(AdaptiveWarmup):
         harder looks the same: give none from there on, if they do.
 
         Args:
-            closure: returns the loss on the batch of the current gradients, without calling backward.
+            closure: returns the loss on the batch of the current gradients, without calling backward; or an
+                `UpdateLoss`, to which the micro-batches of the update have been added, and which knows their loss.
             loss: the value that was just computed for `backward()`: saves a forward at each look, and shows spikes and
                 rises.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
-            ValueError: no parameter has a gradient.
-            LossError: the closure does not return a finite scalar tensor, or `loss` is a tensor of another kind.
+            ValueError: no parameter has a gradient, or an `UpdateLoss` is empty, or is given with a `loss`.
+            LossError: the closure does not return a finite scalar tensor, `loss` is a tensor of another kind, or no
+                share explains the losses of an `UpdateLoss`.
         """
-        a_closure(closure)
-        a_loss_value("loss", loss)
+        closure, loss = closure_and_loss(closure, loss)
         self._gradients.forget()
         self._step_share.spend()
         if self._observes():
@@ -201,6 +203,7 @@ class EdgeWarmup(AdaptiveWarmup):
             return
         target = float(self.base_lrs[0])
         found = self._search(
+            closure,
             lambda: search_best_step(
                 self.optimizer,
                 closure,
@@ -208,7 +211,7 @@ class EdgeWarmup(AdaptiveWarmup):
                 max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
                 max_forwards=_MOST_FIRST_FORWARDS,
                 known=value,
-            )
+            ),
         )
         if found is None:
             return
@@ -258,9 +261,11 @@ class EdgeWarmup(AdaptiveWarmup):
         """Measure how the loss on this fresh batch has changed since the last look; return whether it could be."""
         here = value if self._creep.loss_is_exact else None
         run = max(self._updates.made, self.num_steps or _SHORTEST_RUN)
-        if self._forwards.affordable(self.max_overhead, updates=run) < (2 if here is None else 1):
+        affordable = self._observation.affordable(closure, self.max_overhead, updates=run)
+        if affordable < (2 if here is None else 1):
             self._creep.trend.hold()
             return False
+        self._observation.find_shares(closure)
         here = self._observation.loss(closure) if here is None else here
         if not math.isfinite(here):
             return False

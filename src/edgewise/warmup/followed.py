@@ -30,14 +30,17 @@ class WarmupThenUntil(WarmupSequence[AnyFollowed]):
     def num_steps(self) -> int | None:
         """The number of the update, from 0, that the decay ends at; `None` while it is not known.
 
-        It may be set, also anew while the decay is under way: what follows goes to the new end. It is 1 or greater, and
-        more than the steps of a `LinearWarmup`.
+        It may be set, also anew while the decay is under way: from the coming update on it goes to the new end. It is 1
+        or greater, and more than the steps of a `LinearWarmup`.
         """
         return self.follower.num_steps
 
     @num_steps.setter
     def num_steps(self, value: int) -> None:
         self.warmup._end_run(self.follower, positive_count("num_steps", value))
+        if self.handed_over:
+            set_rates(self.optimizer, self.follower.get_lr())
+            self.warmup._written.note()
 
     def _begin(self) -> None:
         self.follower.begin(self.warmup.length)

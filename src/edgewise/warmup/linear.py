@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.arguments import a_closure, a_loss_value, an_optimizer, nonnegative_number, positive_count
+from edgewise.arguments import an_optimizer, nonnegative_number, positive_count
 from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching, search_critical_lr
 from edgewise.optimizers.groups import initial_rates, targets
 from edgewise.optimizers.update import check_steps_alone
@@ -15,6 +15,7 @@ from edgewise.parameters import check_real_groups
 from edgewise.status import Status
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.copies import SeveralCopies
+from edgewise.warmup.observation import closure_and_loss
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.schedules import linear, linear_from, steps_to_target
@@ -117,16 +118,17 @@ class LinearWarmup(Warmup):
         that can be measured, at the first rate of plain warmup until then.
 
         Args:
-            closure: returns the loss on the batch of the current gradients, without calling backward.
+            closure: returns the loss on the batch of the current gradients, without calling backward; or an
+                `UpdateLoss`, to which the micro-batches of the update have been added, and which knows their loss.
             loss: the value that was just computed for `backward()`: saves a forward where the closure gives it again.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
-            ValueError: no parameter has a gradient yet.
-            LossError: the closure does not return a finite scalar tensor.
+            ValueError: no parameter has a gradient, or an `UpdateLoss` is empty, or is given with a `loss`.
+            LossError: the closure does not return a finite scalar tensor, `loss` is a tensor of another kind, or no
+                share explains the losses of an `UpdateLoss`.
         """
-        a_closure(closure)
-        a_loss_value("loss", loss)
+        closure, loss = closure_and_loss(closure, loss)
         self._gradients.forget()
         seeks = self.lr_init == "critical" and self.start is None and self.fallback is None
         if self._observes(looks=seeks) and seeks and self._updates.made <= self._waits_until:
@@ -134,7 +136,7 @@ class LinearWarmup(Warmup):
 
     @all_or_nothing
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
-        affordable = self._forwards.affordable(self.max_overhead, updates=self.warmup_steps)
+        affordable = self._observation.affordable(closure, self.max_overhead, updates=self.warmup_steps)
         if affordable < FEWEST_FORWARDS:
             left = {0: "no forward", 1: "1 forward"}.get(affordable, f"{affordable} forwards")
             self._fall_back(
@@ -148,7 +150,7 @@ class LinearWarmup(Warmup):
         known = math.nan if loss is None else self._observation.given_loss(closure, loss)
         asked = Searching(max_lr=float(self.base_lrs[0]), max_forwards=affordable)
         given = known if math.isfinite(known) else None
-        found = self._search(lambda: search_critical_lr(self.optimizer, closure, asked, known=given))
+        found = self._search(closure, lambda: search_critical_lr(self.optimizer, closure, asked, known=given))
         if found is not None and not math.isfinite(found.slope):
             self._postpone()
             return

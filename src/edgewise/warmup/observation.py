@@ -9,15 +9,32 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from edgewise.arguments import a_closure, a_loss_value
 from edgewise.critical import closure_loss, gradient_size
 from edgewise.errors import UnrepeatableError, warn
 from edgewise.loss.checks import checked_loss
+from edgewise.loss.update_loss import UpdateLoss
 from edgewise.optimizers.groups import parameters
 from edgewise.ranks import Ranks
 from edgewise.warmup.apart import check_not_apart
 from edgewise.warmup.forwards import Forwards
 from edgewise.warmup.position import UsedGradients
 from edgewise.warmup.state import Result
+
+
+def closure_and_loss(
+    closure: Callable[[], Tensor], loss: Tensor | float | None
+) -> tuple[Callable[[], Tensor], Tensor | float | None]:
+    """Return the arguments of `observe`, or raise; the loss of an `UpdateLoss` is the sum of what was added."""
+    if not isinstance(closure, UpdateLoss):
+        return a_closure(closure), a_loss_value("loss", loss)
+    if loss is not None:
+        raise ValueError(
+            "loss must be left out with an UpdateLoss, which knows the losses that were added to it: call "
+            "observe(update_loss)."
+        )
+    closure.observed()
+    return closure, closure.value
 
 
 class Observation:
@@ -51,6 +68,7 @@ class Observation:
 
     def loss(self, closure: Callable[[], Tensor]) -> float:
         """Return the closure's loss, not finite only where the gradients are not: the step is about to be skipped."""
+        self.find_shares(closure)
         self._forwards.num += 1
         value, self._ranks = closure_loss(closure, parameters(self._optimizer), finite=False)
         if not math.isfinite(value) and self.has_gradient(closure):
@@ -67,18 +85,32 @@ class Observation:
     def ranks(self, closure: Callable[[], Tensor]) -> Ranks:
         """Return the ranks that train the model: the closure shows which modules run."""
         if self._ranks is None:
-            if dist.is_available() and dist.is_initialized():
+            if isinstance(closure, UpdateLoss):
+                self._ranks = closure.ranks
+            elif dist.is_available() and dist.is_initialized():
                 _, self._ranks = closure_loss(closure, parameters(self._optimizer), finite=False)
             else:
                 self._ranks = Ranks()
         return self._ranks
 
-    def search(self, search: Callable[[], Result]) -> Result:
-        """Search, and count what that took.
+    def affordable(self, closure: Callable[[], Tensor], max_overhead: float | None, *, updates: int) -> int:
+        """Return how many forwards are left of a share of the cost of so many updates, after `find_shares`."""
+        left = self._forwards.affordable(max_overhead, updates=updates)
+        lacks_shares = isinstance(closure, UpdateLoss) and closure.lacks_shares
+        return max(0, left - lacks_shares)
+
+    def find_shares(self, closure: Callable[[], Tensor]) -> None:
+        """Find the shares of an `UpdateLoss`, before its loss is evaluated elsewhere; count what that took."""
+        if isinstance(closure, UpdateLoss):
+            self._forwards.num += closure.find_shares()
+
+    def search(self, closure: Callable[[], Tensor], search: Callable[[], Result]) -> Result:
+        """Search along the loss of a closure, and count what that took.
 
         Raises:
             UnrepeatableError: the loss does not repeat.
         """
+        self.find_shares(closure)
         self._forwards.num_searches += 1
         try:
             found = search()

@@ -2,8 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from edgewise.optimizers.groups import parameters
 from edgewise.torch_internals import HOOKED_STEP, has_step_hooks, let_class_run_hooks, num_writes
 
 _IDLE_CALLS = 1000  # of step() in a row without a step of the optimizer, at which to warn
-_LISTENERS: "weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Any]]" = weakref.WeakKeyDictionary()
+# Who is told of the updates of an optimizer.
+LISTENERS: "weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Any]]" = weakref.WeakKeyDictionary()
 
 
 def steps_running(optimizer: Optimizer) -> int:
@@ -82,7 +82,7 @@ class StepHooks:
             optimizer.register_state_dict_pre_hook(_hook(optimizer, saving)),
         ]
         self._optimizer, self._listener = weakref.ref(optimizer), weakref.ref(listener)
-        _LISTENERS.setdefault(optimizer, weakref.WeakSet()).add(listener)
+        LISTENERS.setdefault(optimizer, weakref.WeakSet()).add(listener)
         self._finalizer = weakref.finalize(listener, _remove, handles)
         self._finalizer.atexit = False
 
@@ -91,7 +91,7 @@ class StepHooks:
         self._finalizer()
         optimizer, listener = self._optimizer(), self._listener()
         if optimizer is not None and listener is not None:
-            _LISTENERS[optimizer].discard(listener)
+            LISTENERS[optimizer].discard(listener)
 
 
 def _remove(handles: list[RemovableHandle]) -> None:
@@ -101,19 +101,7 @@ def _remove(handles: list[RemovableHandle]) -> None:
 
 def listeners(optimizer: Optimizer) -> list[Any]:
     """Return the objects that are told of the optimizer's updates."""
-    return list(_LISTENERS.get(optimizer, ()))
-
-
-@contextmanager
-def listeners_aside(optimizer: Optimizer) -> Iterator[None]:
-    """Forget for the time being who is told of the optimizer's updates."""
-    kept = _LISTENERS.pop(optimizer, None)
-    try:
-        yield
-    finally:
-        _LISTENERS.pop(optimizer, None)
-        if kept is not None:
-            _LISTENERS[optimizer] = kept
+    return list(LISTENERS.get(optimizer, ()))
 
 
 class UsedGradients:

@@ -169,13 +169,13 @@ class Warmup(FollowedSchedule):
         self._adopt_groups()
         return True
 
-    def _search(self, search: Callable[[], Result]) -> Result | None:
-        """Search, and count what that took; where the loss does not repeat, fall back and return `None`.
+    def _search(self, closure: Callable[[], Tensor], search: Callable[[], Result]) -> Result | None:
+        """Search along a closure's loss, and count what that took; if it does not repeat, fall back, return `None`.
 
         See that it is the update of these gradients that is made, and of all ranks.
         """
         try:
-            found = self._observation.search(search)
+            found = self._observation.search(closure, search)
         except UnrepeatableError as error:
             self._fall_back(str(error).removesuffix("."))
             return None

@@ -1,8 +1,6 @@
 """The rates that a warmup leads to."""
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -11,7 +9,7 @@ from edgewise.errors import warn
 from edgewise.optimizers.groups import floats, initial_rates, targets
 
 # What warmups that have not come to their end wrote, and their targets: the next one on that optimizer takes these.
-_UNFINISHED = weakref.WeakKeyDictionary[Optimizer, tuple[list[float], list[float | Tensor]]]()
+UNFINISHED = weakref.WeakKeyDictionary[Optimizer, tuple[list[float], list[float | Tensor]]]()
 
 
 class Targets:
@@ -43,28 +41,16 @@ class Targets:
 
     def leave(self, written: list[float], bases: list[float | Tensor]) -> None:
         """Leave word to the next warmup of what was written on the way to them."""
-        _UNFINISHED[self._optimizer] = (written, bases)
+        UNFINISHED[self._optimizer] = (written, bases)
 
     def reach(self) -> None:
         """Leave no word: the warmup is over, and the rates are what they are."""
-        _UNFINISHED.pop(self._optimizer, None)
-
-
-@contextmanager
-def unfinished_aside(optimizer: Optimizer) -> Iterator[None]:
-    """Forget for the time being what an unfinished warmup has left word of."""
-    kept = _UNFINISHED.pop(optimizer, None)
-    try:
-        yield
-    finally:
-        _UNFINISHED.pop(optimizer, None)
-        if kept is not None:
-            _UNFINISHED[optimizer] = kept
+        UNFINISHED.pop(self._optimizer, None)
 
 
 def _meant(optimizer: Optimizer) -> list[float]:
     own = targets(optimizer)
-    written, meant = _UNFINISHED.get(optimizer, ([], []))
+    written, meant = UNFINISHED.get(optimizer, ([], []))
     if not written or floats(optimizer)[: len(written)] != written:
         return own
     return [float(lr) for lr in meant] + own[len(meant) :]

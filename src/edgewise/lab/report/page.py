@@ -1,8 +1,6 @@
 """The report: one self-contained HTML page, from stored runs alone, readable offline."""
 
-import base64
 import csv
-import hashlib
 import html
 import io
 import json
@@ -15,11 +13,10 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from edgewise.lab.recipes import Claim
-from edgewise.lab.report import interactive, panels, plots, presentation
+from edgewise.lab.report import interactive, panels, plots, presentation, self_contained
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.plots import name_of
 from edgewise.lab.results.documents import one_line
@@ -51,7 +48,7 @@ def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -
     scripts = {"plotly": get_plotlyjs(), "script": _SCRIPT.read_text(encoding="utf-8")}
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         scripts,
-        policy=_policy(list(scripts.values())),
+        policy=self_contained.policy(list(scripts.values())),
         title=html.escape(one_line(f"edgewise · {store.path.name}")),
         verdict=html.escape(_verdict(figures)),
         sections="\n".join(_section(store, shown) for shown in figures),
@@ -61,15 +58,6 @@ def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -
     store.write_file("claims.md", _claims_markdown(figures))
     store.write_file("report.html", page)
     return store.path / "report.html"
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """Return the Content-Security-Policy under which a browser runs these scripts, and loads nothing."""
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    return (
-        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        "script-src " + " ".join(f"'sha256-{value}'" for value in hashes)
-    )
 
 
 def _claims_markdown(figures: Sequence[FigureResults]) -> str:
@@ -127,9 +115,12 @@ def _verdict(figures: Sequence[FigureResults]) -> str:
 def _section(store: Store, shown: FigureResults) -> str:
     match shown.panels:
         case panels.Curves() as curves:
-            body = _plot(shown, interactive.curves(curves))
+            body = self_contained.plot(f"plot-{name_of(shown.id)}", shown.title, interactive.curves(curves))
         case panels.Diagrams() as diagrams:
-            body = _plot(shown, interactive.phase_diagrams(diagrams)) + _cells(shown)
+            body = self_contained.plot(
+                f"plot-{name_of(shown.id)}", shown.title, interactive.phase_diagrams(diagrams)
+            )
+            body += _cells(shown)
         case panels.Cells() as cells:
             body = _table(cells)
     name = name_of(shown.id)
@@ -141,21 +132,6 @@ def _section(store: Store, shown: FigureResults) -> str:
         f'<p class="files">As in the paper: <a href="figures/{quote(name)}.png">PNG</a>, '
         f'<a href="figures/{quote(name)}.pdf">PDF</a>.</p></section>'
     )
-
-
-def _plot(shown: FigureResults, figure: go.Figure) -> str:
-    """Return a place for the plot, and its content as data: page.js draws it."""
-    name = f"plot-{name_of(shown.id)}"
-    return (
-        f'<div class="plot" role="img" aria-label="{html.escape(shown.title)}"><div id="{name}"></div></div>'
-        f"{_data(f'content-{name}', figure.to_json())}"
-    )
-
-
-def _data(name: str, content: str) -> str:
-    """Return JSON as a part of the page that nothing in it can end."""
-    escaped = content.replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{escaped}</script>'
 
 
 def _missing(store: Store, shown: FigureResults) -> str:
@@ -202,7 +178,7 @@ def _cells(shown: FigureResults) -> str:
         f'<div class="cell"><label for="cell-{name}">Training behind a cell (point at it, or choose): </label>'
         f'<select id="cell-{name}" data-figure="{name}">{options}</select>'
         f'<div class="curves" id="curves-{name}" role="img" aria-label="training loss of the cell"></div>'
-        f"{_data(f'data-{name}', json.dumps(curves, separators=(',', ':'), allow_nan=False))}</div>"
+        f"{self_contained.data(f'data-{name}', json.dumps(curves, separators=(',', ':'), allow_nan=False))}</div>"
     )
 
 

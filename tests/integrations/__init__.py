@@ -1,0 +1,1 @@
+"""Warmups and monitors inside other frameworks. `make integrations` runs what is skipped where one is not installed."""

@@ -1,0 +1,90 @@
+"""The page of an inspection in a real Chromium, without a network.
+
+Ladder: what the page says of itself through the browser. Cannot see: beauty.
+"""
+
+import shutil
+import time
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from edgewise.lab.report import inspection
+from hostile import HOSTILE
+from lab_cases import inspected
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PLOTS = 3
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Open the page of a result; fails if it logs an error or asks for anything but itself."""
+    complaints, contexts = [], []
+
+    def opened(result, **options):
+        file = tmp_path / "page.html"
+        file.write_text(inspection.page_of(result), encoding="utf-8")
+        contexts.append(browser.new_context(offline=True, **options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: complaints.append(asked.url) if "://" in asked.url[5:] else None)
+        page.goto(file.as_uri())
+        deadline = time.monotonic() + 30
+        while page.evaluate("document.querySelectorAll('.js-plotly-plot .main-svg').length") < PLOTS:
+            assert time.monotonic() < deadline
+            page.wait_for_timeout(50)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def test_every_plot_is_drawn(visit):
+    page = visit(inspected())
+    for name in ("rates", "trial", "shares"):
+        box = page.locator(f"#{name} .main-svg").first.bounding_box()
+        assert box["width"] > 500
+        assert box["height"] > 80
+    assert page.locator(".card").count() == 4
+
+
+@pytest.mark.parametrize(("scheme", "ink"), [("light", "#1a1a1a"), ("dark", "#e8e8e8")])
+def test_light_and_dark_follow_the_reader(visit, scheme, ink):
+    page = visit(inspected(), color_scheme=scheme)
+    assert page.evaluate("document.getElementById('rates').layout.font.color") == ink
+
+
+def test_a_phone_scrolls_down_only(visit):
+    page = visit(inspected(), viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_result_says_runs_nothing(visit, text):
+    result = inspected()
+    result["subject"] = result["subject"] | {"model": text}
+    for line in result["findings"]:
+        line |= {"shown": text, "meaning": text}
+    result["findings"][2]["evidence"] = {"shares": {text: 0.7, "b": 0.3}}
+    page = visit(result)
+    assert page.evaluate("window.owned") is None
+    assert (
+        page.evaluate("document.querySelectorAll('img, body svg a, section script:not([type])').length") == 0
+    )
