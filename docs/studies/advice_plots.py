@@ -51,7 +51,7 @@ def main() -> None:
     )
     axes.set_xscale("log")
     axes.set_xlim(_LOWEST / 1.5, 200)
-    axes.set_xlabel("suggested rate ÷ best rate of the grid (at the left edge: 1e-4 or less)")
+    axes.set_xlabel("suggested rate ÷ best of the grid (left edge: 1e-4 or less)")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(IMAGE, dpi=120)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import edgewise as ew
 from edgewise.advice.path import Outcome, path_findings
 from edgewise.advice.rates import LARGEST_WITHIN, Suggestion
 from edgewise.advice.trials import Path, ShortRun, Trial
@@ -44,9 +46,9 @@ SUGGESTION = Suggestion(
 )
 
 
-def lines(lr=1e-3, trial=TRIAL, **changed):
+def lines(lr=1e-3, trial=TRIAL, optimizer=None, **changed):
     outcome = Outcome(trial=trial, suggestion=replace(SUGGESTION, **changed), reason="")
-    return {line.name: line for line in path_findings(SimpleNamespace(rate=lr), outcome)}
+    return {line.name: line for line in path_findings(SimpleNamespace(rate=lr, optimizer=optimizer), outcome)}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,13 @@ def test_a_rate_within_a_factor_of_two_is_as_good(lr, level, advice):
     assert (found.level, found.advice) == (level, advice)
     assert "the best of the short runs." in found.meaning
     assert found.evidence["cost"] == 200
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.01])
+@pytest.mark.parametrize("cls", [ew.GIAdam, ew.GIAdamW])
+def test_gi_adam_is_to_begin_below_what_its_trials_suggest(cls, lr):
+    found = lines(lr, optimizer=cls([torch.nn.Parameter(torch.ones(1))]))["suggested rate"]
+    assert (found.level, found.advice) == ("notice", "Begin at a fifth of it, 0.002.")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,13 @@ from edgewise.advice.subject import Subject
 from edgewise.advice.trial import run_trial
 from edgewise.advice.trials import Trial
 from edgewise.errors import EdgewiseError
+from edgewise.optimizers import GIAdam, GIAdamW
 
-_NEAR = 2.0  # a rate within this factor of the suggested one is as good
+# docs/inspect-evidence.md has the tests that these are read off.
+_NEAR = (
+    2.0  # a rate within this factor of the suggested one is as good; in two of three tests the best one is
+)
+_TOO_HIGH_FOR_GI_ADAM = 5.0  # in each of its three tests, at least
 _PATTERNS = {
     "at once": "Among its first updates, the trial bore the suggested rate.",
     "climbs": "The trial's first updates bore less than the suggested rate, to which it climbed.",
@@ -110,15 +115,20 @@ def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float
     near = 1 / _NEAR <= ratio <= _NEAR
     passes = f" The batches ran out, and were read {trial.num_passes} times." if trial.num_passes > 1 else ""
     level: Level = "good" if near else "notice"
+    advice = (
+        "Leave yours: it is as good." if near else f"Train with {lr:.2g}, after a warmup and with a decay."
+    )
+    if isinstance(subject.optimizer, GIAdam | GIAdamW):
+        passes += " For GI-Adam, suggestions were 5 to 11 times too high in three of three tests."
+        advice = f"Begin at a fifth of it, {lr / _TOO_HIGH_FOR_GI_ADAM:.2g}."
+        level = "notice"
     return Finding(
         question="rate",
         name="suggested rate",
         value=lr,
-        shown=f"{lr:.2g}, {ratio:.3g} times yours; by trials worth {trial.cost:.0f} updates",
-        meaning=f"{suggestion.reason}.{passes}",
-        advice="Leave yours: it is as good."
-        if near
-        else f"Train with {lr:.2g}, after a warmup and with a decay.",
+        shown=f"{lr:.2g}, {ratio:.3g} times yours; within a factor of {_NEAR:g} of the best in two of three tests",
+        meaning=f"By trials worth {trial.cost:.0f} updates: {suggestion.reason}.{passes}",
+        advice=advice,
         level=level,
         evidence={
             "lr": lr,
