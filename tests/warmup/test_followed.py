@@ -290,6 +290,27 @@ def test_another_end_under_way_is_gone_to():
     assert [r[0] for r in rates] == pytest.approx([0.05 * linear(t, 4, 40) for t in range(10, 42)])
 
 
+def test_the_first_rate_is_the_exported_one_where_the_end_is_given_before_it():
+    run = Run(EdgeWarmup)
+    schedule = run.warmup.then_until(None, "linear")
+    schedule.num_steps = 60
+    with pytest.warns(UserWarning, match="goes on as plain linear warmup"):
+        rates = run.train(schedule, 8, observes=False)
+    exported = run.warmup.export()
+    assert [first for first, _ in rates[: len(exported)]] == pytest.approx([0.05 * f for f in exported])
+    assert rates[0][0] == pytest.approx(0.05 / 6)
+
+
+def test_an_end_that_is_given_after_closing_writes_no_rates():
+    run = Run(plain)
+    schedule = run.warmup.then_until(N, "linear")
+    run.train(schedule, 10)
+    rates = schedule.get_last_lr()
+    schedule.close()
+    schedule.num_steps = 40
+    assert schedule.get_last_lr() == rates
+
+
 # States and copies
 
 
@@ -331,6 +352,22 @@ def test_a_state_of_another_end_goes_to_this_one(stop, when):
     rates = longer.train(again, 42 - stop)
     expected = [0.05 * ((t + 1) / 4 if t < 4 else linear(t, 4, 40)) for t in range(stop, 42)]
     assert [first for first, _ in rates] == pytest.approx(expected)
+
+
+@every_warmup
+@pytest.mark.parametrize("stop", [2, 45])
+def test_a_state_brings_its_end_where_there_is_none(make, stop):
+    run = Run(make, lr=0.2)
+    schedule = run.warmup.then_until(60, "cosine")
+    run.train(schedule, stop)
+    resumed = Run(make, lr=0.2)
+    again = resumed.warmup.then_until(None, "cosine")
+    with torch.no_grad():
+        for parameter, value in zip(resumed.parameters, run.parameters, strict=True):
+            parameter.copy_(value)
+    again.load_state_dict(schedule.state_dict())
+    assert again.num_steps == 60
+    assert resumed.train(again, 62 - stop) == run.train(schedule, 62 - stop)
 
 
 @pytest.mark.parametrize("make", [EdgeWarmup, CatapultWarmup])

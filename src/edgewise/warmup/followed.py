@@ -38,9 +38,13 @@ class WarmupThenUntil(WarmupSequence[AnyFollowed]):
     @num_steps.setter
     def num_steps(self, value: int) -> None:
         self.warmup._end_run(self.follower, positive_count("num_steps", value))
+        if self.warmup._place.is_closed:
+            return
         if self.handed_over:
             set_rates(self.optimizer, self.follower.get_lr())
             self.warmup._written.note()
+        elif self.warmup._updates.made == 0:
+            self.warmup._apply()  # the first rate of a fallback is one of the run's length
 
     def _begin(self) -> None:
         self.follower.begin(self.warmup.length)
@@ -49,6 +53,8 @@ class WarmupThenUntil(WarmupSequence[AnyFollowed]):
         self.follower.check_state(saved)
 
     def _resume(self, saved: Saved) -> None:
+        if self.num_steps is None and saved["num_steps"] is not None:
+            self.warmup._end_run(self.follower, saved["num_steps"])
         if self.handed_over and saved["num_steps"] != self.num_steps:  # the rates are those of another end
             set_rates(self.optimizer, self.follower.get_lr())
 
@@ -105,7 +111,7 @@ class FollowedSchedule(UpdateSchedule):
         Args:
             num_steps: updates of the run, ≥ 1. `None` if they are not known yet: then set `schedule.num_steps` before
                 the warmup is over. It may be set anew, and a saved state may be loaded where it is another: the decay
-                then goes to the new end.
+                then goes to the new end. Where it is `None`, a saved state brings its own.
             factor: "cosine", "linear", or a function of (update, warmup_length) that returns a finite number, ≥ 0, of
                 updates ≥ warmup_length, counted from 0 for the first of the run. A saved state does not hold a
                 function.
