@@ -90,9 +90,30 @@ FAULTS = [
     Fault(
         name="the step of another model's optimizer empties an update",
         file="loss/update_loss.py",
-        old="        if any(id(parameter) in own for",
-        new="        if True or any(id(parameter) in own for",
+        old="return any(id(parameter) in own for",
+        new="return True or any(id(parameter) in own for",
         test="loss/test_update_loss.py",
+    ),
+    Fault(
+        name="a loss that is logged in place changes what was added",
+        file="loss/update_loss.py",
+        old="loss.detach().clone().reshape(())",
+        new="loss.detach().reshape(())",
+        test="loss/test_update_loss.py",
+    ),
+    Fault(
+        name="the model of an update's compiled loss is not protected",
+        file="critical/landscape.py",
+        old="        if of_update is not None:\n            snapshot.add_module",
+        new="        if False:\n            snapshot.add_module",
+        test="warmup/test_update_loss.py",
+    ),
+    Fault(
+        name="a state's end is lost where none is given",
+        file="warmup/followed.py",
+        old='if self.num_steps is None and saved["num_steps"] is not None:',
+        new="if False:",
+        test="warmup/test_followed.py",
     ),
     Fault(
         name="what loss_fn has compiled is not looked for",

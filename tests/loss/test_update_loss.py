@@ -89,6 +89,17 @@ def test_the_value_is_the_sum_of_what_was_added_to_the_bit(factor):
     assert not update_loss.value.requires_grad
 
 
+def test_a_loss_that_is_written_to_later_was_added_as_it_stood():
+    """As all_reduce does, for a log, and the next replay of a CUDA graph."""
+    update_loss, batches = made()
+    for batch in batches[:2]:
+        loss = mse(update_loss.model, batch) / 2
+        update_loss.add(batch, loss)
+        loss.detach().mul_(8)
+    assert update_loss.shares == [0.5, 0.5]
+    assert bits(update_loss.value) == bits(update_loss().detach())
+
+
 def test_shares_that_are_given_cost_no_evaluation():
     loss_fn = Counted()
     update_loss, batches = made(loss_fn)

@@ -169,6 +169,26 @@ def test_observing_leaves_no_trace(make):
 
 
 @every_warmup
+def test_a_compiled_loss_leaves_the_buffers_of_the_model_that_it_is_given_alone(make):
+    """What is compiled runs no hook of the module's that could tell."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1)).double()
+    optimizer = SGD(model.parameters(), lr=0.5)
+    loss_fn = torch.compile(
+        lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]), backend="eager"
+    )
+    update_loss, warmup = UpdateLoss(model, loss_fn), make(optimizer)
+    for batch in micro_batches(0):
+        loss = loss_fn(model, batch) / 4
+        loss.backward()
+        update_loss.add(batch, loss, share=1 / 4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    warmup.observe(update_loss)
+    assert warmup.num_forwards > 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@every_warmup
 def test_scheduler_step_may_be_left_out_or_repeated(make):
     plain, often = (Run(make, FACTORS["by their number"]) for _ in range(2))
     expected = plain.train("update loss")
@@ -200,6 +220,11 @@ def test_the_forward_that_finds_shares_is_part_of_the_budget(max_overhead, searc
     [
         (lambda one: None, {"loss": 1.0}, r"loss must be left out with an UpdateLoss"),
         (lambda one: one._clear(), {}, r"holds no micro-batch: call add\(batch, loss\) after each forward"),
+        (
+            lambda one: setattr(one, "model", nn.Linear(4, 1)),
+            {},
+            "UpdateLoss is of another model than the warmup",
+        ),
     ],
 )
 def test_what_cannot_be_observed_is_refused_before_any_compute(make, spoil, given, message):

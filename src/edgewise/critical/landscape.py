@@ -52,6 +52,8 @@ class ClosureLoss:
     ) -> None:
         of_update = closure if isinstance(closure, UpdateLoss) else None
         snapshot.add_compiled(closure if of_update is None else of_update.loss_fn)
+        if of_update is not None:
+            snapshot.add_module(of_update.model)  # a compiled function that is given it calls no hook of its
         self._closure = closure
         self._known = known  # the loss, as an earlier evaluation had it
         self._parameters = list(parameters)

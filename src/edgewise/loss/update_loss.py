@@ -122,7 +122,7 @@ class UpdateLoss:
                 f"{len(self.batches)} {'with' if self._given else 'without'} one."
             )
         self.batches.append(batch)
-        self._losses.append(loss.detach().reshape(()) if isinstance(loss, Tensor) else _as_tensor(loss))
+        self._losses.append(_copied(loss) if isinstance(loss, Tensor) else _as_tensor(loss))
         self._given += [] if given is None else [given]
         self._shares = None
 
@@ -232,11 +232,13 @@ class UpdateLoss:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Clear, if the optimizer moves parameters of the model."""
-        if not self.batches:
-            return
-        own = {id(parameter) for parameter in self.model.parameters()}
-        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        if self.batches and self.is_moved_by(optimizer):
             self._clear()
+
+    def is_moved_by(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer moves parameters of the model."""
+        own = {id(parameter) for parameter in self.model.parameters()}
+        return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("batches", "_losses", "_given", "_shares", "_is_observed")  # a copy is of no update yet
@@ -266,6 +268,11 @@ def _listen() -> None:
 def _tell_all(optimizer: Optimizer, *arguments: Any) -> None:
     for update_loss in list(_FOLLOWING):
         update_loss.after_step(optimizer)
+
+
+def _copied(loss: Tensor) -> Tensor:
+    """Return the value as it stands: a log may sum it over ranks in place, a CUDA graph write the next one into it."""
+    return loss.detach().clone().reshape(())
 
 
 def _as_tensor(loss: float) -> Tensor:

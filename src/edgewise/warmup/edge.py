@@ -138,11 +138,11 @@ class EdgeWarmup(AdaptiveWarmup):
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
-            ValueError: no parameter has a gradient, or an `UpdateLoss` is empty, or is given with a `loss`.
+            ValueError: no parameter has a gradient; an `UpdateLoss` is empty, of another model, or given with a `loss`.
             LossError: the closure does not return a finite scalar tensor, `loss` is a tensor of another kind, or no
                 share explains the losses of an `UpdateLoss`.
         """
-        closure, loss = closure_and_loss(closure, loss)
+        closure, loss = closure_and_loss(closure, loss, self.optimizer)
         self._gradients.forget()
         self._step_share.spend()
         if self._observes():

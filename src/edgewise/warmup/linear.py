@@ -124,11 +124,11 @@ class LinearWarmup(Warmup):
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
-            ValueError: no parameter has a gradient, or an `UpdateLoss` is empty, or is given with a `loss`.
+            ValueError: no parameter has a gradient; an `UpdateLoss` is empty, of another model, or given with a `loss`.
             LossError: the closure does not return a finite scalar tensor, `loss` is a tensor of another kind, or no
                 share explains the losses of an `UpdateLoss`.
         """
-        closure, loss = closure_and_loss(closure, loss)
+        closure, loss = closure_and_loss(closure, loss, self.optimizer)
         self._gradients.forget()
         seeks = self.lr_init == "critical" and self.start is None and self.fallback is None
         if self._observes(looks=seeks) and seeks and self._updates.made <= self._waits_until:

@@ -23,7 +23,7 @@ from edgewise.warmup.state import Result
 
 
 def closure_and_loss(
-    closure: Callable[[], Tensor], loss: Tensor | float | None
+    closure: Callable[[], Tensor], loss: Tensor | float | None, optimizer: Optimizer
 ) -> tuple[Callable[[], Tensor], Tensor | float | None]:
     """Return the arguments of `observe`, or raise; the loss of an `UpdateLoss` is the sum of what was added."""
     if not isinstance(closure, UpdateLoss):
@@ -32,6 +32,11 @@ def closure_and_loss(
         raise ValueError(
             "loss must be left out with an UpdateLoss, which knows the losses that were added to it: call "
             "observe(update_loss)."
+        )
+    if not closure.is_moved_by(optimizer):
+        raise ValueError(
+            "the UpdateLoss is of another model than the warmup's optimizer moves, which has none of its parameters: "
+            "construct both on the model that trains."
         )
     closure.observed()
     return closure, closure.value
