@@ -132,5 +132,8 @@ def _checked(returned: Any, of: str, most: int) -> Setup:
     if isinstance(
         batches, Iterator
     ):  # nobody trains on after this, and a trial reads them from the start again
-        batches = list(islice(batches, most))
+        try:
+            batches = list(islice(batches, most))
+        except Exception as error:
+            raise SetupError(raised_by(error, f"batches that {of} returned")) from error
     return Setup(model, optimizer, loss_fn, batches)

@@ -60,6 +60,7 @@ def a_subject(
     a_loss_function(loss_fn, ORDER)
     check_batches(batches)
     check_real_groups(optimizer)
+    _check_unfrozen(model)
     trained = select_parameters(model)
     members = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     names = [name for name, parameter in trained.items() if parameter in members]
@@ -102,6 +103,14 @@ def first_of(batches: Iterable[Any], number: int) -> list[Any]:
             "batches is empty: give at least one batch; where they run out, they are read from the start."
         )
     return found
+
+
+def _check_unfrozen(model: nn.Module) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"none of the model's {len(list(model.parameters()))} parameters requires a gradient: unfreeze what is to "
+            "train, as by model.requires_grad_(), before the optimizer is made."
+        )
 
 
 def _check_members(model: nn.Module, members: set[Any], names: list[str]) -> None:
