@@ -6,6 +6,7 @@ same measurements by hand; odd things that are planted. Cannot see: whether advi
 
 import json
 import math
+from collections import UserDict
 from types import SimpleNamespace
 
 import pytest
@@ -287,6 +288,18 @@ def test_a_loss_without_data():
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     result = inspected(model, sgd, lambda model, batch: model.weight.square().sum(), [(), ()])
     assert line(result, "rate × preconditioned sharpness").value == pytest.approx(0.2, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_loss_may_take_entries_out_of_its_batch(kind):
+    model, batches = regression()
+    batches = [kind(inputs=x, labels=y) for x, y in batches]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = inspected(
+        model, optimizer, lambda model, b: mse(model, (b.pop("inputs"), b.pop("labels"))), batches
+    )
+    assert result.ok
+    assert all(len(batch) == 2 for batch in batches)
 
 
 def test_batches_that_run_out_are_read_again_and_that_is_told():

@@ -72,6 +72,8 @@ def test_a_rate_within_a_factor_of_two_is_as_good(lr, level, advice):
 def test_gi_adam_is_to_begin_below_what_its_trials_suggest(cls, lr):
     found = lines(lr, optimizer=cls([torch.nn.Parameter(torch.ones(1))]))["suggested rate"]
     assert (found.level, found.advice) == ("notice", "Begin at a fifth of it, 0.002.")
+    assert "too high in three of three tests" in found.shown
+    assert "of the best" not in found.shown
 
 
 @pytest.mark.parametrize(

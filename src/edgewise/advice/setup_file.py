@@ -57,6 +57,10 @@ def load(target: str, *, most: int) -> Setup:
         returned = function()
     except Exception as error:
         raise SetupError(raised_by(error, f"{name}() of {path}")) from error
+    except SystemExit as error:
+        raise SetupError(
+            f"{name}() of {path} ended the program ({error!r}): let it return, without arguments of a command line."
+        ) from error
     return _checked(returned, f"{name}() of {path}", most)
 
 

@@ -1,7 +1,9 @@
 """What is inspected: a model with its optimizer, its loss and a few of its batches, checked before any compute."""
 
+import copy
+import functools
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -78,13 +80,28 @@ def a_subject(
     return Subject(
         model=model,
         optimizer=optimizer,
-        loss_fn=loss_fn,
+        loss_fn=_on_its_own_batch(loss_fn),
         batches=batches,
         few=few,
         names=names,
         left_out=[name for name in trained if name not in names],
         seed=seed,
     )
+
+
+def _on_its_own_batch(loss_fn: LossFunction) -> LossFunction:
+    """Return the loss on a shallow copy of a dict or list: it may take entries out, and a batch is looked at again.
+
+    >>> batch = {"inputs": 1.0, "labels": 2.0}
+    >>> _on_its_own_batch(lambda model, batch: batch.pop("labels"))(None, batch), batch
+    (2.0, {'inputs': 1.0, 'labels': 2.0})
+    """
+
+    @functools.wraps(loss_fn)
+    def on_a_copy(model: nn.Module, batch: Any) -> Any:
+        return loss_fn(model, copy.copy(batch) if isinstance(batch, MutableMapping | list) else batch)
+
+    return on_a_copy
 
 
 def first_of(batches: Iterable[Any], number: int) -> list[Any]:
