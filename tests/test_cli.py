@@ -568,6 +568,7 @@ def test_inspect_prints_a_table_and_writes_what_is_asked_for(edgewise, tmp_path)
         (("nowhere.py",), "nowhere.py is no Python file"),
         (("mine.py", "--max-updates", 5), "max_updates must be 20 or greater, got 5"),
         (("mine.py", "--page", "no/where.html"), "no/where.html cannot be written: there is no folder"),
+        (("mine.py", "--page", "."), ". cannot be written: it is a folder"),
         (("mine.py:swapped",), "are arguments swapped?"),
     ],
 )

@@ -136,6 +136,8 @@ def inspect_setup(
     """
     positive_count("max_updates", max_updates)
     for file in (json_file, page):
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} cannot be written: it is a folder; name a file in it.")
         if file is not None and not file.absolute().parent.is_dir():
             raise ValueError(f"{file} cannot be written: there is no folder {file.absolute().parent}.")
     subject = setup_file.load(target, most=max_updates)

@@ -6,6 +6,7 @@ same measurements by hand; odd things that are planted. Cannot see: whether advi
 
 import json
 import math
+from collections import UserDict
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import edgewise as ew
 from cases import BY_NAME, OPT, OnceOnly, ids, train_step
-from edgewise.advice.findings import QUESTIONS
+from edgewise.advice.findings import QUESTIONS, Finding
+from edgewise.advice.result import InspectionResult
 
 FEWEST = 20  # updates
 
@@ -227,6 +229,27 @@ def test_a_result_is_plain_data_and_prints():
     assert all(found.advice.endswith(".") for found in result.findings if found.advice)
 
 
+@pytest.mark.parametrize(
+    ("is_bound", "words"), [(True, "over at least 40 updates"), (False, "over 40 updates")]
+)
+def test_a_length_that_is_a_bound_prints_as_one(is_bound, words):
+    length = Finding(
+        question="warmup", name="length", value=40, shown="", meaning="", evidence={"is_bound": is_bound}
+    )
+    result = InspectionResult(
+        lr=0.1,
+        lr_suggested=0.2,
+        lr_largest=1.0,
+        warmup_steps=40,
+        findings=(length,),
+        trial={},
+        subject={},
+        num_updates=50,
+        seconds=1.0,
+    )
+    assert f"; warmup {words} (" in str(result)
+
+
 def test_progress_goes_forward_to_its_end():
     model, batches = regression()
     seen = []
@@ -254,7 +277,9 @@ def test_a_loss_that_differentiates_itself():
         return (slope - batch).square().mean()
 
     batches = list(torch.randn(8, 16, 1))
-    result = inspected(model, torch.optim.Adam(model.parameters(), lr=1e-3), residual, batches)
+    result = inspected(
+        model, torch.optim.Adam(model.parameters(), lr=1e-3), residual, batches, max_updates=100
+    )
     assert {found.question for found in result.findings if found.ok} == set(QUESTIONS)
 
 
@@ -263,6 +288,18 @@ def test_a_loss_without_data():
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     result = inspected(model, sgd, lambda model, batch: model.weight.square().sum(), [(), ()])
     assert line(result, "rate × preconditioned sharpness").value == pytest.approx(0.2, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_loss_may_take_entries_out_of_its_batch(kind):
+    model, batches = regression()
+    batches = [kind(inputs=x, labels=y) for x, y in batches]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = inspected(
+        model, optimizer, lambda model, b: mse(model, (b.pop("inputs"), b.pop("labels"))), batches
+    )
+    assert result.ok
+    assert all(len(batch) == 2 for batch in batches)
 
 
 def test_batches_that_run_out_are_read_again_and_that_is_told():
@@ -299,7 +336,7 @@ BAD = {
         TypeError,
         r"are arguments swapped\?",
     ),
-    "no gradient": (frozen, ValueError, r"none of the 1 selected parameters requires a gradient"),
+    "no gradient": (frozen, ValueError, r"none of the model's 1 parameters requires a gradient: unfreeze"),
     "another model's": (
         lambda given: given | {"optimizer": torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)},
         ValueError,
@@ -396,6 +433,44 @@ def test_parameters_that_do_not_train_are_named():
     assert line(result, "parameters without gradient").evidence["without"] == ["unused"]
     assert line(result, "parameters that the optimizer leaves out").evidence["names"] == ["forgotten"]
     assert line(result, "rate × preconditioned sharpness").ok
+
+
+def test_a_gradient_that_is_zero_at_first_is_told_apart_from_none():
+    class Adapted(nn.Linear):  # as LoRA begins: down has no gradient until up has moved
+        def forward(self, x):
+            return super().forward(x) + x @ self.down @ self.up
+
+    model = Adapted(2, 1, bias=False)
+    model.down, model.up = nn.Parameter(torch.ones(2, 1)), nn.Parameter(torch.zeros(1, 1))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = of_first("parameters without gradient", model, sgd)
+    assert found.evidence["zero"] == ["down"]
+    assert "LoRA" in found.advice
+    assert "do not train" not in found.meaning
+    assert "Freeze" not in found.advice
+    model.unused = nn.Parameter(torch.ones(3))
+    sgd.add_param_group({"params": [model.unused]})
+    both = of_first("parameters without gradient", model, sgd)
+    assert "does not depend on 1 of them" in both.meaning
+    assert "The gradient of 1 of them is zero" in both.meaning
+
+
+@pytest.mark.parametrize("schedule", [ew.EdgeWarmup, torch.optim.lr_scheduler.LinearLR])
+def test_a_rate_that_a_scheduler_has_lowered_is_told(schedule):
+    model, batches = regression()
+    adam = torch.optim.Adam(model.parameters(), lr=0.1)
+    schedule(adam)
+    found = of_first("rate as a scheduler has left it", model, adam)
+    assert (found.level, found.evidence["initial_lr"]) == ("notice", 0.1)
+    train_step(model, adam, mse, batches[0])
+    assert all(found.name != other.name for other in inspected(model, adam, mse, batches).findings)
+
+
+def test_no_direction_is_named_where_nothing_curves_upwards():
+    model, _ = regression()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = of_first("parameters that hold the top eigenvector", model, sgd, lambda m, batch: -mse(m, batch))
+    assert (found.ok, found.value) == (False, None)
 
 
 def test_a_group_at_rate_0_is_named():

@@ -72,6 +72,8 @@ def test_a_rate_within_a_factor_of_two_is_as_good(lr, level, advice):
 def test_gi_adam_is_to_begin_below_what_its_trials_suggest(cls, lr):
     found = lines(lr, optimizer=cls([torch.nn.Parameter(torch.ones(1))]))["suggested rate"]
     assert (found.level, found.advice) == ("notice", "Begin at a fifth of it, 0.002.")
+    assert "too high in three of three tests" in found.shown
+    assert "of the best" not in found.shown
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,28 @@ def test_the_length_of_the_warmup(changed, shown, advice):
     found = lines(**changed)["length of a linear warmup"]
     assert found.shown == shown
     assert advice in found.advice
+
+
+def test_a_path_that_was_too_short_advises_no_warmup_and_none_to_leave_out():
+    short = {"needs_warmup": None, "warmup_steps": 8, "warmup_is_bound": True}
+    found = lines(**short)["length of a linear warmup"]
+    assert (found.ok, found.advice, found.evidence["at_least"]) == (False, "", 8)
+    assert "max_updates is too small" in found.meaning
+    suggestion = replace(SUGGESTION, **short)
+    assert Outcome(trial=TRIAL, suggestion=suggestion, reason="").warmup_steps is None
+
+
+def test_what_was_tested_with_longer_trials_says_so():
+    told = "tests of 200 updates"
+    short = lines(trial=replace(TRIAL, max_updates=60))
+    assert all(told in short[name].shown for name in ("suggested rate", "largest rate that trains"))
+    assert all(told not in line.shown for line in lines().values())
+
+
+def test_a_rate_that_needs_no_warmup_is_not_advised_with_one():
+    found = lines(needs_warmup=False, warmup_steps=3)
+    assert found["suggested rate"].advice == "Train with 0.01, with a decay."
+    assert "no warmup" in found["length of a linear warmup"].advice
 
 
 def test_no_warmup_is_a_length_of_zero():

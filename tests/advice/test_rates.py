@@ -157,6 +157,14 @@ def test_how_the_path_went_is_told():
     assert (low.pattern, low.warmup_is_bound) == ("not reached", True)
 
 
+def test_a_short_path_far_below_the_suggested_rate_does_not_say_that_no_warmup_is_needed():
+    runs = runs_of(parabola(0.1), (0.025, 0.1, 0.4))
+    low = suggest(trial_of(path_of(*[0.001] * 4), runs))
+    assert (low.needs_warmup, low.warmup_steps <= 10, low.warmup_is_bound) == (None, True, True)
+    near = suggest(trial_of(path_of(*[0.08] * 4), runs))
+    assert near.needs_warmup is False
+
+
 def test_nothing_is_suggested_where_nothing_was_seen():
     runs = runs_of(lambda lr: 3.0, (0.1, 0.4))
     fell_back = dataclasses.replace(path_of(), fallback="the loss is a constant")

@@ -38,6 +38,9 @@ def deeper():
     raise RuntimeError("no data here")
 
 number = 3
+
+def torn():
+    return *setup()[:3], (deeper() for _ in range(2))
 """
 
 
@@ -70,6 +73,19 @@ def test_the_file_has_its_own_name_unless_another_module_has_it(file, monkeypatc
 
 def test_what_can_be_read_only_once_is_held_as_far_as_it_is_needed(file):
     assert len(load(f"{file}:stream", most=5).batches) == 5
+
+
+def test_a_function_that_ends_the_program_is_told(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import sys\n\ndef setup():\n    sys.exit('no data')\n")
+    with pytest.raises(SetupError, match=r"setup\(\) of .* ended the program \(SystemExit\('no data'\)\)"):
+        load(str(path), most=4)
+
+
+def test_batches_that_raise_are_told_with_the_lines_of_the_user(file):
+    with pytest.raises(SetupError, match=r"returned raised RuntimeError: no data here") as caught:
+        load(f"{file}:torn", most=4)
+    assert "in deeper" in str(caught.value)
 
 
 def test_a_file_may_import_its_neighbours(tmp_path):

@@ -141,6 +141,16 @@ def test_a_callback_of_another_trainer_is_refused(make, untouched, tmp_path):
 
 
 @pytest.mark.parametrize("make", [EdgeWarmupCallback, MonitorCallback])
+def test_an_optimizer_of_another_model_is_refused(make, untouched):
+    untouched.optimizer = adamw(tiny_gpt2(), LR)
+    untouched.add_callback(make(untouched))
+    with pytest.raises(
+        ValueError, match=r"found no parameter of GPT2LMHeadModel .* which is another model's"
+    ):
+        untouched.train()
+
+
+@pytest.mark.parametrize("make", [EdgeWarmupCallback, MonitorCallback])
 def test_engines_that_own_the_step_are_refused(make, untouched, monkeypatch):
     monkeypatch.setattr(untouched, "is_deepspeed_enabled", True)
     with pytest.raises(ValueError, match=r"DeepSpeed.*warmup\.export\(\)"):

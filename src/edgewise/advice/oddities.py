@@ -30,6 +30,7 @@ def odd_findings(subject: Subject, look: Look, edge: Edge, critical: CriticalLRR
         _without_gradient(subject, look),
         _left_out(subject),
         _zero_rates(subject),
+        _scheduled(subject),
         _mode(subject),
         _noise(subject, look),
         _route(edge),
@@ -158,13 +159,24 @@ def _without_gradient(subject: Subject, look: Look) -> Finding:
     shown = f"{len(absent)} of {len(subject.names)}"
     if not absent:
         return _odd(name, 0, shown, "Every parameter that is trained has a gradient on these batches.")
-    kind = "the loss does not depend on them" if look.without else "it is zero on these batches"
+    meaning, advice = [], []
+    if look.without:
+        meaning.append(f"The loss does not depend on {_number(look.without, absent)}: they do not train.")
+        advice.append(
+            "Freeze them, leave them out of the optimizer, or find what detaches them from the loss."
+        )
+    if look.zero:
+        meaning.append(f"The gradient of {_number(look.zero, absent)} is zero on these batches.")
+        advice.append(
+            "A zero gradient is as it should be before weights that begin at 0, such as LoRA's A; else look for dead "
+            "units or data that is missing."
+        )
     return _odd(
         name,
         len(absent),
         f"{shown}: {_listed(absent)}",
-        f"They do not train: {kind}.",
-        "Freeze them, leave them out of the optimizer, or find what detaches them from the loss.",
+        " ".join(meaning),
+        " ".join(advice),
         without=look.without[:100],
         zero=look.zero[:100],
     )
@@ -199,6 +211,21 @@ def _zero_rates(subject: Subject) -> Finding:
         "Their parameters do not train, whatever the rate of the others: ratios of rates are kept by every warmup.",
         "Set their rate, or freeze their parameters.",
         rates=rates,
+    )
+
+
+def _scheduled(subject: Subject) -> Finding | None:
+    """Tell of a first group's rate that a scheduler holds low while the optimizer is fresh: a warmup's, most likely."""
+    target = subject.optimizer.param_groups[0].get("initial_lr")
+    if target is None or not subject.is_fresh or not subject.rate < float(target):
+        return None
+    return _odd(
+        "rate as a scheduler has left it",
+        subject.rate,
+        f"{subject.rate:.3g}, where it was made with {float(target):.3g}",
+        "A scheduler or a warmup holds the rate below the one it was made with: what is said of yours is of the lower.",
+        "To ask about the rate it was made with, make no scheduler before.",
+        initial_lr=float(target),
     )
 
 
@@ -259,6 +286,10 @@ def _route(edge: Edge) -> Finding:
         "differences of gradients, with this error bar" if result.hvp == "difference" else f"by {result.hvp}"
     )
     return _odd(name, result.hvp_error, shown, f"Products with the Hessian are {how}: {reason}.", **evidence)
+
+
+def _number(some: Sequence[str], of: Sequence[str]) -> str:
+    return "them" if len(some) == len(of) else f"{len(some)} of them"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ _NEAR = (
     2.0  # a rate within this factor of the suggested one is as good; in two of three tests the best one is
 )
 _TOO_HIGH_FOR_GI_ADAM = 5.0  # in each of its three tests, at least
+_TESTED = 200  # updates of each trial that docs/inspect-evidence.md is about
 _PATTERNS = {
     "at once": "Among its first updates, the trial bore the suggested rate.",
     "climbs": "The trial's first updates bore less than the suggested rate, to which it climbed.",
@@ -115,18 +116,18 @@ def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float
     near = 1 / _NEAR <= ratio <= _NEAR
     passes = f" The batches ran out, and were read {trial.num_passes} times." if trial.num_passes > 1 else ""
     level: Level = "good" if near else "notice"
-    advice = (
-        "Leave yours: it is as good." if near else f"Train with {lr:.2g}, after a warmup and with a decay."
-    )
+    sure = f"within a factor of {_NEAR:g} of the best in two of three tests{_of_length(trial)}"
+    how = "with a decay" if suggestion.needs_warmup is False else "after a warmup and with a decay"
+    advice = "Leave yours: it is as good." if near else f"Train with {lr:.2g}, {how}."
     if isinstance(subject.optimizer, GIAdam | GIAdamW):
-        passes += " For GI-Adam, suggestions were 5 to 11 times too high in three of three tests."
+        sure = "for GI-Adam, 5 to 11 times too high in three of three tests"
         advice = f"Begin at a fifth of it, {lr / _TOO_HIGH_FOR_GI_ADAM:.2g}."
         level = "notice"
     return Finding(
         question="rate",
         name="suggested rate",
         value=lr,
-        shown=f"{lr:.2g}, {ratio:.3g} times yours; within a factor of {_NEAR:g} of the best in two of three tests",
+        shown=f"{lr:.2g}, {ratio:.3g} times yours; {sure}",
         meaning=f"By trials worth {trial.cost:.0f} updates: {suggestion.reason}.{passes}",
         advice=advice,
         level=level,
@@ -159,7 +160,7 @@ def _largest(subject: Subject, suggestion: Suggestion, trial: Trial) -> Finding:
         question="rate",
         name=name,
         value=largest,
-        shown=f"about {largest:.2g}, within a factor of {LARGEST_WITHIN:g} in four of five tests",
+        shown=f"about {largest:.2g}, within a factor of {LARGEST_WITHIN:g} in four of five tests{_of_length(trial)}",
         meaning=f"{'Yours is above it: training' if rate > largest else 'Above it training'} may fail; {seen}.",
         advice="" if level == "good" else f"Lower the rate, to {suggestion.lr:.2g}.",
         level=level,
@@ -176,6 +177,12 @@ def _warmup(suggestion: Suggestion, trial: Trial) -> Finding:
     name, steps = "length of a linear warmup", suggestion.warmup_steps
     if steps is None:
         return unmeasured("warmup", name, "The trial's path shows none")
+    if suggestion.needs_warmup is None:
+        number = len(trial.path.rates)
+        reason = (
+            f"The path ended far below the suggested rate, after {number} updates: max_updates is too small"
+        )
+        return unmeasured("warmup", name, reason, at_least=steps, num_updates=number)
     meaning = _PATTERNS.get(suggestion.pattern, "")
     length = f"{'at least ' if suggestion.warmup_is_bound else ''}{steps} update{'' if steps == 1 else 's'}"
     advice = "Begin at the suggested rate: it needs no warmup."
@@ -199,6 +206,11 @@ def _warmup(suggestion: Suggestion, trial: Trial) -> Finding:
             "num_updates": len(trial.path.rates),
         },
     )
+
+
+def _of_length(trial: Trial) -> str:
+    """Return how long the trials were that were tested, where this one was shorter."""
+    return f" of {_TESTED} updates" if trial.max_updates < _TESTED else ""
 
 
 def _number(value: float | None) -> float:

@@ -20,6 +20,7 @@ _LONGER = 0.8  # a suggested rate in those of short runs: training is longer, an
 _LARGEST = 5.5  # the largest rate in those of short runs: warmup is longer, and runs recover
 LARGEST_WITHIN = 6.0  # factor by which the largest rate may be wrong, as measured
 _NEGLIGIBLE = 10  # updates of warmup
+_AS_GOOD = 2.0  # factor within which a rate is as good as the suggested one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Suggestion:
     pattern: str
     """How the path went: "at once", "climbs", "was halved", "not reached", or "unknown"."""
     needs_warmup: bool | None
-    """Whether linear warmup to `lr` should take more than ten updates."""
+    """Whether linear warmup to `lr` should take more than ten updates; `None`: the path was too short to tell."""
     warmup_steps: int | None
     """The length of linear warmup to `lr` that gives up as much of the rate as the path did on its way there."""
     warmup_is_bound: bool
@@ -144,7 +145,7 @@ def suggest(trial: Trial) -> Suggestion:
         lr_bearable=bearable,
         lr_path=lr_path,
         pattern=_pattern(trial.path, lr),
-        needs_warmup=steps > _NEGLIGIBLE,
+        needs_warmup=_needs_warmup(trial.path.rates, lr, steps, is_bound),
         warmup_steps=steps,
         warmup_is_bound=is_bound,
         reason=(
@@ -169,6 +170,17 @@ def warmup_length(rates: Sequence[float], lr: float) -> tuple[int, bool]:
     """
     reached = next((i for i, rate in enumerate(rates) if rate >= lr), None)
     return round(2 * sum(1 - rate / lr for rate in rates[:reached])), reached is None
+
+
+def _needs_warmup(rates: Sequence[float], lr: float, steps: int, is_bound: bool) -> bool | None:
+    """Whether more than a few updates are given up; a short path far below `lr` cannot tell.
+
+    >>> _needs_warmup([0.1] * 4, 1.0, 7, True), _needs_warmup([0.9] * 40, 1.0, 8, True)
+    (None, False)
+    """
+    if steps > _NEGLIGIBLE:
+        return True
+    return None if is_bound and rates[-1] < lr / _AS_GOOD else False
 
 
 def _nothing(trial: Trial) -> Suggestion:

@@ -43,9 +43,9 @@ class InspectionResult:
         if self.warmup_steps is None:
             warmup = ""
         else:
-            warmup = (
-                f"; warmup over {self.warmup_steps} updates" if self.warmup_steps else "; no warmup needed"
-            )
+            is_bound = any(line.evidence.get("is_bound") for line in self.findings)
+            length = f"{'at least ' if is_bound else ''}{self.warmup_steps} updates"
+            warmup = f"; warmup over {length}" if self.warmup_steps else "; no warmup needed"
         return f"suggested rate {self.lr_suggested:.2g}{largest}{warmup} ({cost})"
 
     def summary(self) -> str:

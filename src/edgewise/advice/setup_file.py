@@ -57,6 +57,10 @@ def load(target: str, *, most: int) -> Setup:
         returned = function()
     except Exception as error:
         raise SetupError(raised_by(error, f"{name}() of {path}")) from error
+    except SystemExit as error:
+        raise SetupError(
+            f"{name}() of {path} ended the program ({error!r}): let it return, without arguments of a command line."
+        ) from error
     return _checked(returned, f"{name}() of {path}", most)
 
 
@@ -132,5 +136,8 @@ def _checked(returned: Any, of: str, most: int) -> Setup:
     if isinstance(
         batches, Iterator
     ):  # nobody trains on after this, and a trial reads them from the start again
-        batches = list(islice(batches, most))
+        try:
+            batches = list(islice(batches, most))
+        except Exception as error:
+            raise SetupError(raised_by(error, f"batches that {of} returned")) from error
     return Setup(model, optimizer, loss_fn, batches)

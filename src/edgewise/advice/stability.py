@@ -145,6 +145,8 @@ def _of_parameters(edge: Edge) -> Finding:
     if edge.result is None or not edge.result.ok:
         status = edge.reason if edge.result is None else edge.result.status.value
         return unmeasured("stability", name, f"There is no eigenvector: {status}")
+    if edge.result.value <= 0:
+        return unmeasured("stability", name, "Nothing curves upwards here: no direction overshoots")
     shares = edge.result.by_parameter()
     top = dict(list(shares.items())[:_MOST_KEPT])
     named = ", ".join(f"{part} {share:.0%}" for part, share in list(top.items())[:3])

@@ -1,7 +1,9 @@
 """What is inspected: a model with its optimizer, its loss and a few of its batches, checked before any compute."""
 
+import copy
+import functools
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -60,6 +62,7 @@ def a_subject(
     a_loss_function(loss_fn, ORDER)
     check_batches(batches)
     check_real_groups(optimizer)
+    _check_unfrozen(model)
     trained = select_parameters(model)
     members = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     names = [name for name, parameter in trained.items() if parameter in members]
@@ -77,13 +80,28 @@ def a_subject(
     return Subject(
         model=model,
         optimizer=optimizer,
-        loss_fn=loss_fn,
+        loss_fn=_on_its_own_batch(loss_fn),
         batches=batches,
         few=few,
         names=names,
         left_out=[name for name in trained if name not in names],
         seed=seed,
     )
+
+
+def _on_its_own_batch(loss_fn: LossFunction) -> LossFunction:
+    """Return the loss on a shallow copy of a dict or list: it may take entries out, and a batch is looked at again.
+
+    >>> batch = {"inputs": 1.0, "labels": 2.0}
+    >>> _on_its_own_batch(lambda model, batch: batch.pop("labels"))(None, batch), batch
+    (2.0, {'inputs': 1.0, 'labels': 2.0})
+    """
+
+    @functools.wraps(loss_fn)
+    def on_a_copy(model: nn.Module, batch: Any) -> Any:
+        return loss_fn(model, copy.copy(batch) if isinstance(batch, MutableMapping | list) else batch)
+
+    return on_a_copy
 
 
 def first_of(batches: Iterable[Any], number: int) -> list[Any]:
@@ -102,6 +120,14 @@ def first_of(batches: Iterable[Any], number: int) -> list[Any]:
             "batches is empty: give at least one batch; where they run out, they are read from the start."
         )
     return found
+
+
+def _check_unfrozen(model: nn.Module) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"none of the model's {len(list(model.parameters()))} parameters requires a gradient: unfreeze what is to "
+            "train, as by model.requires_grad_(), before the optimizer is made."
+        )
 
 
 def _check_members(model: nn.Module, members: set[Any], names: list[str]) -> None:

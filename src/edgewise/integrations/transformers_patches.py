@@ -43,16 +43,18 @@ def unchanged(owner: Any) -> Iterator[None]:
     """Let what is assigned to attributes inside, or written into plain ones, be undone afterwards.
 
     Plain are numbers, strings, tensors of one number, and containers of those. Inside, the object has copies of them.
+    Other lists, dicts, sets and deques get back what they held, such as a list of tensors that one was appended to.
 
     >>> class Counter:
     ...     total, names = 0, ["a"]
     >>> counter = Counter()
-    >>> counter.names = ["a"]
+    >>> counter.names, counter.rows = ["a"], [object()]
     >>> with unchanged(counter):
     ...     counter.total += 1
     ...     counter.names.append("b")
-    >>> counter.total, counter.names
-    (0, ['a'])
+    ...     counter.rows.append(object())
+    >>> counter.total, counter.names, len(counter.rows)
+    (0, ['a'], 1)
     """
     own = vars(owner)
     before = dict(own)
@@ -63,12 +65,20 @@ def unchanged(owner: Any) -> Iterator[None]:
             if name not in _DATA and is_plain(value)
         }
     )
+    held = [
+        (value, copy.copy(value))
+        for name, value in before.items()
+        if name not in _DATA and type(value) in (list, dict, set, deque) and own[name] is value
+    ]
     try:
         yield
     finally:
         for name in own.keys() - before.keys():
             del own[name]
         own.update(before)
+        for value, contents in held:
+            value.clear()
+            value.extend(contents) if isinstance(contents, list | deque) else value.update(contents)
 
 
 def is_plain(value: Any) -> bool:

@@ -199,12 +199,30 @@ class UpdateCallback(TrainerCallback, ABC):
                 f"{type(self).__name__} follows the training that trainer.train() begins, and this one was begun in "
                 "another way: call that."
             )
+        self._check_optimizer()
         self.updates.begin()
         self.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Observe the update: gradients are unscaled and clipped."""
         self.updates.observe()
+
+    def _check_optimizer(self) -> None:
+        """Raise where the trainer's optimizer is another model's."""
+        trainer = self.trainer
+        own = {
+            id(p)
+            for model in (trainer.model, trainer.model_wrapped)
+            for p in model.parameters()
+            if p.requires_grad
+        }
+        groups = trainer.optimizer.param_groups
+        if not any(id(parameter) in own for group in groups for parameter in group["params"]):
+            raise ValueError(
+                f"{type(self).__name__} found no parameter of {type(trainer.model).__name__} that requires a gradient "
+                "in the trainer's optimizer, which is another model's: make it on the parameters of the model that the "
+                "trainer is given."
+            )
 
 
 def _shallow(inputs: Any) -> Any:
