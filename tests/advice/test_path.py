@@ -10,8 +10,11 @@ import pytest
 import torch
 
 import edgewise as ew
-from edgewise.advice.path import Outcome, path_findings
-from edgewise.advice.rates import LARGEST_WITHIN, Suggestion
+from cases import mse
+from edgewise.advice.path import Outcome, outcome_of, path_findings
+from edgewise.advice.rates import LARGEST_WITHIN, Suggestion, suggest
+from edgewise.advice.subject import a_subject
+from edgewise.advice.trial import run_trial
 from edgewise.advice.trials import Path, ShortRun, Trial
 
 PATH = Path(
@@ -67,13 +70,21 @@ def test_a_rate_within_a_factor_of_two_is_as_good(lr, level, advice):
     assert found.evidence["cost"] == 200
 
 
-@pytest.mark.parametrize("lr", [1e-3, 0.01])
-@pytest.mark.parametrize("cls", [ew.GIAdam, ew.GIAdamW])
-def test_gi_adam_is_to_begin_below_what_its_trials_suggest(cls, lr):
-    found = lines(lr, optimizer=cls([torch.nn.Parameter(torch.ones(1))]))["suggested rate"]
-    assert (found.level, found.advice) == ("notice", "Begin at a fifth of it, 0.002.")
-    assert "too high in three of three tests" in found.shown
-    assert "of the best" not in found.shown
+@pytest.mark.parametrize("cls", [ew.GIAdam, ew.GIAdamW, torch.optim.AdamW])
+def test_of_what_trials_of_gi_adam_show_a_fifth_is_taken(cls):
+    model = torch.nn.Linear(4, 1)
+    given = model, cls(model.parameters(), lr=0.01), mse, [(torch.randn(16, 4), torch.randn(16, 1))] * 4
+    subject = a_subject(*given, seed=0)
+    outcome, shown = (
+        outcome_of(subject, 40, lambda done, total: None),
+        suggest(run_trial(*given, max_updates=40)),
+    )
+    share = 1.0 if cls is torch.optim.AdamW else 0.2
+    assert outcome.lr == pytest.approx(share * shown.lr)
+    assert outcome.lr_largest == pytest.approx(share * shown.lr_largest)
+    line = path_findings(subject, outcome)[0]
+    assert line.value == outcome.lr
+    assert ("a fifth of what its trials show" in line.shown) == (share < 1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from edgewise.optimizers import GIAdam, GIAdamW
 _NEAR = (
     2.0  # a rate within this factor of the suggested one is as good; in two of three tests the best one is
 )
-_TOO_HIGH_FOR_GI_ADAM = 5.0  # in each of its three tests, at least
+_SHARE_OF_GI_ADAM = (
+    1 / 5
+)  # of what its trials show, which was too high by that in each of its three tests, at least
 _TESTED = 200  # updates of each trial that docs/inspect-evidence.md is about
 _PATTERNS = {
     "at once": "Among its first updates, the trial bore the suggested rate.",
@@ -91,7 +93,7 @@ def outcome_of(subject: Subject, max_updates: int, on_update: Callable[[int, int
         )
     except EdgewiseError as error:
         return Outcome(trial=None, suggestion=None, reason=str(error))
-    suggestion = suggest(trial)
+    suggestion = suggest(trial, share=_SHARE_OF_GI_ADAM if _is_gi_adam(subject) else 1.0)
     return Outcome(trial=trial, suggestion=suggestion, reason=suggestion.reason)
 
 
@@ -119,10 +121,8 @@ def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float
     sure = f"within a factor of {_NEAR:g} of the best in two of three tests{_of_length(trial)}"
     how = "with a decay" if suggestion.needs_warmup is False else "after a warmup and with a decay"
     advice = "Leave yours: it is as good." if near else f"Train with {lr:.2g}, {how}."
-    if isinstance(subject.optimizer, GIAdam | GIAdamW):
-        sure = "for GI-Adam, 5 to 11 times too high in three of three tests"
-        advice = f"Begin at a fifth of it, {lr / _TOO_HIGH_FOR_GI_ADAM:.2g}."
-        level = "notice"
+    if _is_gi_adam(subject):
+        sure = "a fifth of what its trials show, for GI-Adam: that was 5 to 11 times too high in three of three tests"
     return Finding(
         question="rate",
         name="suggested rate",
@@ -211,6 +211,10 @@ def _warmup(suggestion: Suggestion, trial: Trial) -> Finding:
 def _of_length(trial: Trial) -> str:
     """Return how long the trials were that were tested, where this one was shorter."""
     return f" of {_TESTED} updates" if trial.max_updates < _TESTED else ""
+
+
+def _is_gi_adam(subject: Subject) -> bool:
+    return isinstance(subject.optimizer, GIAdam | GIAdamW)
 
 
 def _number(value: float | None) -> float:

@@ -117,13 +117,17 @@ def bearable_rate(runs: Sequence[ShortRun], most: float) -> float:
     return from_best[-1].lr
 
 
-def suggest(trial: Trial) -> Suggestion:
+def suggest(trial: Trial, *, share: float = 1.0) -> Suggestion:
     r"""Return what the trial means.
 
-        η = 0.8 · min(√(η_path · η_3 %), 1.5 η_best),  η_largest = 5.5 · min(η_3 %, 1.5 η_best)
+        η = 0.8 c · min(√(η_path · η_3 %), 1.5 η_best),  η_largest = 5.5 c · min(η_3 %, 1.5 η_best)
 
     η_path is the rate at the path's end. Of the short runs, η_best is the rate at which they end lowest, and η_3 % the
     highest at which they end higher by at most 3 % of what the best has gained since the start.
+
+    Args:
+        trial: from `run_trial`.
+        share: c in (0, 1], where trials of an optimizer are known to show rates that are too high.
 
     Returns:
         `Suggestion`; its rates are `None` where the path found no scale, or no short run lowered the loss.
@@ -135,11 +139,11 @@ def suggest(trial: Trial) -> Suggestion:
     lowest = min(run.final for run in runs)
     bearable = bearable_rate(trial.runs, lowest + _COSTS_LITTLE * (trial.start - lowest))
     lr_path = trial.path.rates[-1]
-    lr = _LONGER * min(math.sqrt(lr_path * bearable), _MOST * best)
+    lr = share * _LONGER * min(math.sqrt(lr_path * bearable), _MOST * best)
     steps, is_bound = warmup_length(trial.path.rates, lr)
     return Suggestion(
         lr=lr,
-        lr_largest=_LARGEST * min(bearable, _MOST * best),
+        lr_largest=share * _LARGEST * min(bearable, _MOST * best),
         lr_failed=min((r.lr for r in trial.runs if r.lr > best and not r.final < trial.start), default=None),
         lr_short=best,
         lr_bearable=bearable,
