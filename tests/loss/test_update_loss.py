@@ -133,6 +133,15 @@ def test_the_short_last_update_of_an_epoch_keeps_the_divisor_of_a_full_one():
         assert added(update_loss, rest, quarter).shares == [1 / 4] * len(rest)
 
 
+def test_a_loop_that_accumulates_fewer_from_now_on_divides_by_these():
+    shares = Shares()
+    assert shares.find((8, 8, 8, 8), given=[0.25] * 4, evaluated=[1.0] * 4) == [0.25] * 4
+    assert shares.find((8, 8), given=[0.25] * 2, evaluated=[1.0] * 2) == [0.25] * 2  # the last of an epoch
+    assert shares.known((8, 8, 8, 8)) == [0.25] * 4
+    assert shares.known((8, 8)) is None
+    assert shares.find((8, 8), given=[0.5] * 2, evaluated=[1.0] * 2) == [0.5] * 2
+
+
 def test_dropout_makes_no_other_share():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.1), nn.Tanh(), nn.Linear(64, 2)).double()
@@ -218,6 +227,15 @@ def test_an_update_whose_step_is_skipped_is_followed_by_another():
     assert len(update_loss.batches) == 1
     added(update_loss, batches[1:], FACTORS["undivided"])
     assert len(update_loss.batches) == 3
+
+
+def test_an_update_that_is_left_out_is_followed_by_another():
+    update_loss, batches = made()
+    added(update_loss, batches, FACTORS["undivided"])
+    update_loss.clear()
+    added(update_loss, batches[1:], FACTORS["undivided"])
+    assert len(update_loss.batches) == 2
+    assert update_loss.value == sum(mse(update_loss.model, batch) for batch in batches[1:])
 
 
 def test_batches_and_graphs_are_let_go():

@@ -219,7 +219,7 @@ def test_the_forward_that_finds_shares_is_part_of_the_budget(max_overhead, searc
     ("spoil", "given", "message"),
     [
         (lambda one: None, {"loss": 1.0}, r"loss must be left out with an UpdateLoss"),
-        (lambda one: one._clear(), {}, r"holds no micro-batch: call add\(batch, loss\) after each forward"),
+        (lambda one: one.clear(), {}, r"holds no micro-batch: call add\(batch, loss\) after each forward"),
         (
             lambda one: setattr(one, "model", nn.Linear(4, 1)),
             {},

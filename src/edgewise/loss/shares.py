@@ -14,6 +14,8 @@ Sizes = tuple[int | None, ...]
 class Shares:
     """Which factor a training loop gives each micro-batch's loss, found once for each tuple of batch sizes.
 
+    For fewer micro-batches than there were at most it is found each time: they may be divided by either number.
+
     Candidates are 1, one over the number of micro-batches, and each one's share of the samples; further, what all
     micro-batches of an earlier update had, as a short last update is often divided by the number of a full one.
 
@@ -29,8 +31,13 @@ class Shares:
         self._latest = ""  # the rule of the latest find
 
     def known(self, sizes: Sizes) -> list[float] | None:
-        """Return what was found for micro-batches of these sizes, or `None`."""
-        return self._found.get(sizes)
+        """Return what was found for micro-batches of these sizes, or `None`.
+
+        Nothing is known of fewer than there were at most: a short last update of an epoch, or the full one of a loop
+        that now accumulates fewer, which divides by another number.
+        """
+        most = max(map(len, self._found), default=0)
+        return self._found.get(sizes) if len(sizes) == most else None
 
     def find(self, sizes: Sizes, *, given: Sequence[float], evaluated: Sequence[float]) -> list[float]:
         """Return the shares.

@@ -43,7 +43,8 @@ class UpdateLoss:
     mean over the ranks that train `model`, also where `loss_fn` uses the module inside.
 
     It is empty again after the step of any optimizer that moves parameters of the model. Where a `GradScaler` skips
-    that step, the first `add` after an `observe` begins a new update. Batches are held until then.
+    that step, the first `add` after an `observe` begins a new update. A loop that leaves out both, for a loss that is
+    not finite, say, calls `clear`. Batches are held until then.
 
     Args:
         model: any module; what the optimizer trains, inside `DistributedDataParallel` where it is.
@@ -90,7 +91,7 @@ class UpdateLoss:
         self.evaluating = evaluating
         self._found = Shares()
         self._shares: list[float] | None = None  # once they are needed
-        self._clear()
+        self.clear()
         _follow_steps(self)
 
     def add(self, batch: Any, loss: Tensor | float, *, share: float | None = None) -> None:
@@ -100,7 +101,8 @@ class UpdateLoss:
             batch: what `loss_fn` takes.
             loss: what `backward()` is called on, before a `GradScaler` scales it: a scalar tensor, or its value.
             share: the factor > 0 on `loss_fn(model, batch)` that gives `loss`, 1 where that is what `loss_fn` returns.
-                Without it, for micro-batches of new sizes, `loss_fn` is evaluated once more and compared with `loss`.
+                Without it, for micro-batches of new sizes or fewer than before, `loss_fn` is evaluated once more
+                and compared with `loss`.
                 Found are 1, one over the number of micro-batches, the share of their samples, and what all had before.
 
         Raises:
@@ -115,7 +117,7 @@ class UpdateLoss:
             )
         given = None if share is None else positive_number("share", share)
         if self._is_observed:
-            self._clear()
+            self.clear()
         if self.batches and (given is None) == bool(self._given):
             raise ValueError(
                 f"share must be given for all micro-batches of an update or for none, got {share!r} after "
@@ -125,6 +127,14 @@ class UpdateLoss:
         self._losses.append(_copied(loss) if isinstance(loss, Tensor) else _as_tensor(loss))
         self._given += [] if given is None else [given]
         self._shares = None
+
+    def clear(self) -> None:
+        """Forget what was added: where a loop leaves an update out without `observe`, and goes on with another."""
+        self.batches: list[Any] = []
+        self._losses: list[Tensor] = []  # what backward() was called on
+        self._given: list[float] = []  # shares: all, or none
+        self._shares = None
+        self._is_observed = False
 
     def __call__(self) -> Tensor:
         """Return L(θ) at the parameters as they are: what a warmup takes for its closure.
@@ -223,17 +233,10 @@ class UpdateLoss:
                 "optimizer.step(), after which it is empty again."
             )
 
-    def _clear(self) -> None:
-        self.batches: list[Any] = []
-        self._losses: list[Tensor] = []  # what backward() was called on
-        self._given: list[float] = []  # shares: all, or none
-        self._shares = None
-        self._is_observed = False
-
     def after_step(self, optimizer: Optimizer) -> None:
         """Clear, if the optimizer moves parameters of the model."""
         if self.batches and self.is_moved_by(optimizer):
-            self._clear()
+            self.clear()
 
     def is_moved_by(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer moves parameters of the model."""
@@ -246,7 +249,7 @@ class UpdateLoss:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._clear()
+        self.clear()
         _follow_steps(self)
 
 
