@@ -101,9 +101,9 @@ class UpdateLoss:
             batch: what `loss_fn` takes.
             loss: what `backward()` is called on, before a `GradScaler` scales it: a scalar tensor, or its value.
             share: the factor > 0 on `loss_fn(model, batch)` that gives `loss`, 1 where that is what `loss_fn` returns.
-                Without it, for micro-batches of new sizes or fewer than before, `loss_fn` is evaluated once more
-                and compared with `loss`.
-                Found are 1, one over the number of micro-batches, the share of their samples, and what all had before.
+                Without it, for micro-batches of new sizes or fewer than before, `loss_fn` is evaluated once more and
+                compared with `loss`. Found are 1, one over the number of micro-batches, the share of their samples, and
+                what all had before.
 
         Raises:
             TypeError: `batch` yields batches, `loss` is no number, or `share` is none.
