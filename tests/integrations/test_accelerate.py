@@ -66,8 +66,10 @@ def test_a_monitor_knows_the_prepared_optimizer_and_changes_nothing(accelerated)
 
 
 def test_an_optimizer_of_deepspeed_s_is_refused():
+    from accelerate import Accelerator  # noqa: PLC0415
     from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper  # noqa: PLC0415
 
+    Accelerator(cpu=True)  # which a wrapper asks for its state
     with pytest.raises(TypeError, match=r"DeepSpeed's engine .* warmup\.export\(\) says how"):
         ew.EdgeWarmup(DeepSpeedOptimizerWrapper(loops.adam(loops.network())))
 
