@@ -1,9 +1,8 @@
 """What is inspected: a model with its optimizer, its loss and a few of its batches, checked before any compute."""
 
-import copy
 import functools
 import glob
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 from edgewise.advice.supply import check_batches, generators_of
 from edgewise.arguments import a_loss_function, a_model, an_optimizer, learning_rate
 from edgewise.isolation.random_states import RandomStates
-from edgewise.loss.batches import batch_size
+from edgewise.loss.batches import batch_size, with_own_containers
 from edgewise.loss.checks import LossFunction
 from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups, select_parameters
@@ -90,7 +89,7 @@ def a_subject(
 
 
 def _on_its_own_batch(loss_fn: LossFunction) -> LossFunction:
-    """Return the loss on a shallow copy of a dict or list: it may take entries out, and a batch is looked at again.
+    """Return the loss on a batch with containers of its own: it may take entries out, and a batch is looked at again.
 
     >>> batch = {"inputs": 1.0, "labels": 2.0}
     >>> _on_its_own_batch(lambda model, batch: batch.pop("labels"))(None, batch), batch
@@ -99,7 +98,7 @@ def _on_its_own_batch(loss_fn: LossFunction) -> LossFunction:
 
     @functools.wraps(loss_fn)
     def on_a_copy(model: nn.Module, batch: Any) -> Any:
-        return loss_fn(model, copy.copy(batch) if isinstance(batch, MutableMapping | list) else batch)
+        return loss_fn(model, with_own_containers(batch))
 
     return on_a_copy
 

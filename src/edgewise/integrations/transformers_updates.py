@@ -1,9 +1,8 @@
 """What a trainer shows of each update: its micro-batches and their loss, for all that observes it."""
 
-import copy
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 from edgewise.arguments import an_instance
 from edgewise.errors import LossError
 from edgewise.integrations.transformers_patches import replaced, unchanged
+from edgewise.loss.batches import with_own_containers
 from edgewise.loss.update_loss import UpdateLoss
 
 _KEPT = "_edgewise_updates"  # where a trainer keeps its own
@@ -107,14 +107,14 @@ class Updates:
         self, step: Callable[..., Tensor], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Make the trainer's own step, and keep what it takes to evaluate its loss again."""
-        trainer, kept = self.trainer, _shallow(inputs)
+        trainer, kept = self.trainer, with_own_containers(inputs)
         prepare, backward = trainer._prepare_inputs, trainer.accelerator.backward
         prepared: list[Any] = []
         losses: list[Tensor] = []
 
         def preparing(*args: Any, **kwargs: Any) -> Any:
             made = prepare(*args, **kwargs)
-            prepared.append(_shallow(made))
+            prepared.append(with_own_containers(made))
             return made
 
         def differentiating(loss: Tensor, **kwargs: Any) -> None:
@@ -137,13 +137,13 @@ class Updates:
         losses: list[Tensor] = []
 
         def preparing(*args: Any, **kwargs: Any) -> Any:
-            return _shallow(prepared.pop(0)) if prepared else prepare(*args, **kwargs)
+            return with_own_containers(prepared.pop(0)) if prepared else prepare(*args, **kwargs)
 
         with (
             replaced(trainer, "_prepare_inputs", preparing),
             replaced(trainer.accelerator, "backward", lambda loss, **kwargs: losses.append(loss)),
         ):
-            self._step(model, _shallow(batch.inputs), *batch.arguments, **batch.options)
+            self._step(model, with_own_containers(batch.inputs), *batch.arguments, **batch.options)
         return self._sum(losses)
 
     @contextmanager
@@ -223,8 +223,3 @@ class UpdateCallback(TrainerCallback, ABC):
                 "in the trainer's optimizer, which is another model's: make it on the parameters of the model that the "
                 "trainer is given."
             )
-
-
-def _shallow(inputs: Any) -> Any:
-    """Return a copy of a mapping with the same entries: a loss may take some out, or put others in."""
-    return copy.copy(inputs) if isinstance(inputs, Mapping) else inputs

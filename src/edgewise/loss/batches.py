@@ -161,6 +161,16 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     return rebuilt([map_tensors(function, child) for child in children]) if children else batch
 
 
+def with_own_containers(batch: Any) -> Any:
+    """Return a batch with the same tensors in containers of its own: a loss may take entries out.
+
+    >>> batch = {"inputs": [1, 2]}
+    >>> with_own_containers(batch)["inputs"].pop(), batch
+    (2, {'inputs': [1, 2]})
+    """
+    return map_tensors(lambda tensor: tensor, batch)
+
+
 def cast(batch: Any, dtype: torch.dtype) -> Any:
     """Return the batch with its floating-point tensors copied to `dtype`, off any graph they are part of.
 

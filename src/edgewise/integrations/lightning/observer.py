@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from edgewise.integrations.lightning.checks import check_module, check_optimizer
 from edgewise.integrations.lightning.clipping import AfterClipping
-from edgewise.integrations.lightning.step import own_containers, without_trace
+from edgewise.integrations.lightning.step import without_trace
+from edgewise.loss.batches import with_own_containers
 from edgewise.loss.update_loss import UpdateLoss
 from edgewise.ranks import ranks_of
 
@@ -74,7 +75,7 @@ class UpdateObserver(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Take the micro-batch."""
-        self._micro_batch = (own_containers(batch), batch_idx)
+        self._micro_batch = (with_own_containers(batch), batch_idx)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Begin another update, also where the latest was given up: its gradients are about to go."""

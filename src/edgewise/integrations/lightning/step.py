@@ -1,7 +1,6 @@
 """The loss of a module's `training_step`, evaluated again without a trace."""
 
-import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,20 +10,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from edgewise.integrations.lightning.attributes import attributes_restored
-
-
-def own_containers(batch: Any) -> Any:
-    """Return a batch with the same tensors in containers of its own: `training_step` may take out entries.
-
-    >>> batch = {"inputs": [1, 2]}
-    >>> own_containers(batch)["inputs"].pop(), batch
-    (2, {'inputs': [1, 2]})
-    """
-    if type(batch) is dict:
-        return {name: own_containers(entry) for name, entry in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(map(own_containers, batch))
-    return copy.copy(batch) if isinstance(batch, MutableMapping | list) else batch
+from edgewise.loss.batches import with_own_containers
 
 
 def training_loss(module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
@@ -33,7 +19,7 @@ def training_loss(module: LightningModule, batch: Any, batch_idx: int) -> Tensor
     Within the module, also where it is inside `DistributedDataParallel`: observing needs no gradients of the ranks.
     """
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    own = own_containers(batch)
+    own = with_own_containers(batch)
     output = module.training_step(*((own, batch_idx) if takes_index else (own,)))
     loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
     return loss
