@@ -4,6 +4,8 @@ EdgeWarmup finds the rate to train at, the same on all ranks, then a cosine lead
 torchrun --nproc-per-node 2 examples/ddp.py
 """
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
@@ -17,6 +19,12 @@ NUM_EPOCHS = 8
 
 def main() -> None:
     dist.init_process_group("gloo")
+    train()
+    gc.collect()  # the wrapper first: where the group is destroyed before it, torch aborts now and then
+    dist.destroy_process_group()
+
+
+def train() -> None:
     torch.manual_seed(0)
     data = rings(1024)
     sampler = DistributedSampler(data)
@@ -39,7 +47,6 @@ def main() -> None:
             scheduler.step()
         if dist.get_rank() == 0:
             print(f"epoch {epoch}: loss {loss.item():.3f}, rate {scheduler.get_last_lr()[0]:.2g}")
-    dist.destroy_process_group()
 
 
 def rings(num: int) -> TensorDataset:
