@@ -25,7 +25,7 @@ def search_best_step(
 ) -> BestStepResult:
     """Find the rate at which one update lowers the loss most, of those not above `max_lr` that change little.
 
-        η* = argmin over 0 < η ≤ η_max, η‖u‖ ≤ c‖θ‖, of L(θ + ηu)
+        η* = argmin over 0 < η ≤ η_max, η‖u_W‖ ≤ c‖W‖ for each matrix W ≠ 0 of θ, of L(θ + ηu)
 
     On a quadratic η* is half the critical learning rate; for an update of signs it can be a tenth. The rates η_max/4ᵏ
     are tried from above, down to the first that lowers the loss less than the one before; η* is the minimum of the
@@ -35,7 +35,8 @@ def search_best_step(
         optimizer: any whose step needs no closure; unchanged afterwards.
         closure: returns the loss on the batch of the gradients as they stand.
         max_lr: η_max > 0, in rates of the first parameter group.
-        max_change: c > 0; where all parameters are zero, no limit.
+        max_change: c > 0. Where no matrix but zeros is among the parameters, all entries together count; if they are
+            zero, there is no limit.
         max_forwards: budget of loss evaluations, ≥ 4.
         known: the loss, as an earlier evaluation had it: saves a forward where the closure gives the same.
 

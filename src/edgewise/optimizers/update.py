@@ -1,6 +1,7 @@
 """The update of any optimizer as a vector: what its own `step()` moves the parameters by, per unit of learning rate."""
 
 import inspect
+import math
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -102,7 +103,7 @@ class Update:
         size = sum(local(p).numel() for p in self._parameters)
         self._vector = torch.zeros(size, dtype=dtype, device=local(self._parameters[0]).device)
         self._rate = 0.0  # at which the vector was taken
-        self.relative_length = 0.0  # ‖u‖/‖θ‖; 0 where all parameters are
+        self.relative_length = 0.0  # largest ‖u‖/‖θ‖ of a matrix; 0 where all parameters are
         self.is_linear = self._take(first)
         snapshot.rewind()
         if self.is_linear:
@@ -120,18 +121,18 @@ class Update:
         """Fill the vector from steps long enough to be precise, and tell whether u is the same at both."""
         highest = HIGHEST / max(self._ratios)
         for _ in range(_MOST_RAISES):
-            _, length, size = self._step(rate)
+            _, length, size, relative = self._step(rate)
             share = length * rate / size if size > 0 else 1.0
             if not share < _SHORT or rate >= highest:  # NaN too: a longer step tells no more
                 break
             rate = min(rate * (min(_SHORT / share, _RAISE) if share > 0 else _RAISE), highest)
-        self.relative_length = length / size if size > 0 else 0.0
-        change, length, _ = self._step(_FACTOR * rate)
+        self.relative_length = relative
+        change, length, _, _ = self._step(_FACTOR * rate)
         rounding = max(torch.finfo(p.dtype).eps for p in self._parameters) * size / rate
         return change <= _NONLINEAR * length + rounding
 
-    def _step(self, lr: float) -> tuple[float, float, float]:
-        """Write u(lr) to the vector; return the norms of its change, of itself, and of θ."""
+    def _step(self, lr: float) -> tuple[float, float, float, float]:
+        """Write u(lr) to the vector; return the norms of its change, of itself, of θ, and its relative length."""
         self._rate = lr
         self._snapshot.rewind()
         set_rates(self._optimizer, [lr * ratio for ratio in self._ratios])
@@ -140,13 +141,27 @@ class Update:
         type(self._optimizer).step(self._optimizer)  # the class's: schedulers patch the instance's
         for parameter in self._gradients:
             parameter.grad = None
-        squares = torch.zeros(3, dtype=torch.float64, device=self._vector.device)
-        for part, parameter in zip(unflatten(self._vector, self._parameters), self._parameters, strict=True):
+        squares = torch.zeros(len(self._parameters), 3, dtype=torch.float64, device=self._vector.device)
+        parts = unflatten(self._vector, self._parameters)
+        for row, part, parameter in zip(squares, parts, self._parameters, strict=True):
             before = local(self._snapshot.saved(parameter)).to(part.dtype)
             new = (local(parameter.detach()).to(part.dtype) - before).div_(lr)
-            squares += torch.stack([(new - part).square().sum(), new.square().sum(), before.square().sum()])
+            row.copy_(torch.stack([(new - part).square().sum(), new.square().sum(), before.square().sum()]))
             part.copy_(new)
         if self._ranks.sharded:
             squares = self._ranks.sum(squares)
-        change, length, size = squares.sqrt().tolist()
-        return change, length, size
+        change, length, size = squares.sum(0).sqrt().tolist()
+        return change, length, size, self._relative_length(squares[:, 1:].sqrt().tolist())
+
+    def _relative_length(self, norms: list[list[float]]) -> float:
+        """Return the largest share of its norm that u is of one matrix; where all of them are 0, that of all entries.
+
+        Gains and biases do not count beside matrices: LayerNorm's gains can hold most of ‖θ‖, and hide that an update
+        overwrites random features.
+        """
+        pairs = list(zip(norms, self._parameters, strict=True))
+        shares = [length / size for (length, size), p in pairs if p.dim() > 1 and size > 0]
+        if shares:
+            return max(shares)
+        length, size = (math.hypot(*each) for each in zip(*norms, strict=True))
+        return length / size if size > 0 else 0.0

@@ -3,11 +3,10 @@
 import math
 from typing import ClassVar
 
-from edgewise.signals.signal import Signal, average
+from edgewise.signals.signal import Signal
 
-_CHANGES_KEPT = 0.7  # share that a moving average of the changes keeps, from one look to the next
-_SCALE_KEPT = 0.85  # the same of what losses vary by
-_MOST_CHANGES = 1 / (1 - _CHANGES_KEPT)  # average changes that a fall from infinity counts as
+_GAIN = 3.0  # deviations that the loss must have fallen by, before a rate can be too high for it to fall
+_EXACT = 1e-12  # of the variance, that remains at least where losses lie on a line
 _LOSSES_KEPT = 0.9  # share that the moving average of the losses keeps, from one update to the next
 _FEWEST_LOSSES = 20  # before which no deviation is known well enough to judge by
 _LEAST_DEVIATION = 0.01  # of the mean over all losses so far: a loss without noise may ripple
@@ -21,53 +20,62 @@ _RISE = 15.0  # what losses above that have to add up to
 
 
 class LossTrend(Signal):
-    """s ∈ [−1, 1], whether the loss of fresh batches falls: 1 at every look, 0 as often up as down, −1 at none.
+    """s ∈ [−1, 1], whether the loss falls: 1 where it does beyond doubt, negative where chance explains it or it rises.
 
-        s = −Σδ / Σ|δ|,  δ = ΔL/U,  ΔL = L_B(θ_t) − L_B(θ_{t−k})
+        s = −(z + 1)/2, within [−1, 1],   z = b/σ_b
 
-    over moving averages of looks. Both losses are of one batch B that none of the k updates has seen, so that how hard
-    the batch is cancels. U is a moving average too, of |ΔL| and of the difference between two batches at the same
-    parameters: what losses vary by shrinks along a run as they do, whatever constant is added to them.
+    b is the slope of the loss over the logarithm of the update, by least squares over the last eighth of the losses, and
+    10 at least, with weights that die away; σ_b its standard error. The updates' logarithm, as training slows down
+    like a power of their number. z has no unit, and what is added to the losses does not matter. Where the loss has
+    fallen by less than three deviations since the first ten losses, s = −z/2: on a plateau that no rate has left yet,
+    no rate is too high. A loss counts as six deviations above the mean at most. Of the first 20 losses s is 0.
     """
 
-    _passing: ClassVar = ("rises",)
-
     def __init__(self) -> None:
-        self.sum = self.size = 0.0  # moving averages of δ and |δ|
-        self.scale = 0.0  # U
-        self.value = 1.0  # s
-        self.last: float | None = None  # loss, at the last look
-        self.lowest = self.highest = 0.0  # of the losses seen so far
-        self.rises = False  # whether the last look found a rise by more than all of them lie apart
+        self.num_losses = 0
+        self.first = 0.0  # mean of the first ten
+        self.weight = self.weight_squares = 0.0  # sums over the weights of the losses, and of their squares
+        self.mean_time = self.mean = 0.0  # of log(t + 10) and of the loss, so weighted; and their second moments:
+        self.time_variance = self.covariance = self.variance = 0.0
 
-    def begin(self, loss: float) -> None:
-        """Take in the loss at the start."""
-        self.lowest = self.highest = loss
+    @property
+    def value(self) -> float:
+        """The trend s."""
+        if self.num_losses < _FEWEST_LOSSES or self.variance == 0 or self.time_variance == 0:
+            return 0.0
+        doubt = 1.0 if self.first - self.mean > _GAIN * self._deviation else 0.0
+        return max(-1.0, min(1.0, -(self._slope_in_errors + doubt) / 2))
 
-    def hold(self) -> None:
-        """Let no growth follow until the next look."""
-        self.value = min(self.value, 0.0)
+    def add(self, loss: float, update: int) -> None:
+        """Take in the loss of the coming update, finite."""
+        time, change = math.log(update + _LEVEL_MEMORY), loss - self.mean
+        if self.num_losses >= _FEWEST_LOSSES and self.variance > 0:
+            change = min(change, _SPIKE * self._deviation)
+        if self.num_losses < _LEVEL_MEMORY:
+            self.first += (loss - self.first) / (self.num_losses + 1)
+        self.num_losses += 1
+        kept = 1 - 1 / max(_LEVEL_MEMORY, _MEMORY * self.num_losses)
+        self.weight = kept * self.weight + 1
+        self.weight_squares = kept**2 * self.weight_squares + 1
+        share, passed = 1 / self.weight, time - self.mean_time
+        self.mean_time += share * passed
+        self.mean += share * change
+        self.time_variance = (1 - share) * (self.time_variance + share * passed**2)
+        self.covariance = (1 - share) * (self.covariance + share * passed * change)
+        self.variance = (1 - share) * (self.variance + share * change**2)
 
-    def add(self, here: float, before: float) -> None:
-        """Take in the loss at the current parameters, finite, and at the earlier ones."""
-        if not math.isfinite(before):
-            change, self.rises = -math.inf, False
-        else:
-            change = here - before
-            self._see(before)
-            self.rises = change > self.highest - self.lowest
-        self._see(here)
-        if change > -math.inf:
-            varied = abs(change) + (0.0 if self.last is None else abs(before - self.last))
-            self.scale = average(self.scale, varied, _SCALE_KEPT) if self.scale > 0 else varied
-        self.last = here
-        share = max(-_MOST_CHANGES, change / self.scale) if self.scale > 0 else 0.0
-        self.sum = average(self.sum, share, _CHANGES_KEPT)
-        self.size = average(self.size, abs(share), _CHANGES_KEPT)
-        self.value = -self.sum / self.size if self.size > 0 else 0.0
+    @property
+    def _slope_in_errors(self) -> float:
+        """z, the slope in units of its standard error."""
+        slope = self.covariance / self.time_variance
+        residual = max(self.variance - slope * self.covariance, _EXACT * self.variance)
+        num = self.weight**2 / self.weight_squares  # of losses of equal weight that say as much
+        return slope / math.sqrt(residual / self.time_variance / (num - 2))
 
-    def _see(self, loss: float) -> None:
-        self.lowest, self.highest = min(self.lowest, loss), max(self.highest, loss)
+    @property
+    def _deviation(self) -> float:
+        """Standard deviation of a loss."""
+        return math.sqrt(self.variance / (1 - self.weight_squares / self.weight**2))
 
 
 class SpikeGuard(Signal):

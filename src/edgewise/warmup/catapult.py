@@ -19,7 +19,7 @@ from edgewise.signals.losses import Overflows
 from edgewise.status import Status
 from edgewise.warmup.adaptive import AdaptiveWarmup, latest_end
 from edgewise.warmup.all_or_nothing import all_or_nothing
-from edgewise.warmup.copies import SeveralCopies
+from edgewise.warmup.copies import NoCopies
 from edgewise.warmup.forwards import MOST_FORWARDS
 from edgewise.warmup.observation import closure_and_loss
 from edgewise.warmup.report import WarmupReport
@@ -114,7 +114,7 @@ class CatapultWarmup(AdaptiveWarmup):
     """
 
     _argument_names = ("tolerance", "smoothing", "max_growth", "max_rise", "patience")
-    _copies = SeveralCopies()
+    _copies = NoCopies()
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class Climb(ParameterCopies):
     """
 
     def __init__(self) -> None:
-        self.is_on = True
+        self.ended: int | None = None  # with which update
         self.slopes = RateShare()
 
     def add(self, parameters: Sequence[Tensor], ranks: Ranks) -> None:
@@ -40,6 +40,11 @@ class Climb(ParameterCopies):
         return forgetting(optimizer) / num_averages(optimizer) * max(0.0, 1 - share / _ENOUGH)
 
     @property
+    def is_on(self) -> bool:
+        """Whether it has not ended."""
+        return self.ended is None
+
+    @property
     def is_high(self) -> bool:
         """Whether the updates take enough of the critical rate."""
         return self.slopes.value is not None and self.slopes.value >= _ENOUGH
@@ -48,9 +53,9 @@ class Climb(ParameterCopies):
         """Measure the coming update."""
         self.slopes.before_step(parameters)
 
-    def end(self) -> None:
-        """Climb no more."""
-        self.is_on = False
+    def end(self, update: int) -> None:
+        """Climb no more, from an update on."""
+        self.ended = update
         self.give_up()
 
     def after_step(self, parameters: Sequence[Tensor]) -> None:
@@ -70,11 +75,11 @@ class Climb(ParameterCopies):
         slopes = self.slopes.state_dict()
         if not copies:
             slopes |= {"kept": [], "moved": False}
-        return {"_climbing": self.is_on, "rate_share": slopes}
+        return {"_climb_ended": self.ended, "rate_share": slopes}
 
     def load_state_dict(self, saved: Saved) -> None:
         """Go on from a state."""
-        self.is_on = saved.flag("_climbing")
+        self.ended = saved.count_or_none("_climb_ended")
         self.slopes = saved.signal("rate_share", RateShare())
 
 

@@ -24,26 +24,17 @@ class ParameterCopies(ABC):
         """Keep nothing any more: the warmup is over."""
 
 
-class SeveralCopies(ParameterCopies):
-    """All that a warmup keeps, as one."""
-
-    def __init__(self, *parts: ParameterCopies) -> None:
-        self._parts = parts
+class NoCopies(ParameterCopies):
+    """Keeps nothing."""
 
     def after_step(self, parameters: Sequence[Tensor]) -> None:
-        """Tell each part."""
-        for part in self._parts:
-            part.after_step(parameters)
+        """Do nothing."""
 
     def adopt(self, parameters: Sequence[Tensor]) -> None:
-        """Tell each part."""
-        for part in self._parts:
-            part.adopt(parameters)
+        """Do nothing."""
 
     def give_up(self) -> None:
-        """Tell each part."""
-        for part in self._parts:
-            part.give_up()
+        """Do nothing."""
 
 
 def are_saved(asked: bool | None, parameters: Sequence[Tensor]) -> bool:

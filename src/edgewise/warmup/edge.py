@@ -16,13 +16,13 @@ from edgewise.status import Status
 from edgewise.warmup.adaptive import AdaptiveWarmup, latest_end
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.climb import Climb, forgetting
-from edgewise.warmup.copies import ParameterCopies, SeveralCopies, are_saved
-from edgewise.warmup.creep import Creep
+from edgewise.warmup.copies import are_saved
+from edgewise.warmup.creep import creep_growth
 from edgewise.warmup.observation import closure_and_loss
 from edgewise.warmup.position import steps_running
 from edgewise.warmup.rate_table import STEP_BACK
 from edgewise.warmup.report import WarmupReport
-from edgewise.warmup.settling import Settling
+from edgewise.warmup.settling import CHANGE, Settling
 from edgewise.warmup.state import Saved, as_plain
 from edgewise.warmup.watch import LossWatch
 
@@ -30,7 +30,8 @@ from edgewise.warmup.watch import LossWatch
 _START = 1 / 4  # of the rate at which the first update lowers the loss most
 _MOST_CHANGE = 0.01  # of the parameters' norm, that the first update may be
 _PATIENCE = 200  # updates of linear warmup, where there is no β₂
-_SHORTEST_RUN = 400  # updates that a run is taken to have at least, in the budget of forwards
+_SHORTEST_RUN = 400  # updates that a run is taken to have at least
+_LONGEST = 5  # lengths of the climb that it lasts for, where the run's length is not known
 _MOST_FIRST_FORWARDS = 20  # of the search for the start
 
 
@@ -116,8 +117,7 @@ class EdgeWarmup(AdaptiveWarmup):
         self.saves_copies = None if saves_copies is None else a_flag("saves_copies", saves_copies)
         self.num_steps = None if num_steps is None else positive_count("num_steps", num_steps)
         self.found: BestStepResult | None = None
-        self._climb, self._creep = Climb(), Creep()
-        self._settling = Settling()
+        self._climb, self._settling = Climb(), Settling()
         self._watch = LossWatch()
         length = _fallback_length(optimizer, self.num_steps)
         super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
@@ -151,7 +151,7 @@ class EdgeWarmup(AdaptiveWarmup):
     @all_or_nothing
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
         rises = False
-        value = None if loss is None else self._observation.given_loss(closure, loss)
+        value = self._loss(closure, loss)
         if value is not None:
             self._watch.add(value, self._updates.made, recovery=forgetting(self.optimizer))
             self._step_share.share = self._watch.share
@@ -184,6 +184,17 @@ class EdgeWarmup(AdaptiveWarmup):
             lr_held=self.lr_held,
         )
 
+    def _loss(self, closure: Callable[[], Tensor], given: Tensor | float | None) -> float | None:
+        """Return the loss of the coming update: as it is given, else by a forward, while a warmup can pay for it."""
+        if given is not None:
+            return self._observation.given_loss(closure, given)
+        if self._end is not None or self.found is None:
+            return None
+        run = max(self._updates.made, self.num_steps or _SHORTEST_RUN)
+        if self._observation.affordable(closure, self.max_overhead, updates=run) < 1:
+            return None
+        return self._observation.loss(closure)
+
     def _warm_up(self, closure: Callable[[], Tensor], value: float | None) -> None:
         if value is not None and not math.isfinite(value):
             if self.found is None:
@@ -194,7 +205,7 @@ class EdgeWarmup(AdaptiveWarmup):
             if self._climb.is_on:
                 self._climb_on(closure)
             else:
-                self._creep_on(closure, value)
+                self._grow(creep_growth(self._watch.trend.value, self._updates.made))
             self._settle()
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
@@ -222,7 +233,6 @@ class EdgeWarmup(AdaptiveWarmup):
         if found.lr == 0:
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
-        self._creep.begin(found, value)
         self._table.begin(self._updates.made, min(1.0, _START * found.lr / target))
         if self._factor == 1.0:  # no warmup is needed
             self._finish()
@@ -236,42 +246,16 @@ class EdgeWarmup(AdaptiveWarmup):
         growth = self._climb.growth(self.optimizer)
         if growth is None:
             return
-        self._grow(growth)
+        self._grow(growth if self._watch.trend.value >= 0 else 0.0)
         if self._climb.is_high or self._factor == 1.0:
             self._start_to_creep()
         else:
             self._climb.go_on(parameters(self.optimizer))
 
     def _start_to_creep(self) -> None:
-        self._climb.end()
+        self._climb.end(self._updates.made)
         self._table.set(self._updates.made, self._factor)  # it grows from here on, also where it has stood
         self._settling.begin(self._updates.made, self._factor)
-        self._creep.refer_to(parameters(self.optimizer), self._updates.made)
-
-    def _creep_on(self, closure: Callable[[], Tensor], value: float | None) -> None:
-        if not self._creep.reference:  # resumed from a state without
-            self._creep.refer_to(parameters(self.optimizer), self._updates.made)
-        is_due = self._updates.made >= self._creep.next_look or self._watch.guard.spikes
-        looked = is_due and self._look(closure, value)
-        self._grow(self._creep.growth(self._updates.made))
-        if looked and self._creep.trend.rises:
-            self._step_back()
-
-    def _look(self, closure: Callable[[], Tensor], value: float | None) -> bool:
-        """Measure how the loss on this fresh batch has changed since the last look; return whether it could be."""
-        here = value if self._creep.loss_is_exact else None
-        run = max(self._updates.made, self.num_steps or _SHORTEST_RUN)
-        affordable = self._observation.affordable(closure, self.max_overhead, updates=run)
-        if affordable < (2 if here is None else 1):
-            self._creep.trend.hold()
-            return False
-        self._observation.find_shares(closure)
-        here = self._observation.loss(closure) if here is None else here
-        if not math.isfinite(here):
-            return False
-        self._forwards.num += 1
-        self._creep.add(here, closure, parameters(self.optimizer), self._updates.made)
-        return True
 
     def _step_back(self) -> None:
         """Halve the rate; once the warmup is over, that of the scheduler that follows, which learns of it in `step`."""
@@ -300,20 +284,33 @@ class EdgeWarmup(AdaptiveWarmup):
     def _settle(self) -> None:
         """See whether the rate still grows: if not, stop climbing, or finish."""
         self._settling.add(self._updates.made, self._factor)
-        if self.num_steps is not None and self._updates.made >= self.num_steps // 2:
-            self._finish()
+        if self._updates.made >= self._latest_creep:
+            self._conclude()
         elif self._settling.value and self._climb.is_on:
             self._start_to_creep()
-        elif self._settling.value:
-            self._finish()
+        elif self._settling.value and (self.num_steps is None or self._factor == 1.0):
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """Finish, at the target if the rate is as near to it as a rate that has settled may vary."""
+        if self._factor * CHANGE >= 1:
+            self._table.set(self._updates.made, 1.0)
+        self._finish()
+
+    @property
+    def _latest_creep(self) -> float:
+        """The update that ends it at the latest."""
+        if self.num_steps is not None:
+            return self.num_steps // 2
+        return math.inf if self._climb.ended is None else max(_SHORTEST_RUN // 2, _LONGEST * self._climb.ended)
 
     def _plan(self, num_steps: int) -> None:
         self.num_steps, self._latest_end = num_steps, latest_end(num_steps)
         self._table.plan(self._updates.made, _fallback_length(self.optimizer, num_steps))
 
     @property
-    def _copies(self) -> ParameterCopies:
-        return SeveralCopies(self._climb, self._creep)
+    def _copies(self) -> Climb:
+        return self._climb
 
     @property
     def _unmeasured(self) -> bool:
@@ -324,21 +321,19 @@ class EdgeWarmup(AdaptiveWarmup):
         return {
             "found": as_plain(self.found),
             **self._climb.state_dict(copies=copies),
-            **self._creep.state_dict(copies=copies),
             **self._settling.state_dict(),
             **self._watch.state_dict(),
         }
 
     def _read_seen(self, saved: Saved) -> dict[str, Any]:
         saved.count_or_none("num_steps")
-        climb, creep = Climb(), Creep()
-        parts: dict[str, Climb | Creep | Settling | LossWatch]
-        parts = {"_climb": climb, "_creep": creep, "_settling": Settling(), "_watch": LossWatch()}
+        climb = Climb()
+        parts: dict[str, Climb | Settling | LossWatch]
+        parts = {"_climb": climb, "_settling": Settling(), "_watch": LossWatch()}
         for part in parts.values():
             part.load_state_dict(saved)
         if not are_saved(self.saves_copies, parameters(self.optimizer)):  # a state may hold another rank's
             climb.slopes.give_up_copies()
-            creep.give_up()
         return {"found": saved.result("found", BestStepResult), **parts}
 
 

@@ -14,7 +14,7 @@ from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups
 from edgewise.status import Status
 from edgewise.warmup.all_or_nothing import all_or_nothing
-from edgewise.warmup.copies import SeveralCopies
+from edgewise.warmup.copies import NoCopies
 from edgewise.warmup.observation import closure_and_loss
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.scheduler import Warmup
@@ -68,7 +68,7 @@ class LinearWarmup(Warmup):
 
     _argument_names = ("warmup_steps", "lr_init")
     _since_format = ("_since", "_waits_until")
-    _copies = SeveralCopies()
+    _copies = NoCopies()
 
     def __init__(
         self,

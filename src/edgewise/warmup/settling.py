@@ -4,7 +4,7 @@ from typing import Any
 
 from edgewise.warmup.state import Saved
 
-_CHANGE = 1.2  # a rate that changes by less than this factor …
+CHANGE = 1.2  # a rate that changes by less than this factor …
 _TIME = 1.5  # … while the number of updates grows by this one, has settled
 SHORTEST_HOLD = 50  # updates that it must have stood for at least
 
@@ -27,7 +27,7 @@ class Settling:
         """Take in the factor of an update."""
         since, before = self.mark
         arrives = factor == 1.0 > before
-        if arrives or not 1 / _CHANGE <= factor / before <= _CHANGE:
+        if arrives or not 1 / CHANGE <= factor / before <= CHANGE:
             since = update
             self.mark = (update, factor)
         self.value = update >= max(_TIME * since, since + SHORTEST_HOLD)

@@ -1,9 +1,9 @@
-"""The watch over given losses: which update takes a share of its rate, and when the rate is to be halved."""
+"""The watch over the losses: which update takes a share of its rate, when to halve it, and whether they fall."""
 
 import math
 from typing import Any
 
-from edgewise.signals.losses import Overflows, RiseAlarm, SpikeGuard
+from edgewise.signals.losses import LossTrend, Overflows, RiseAlarm, SpikeGuard
 from edgewise.warmup.settling import SHORTEST_HOLD
 from edgewise.warmup.state import Saved
 
@@ -11,14 +11,15 @@ _LASTS = 4  # lengths of the warmup, of 50 updates at least, in which a rise of 
 
 
 class LossWatch:
-    """Takes in the given losses, also when the warmup is over.
+    """Takes in the losses, also when the warmup is over.
 
     Attributes:
         rises: whether the last loss says that the rate is to be halved.
+        trend: whether they fall.
     """
 
     def __init__(self) -> None:
-        self.guard, self.alarm, self.overflows = SpikeGuard(), RiseAlarm(), Overflows()
+        self.guard, self.alarm, self.overflows, self.trend = SpikeGuard(), RiseAlarm(), Overflows(), LossTrend()
         self.rises = False
 
     def add(self, loss: float, update: int, *, recovery: float) -> None:
@@ -28,6 +29,7 @@ class LossWatch:
         if math.isfinite(loss):
             self.guard.add(loss, recovery=recovery)
             self.alarm.add(loss)
+            self.trend.add(loss, update)
             self.rises = self.rises or self.alarm.value
 
     @property
@@ -41,10 +43,11 @@ class LossWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers."""
-        return {name: getattr(self, name).state_dict() for name in ("guard", "alarm", "overflows")}
+        return {name: getattr(self, name).state_dict() for name in ("guard", "alarm", "overflows", "trend")}
 
     def load_state_dict(self, saved: Saved) -> None:
         """Go on from a state."""
         self.guard = saved.signal("guard", SpikeGuard())
         self.alarm = saved.signal("alarm", RiseAlarm())
         self.overflows = saved.signal("overflows", Overflows())
+        self.trend = saved.signal("trend", LossTrend())
