@@ -28,8 +28,8 @@ def add_loss_to_guard(signal, step):
     signal.add(1.0 + 0.1 * float(NOISE[step, 0]) + 50.0 * (step == 60), recovery=0.01)
 
 
-def add_losses(signal, step):
-    signal.add(float(NOISE[step, 0]), float(NOISE[step, 1]))
+def add_loss_to_trend(signal, step):
+    signal.add(3.0 / (1 + step) + 0.1 * float(NOISE[step, 0]) + 50.0 * (step == 60), step)
 
 
 def add_overflow(signal, step):
@@ -49,7 +49,7 @@ def add_slopes(signal, step):
 
 
 SIGNALS = {
-    LossTrend: add_losses,
+    LossTrend: add_loss_to_trend,
     SpikeGuard: add_loss_to_guard,
     RiseAlarm: add_loss,
     Overflows: add_overflow,

@@ -1,11 +1,13 @@
 """What losses say, signal by signal; what a warmup makes of it is in tests/warmup.
 
-Ladder: closed form (losses that alternate, jump or are random with known moments) → the equation written out again.
+Ladder: closed form (losses that alternate, jump or are random with known moments) → the equation written out again
+(of the trend: weighted least squares over all losses at once).
 Cannot see: whether a run is better for it; the recipe `edge-warmup` measures that.
 """
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,43 +150,142 @@ def test_one_or_two_in_a_row_are_none_three_are_and_one_that_was_updated_on():
         assert found == events
 
 
-# Whether the loss of fresh batches falls
+# Whether the loss falls
 
 
-def test_the_trend_is_one_while_every_look_finds_a_fall_and_minus_one_while_none_does():
-    for change, expected in ((-0.1, 1.0), (0.1, -1.0), (0.0, 0.0)):
-        trend = LossTrend()
-        trend.begin(1.0)
-        for look in range(10):
-            trend.add(1.0 + (look + 1) * change, 1.0 + look * change)
-            assert trend.value == pytest.approx(expected)
-
-
-def test_a_rise_by_more_than_all_losses_lie_apart_is_told_once():
+def trend_of(losses, updates=None):
     trend = LossTrend()
-    trend.begin(2.0)
-    told = []
-    for here, before in ((1.0, 2.0), (1.9, 1.0), (2.2, 1.0), (2.3, 2.2), (1.0, math.inf), (9.0, 1.0)):
-        trend.add(here, before)
-        told.append(trend.rises)
-    assert told == [False, False, True, False, False, True]
+    for update, loss in enumerate(losses) if updates is None else zip(updates, losses, strict=True):
+        trend.add(loss, update)
+    return trend
 
 
-def test_a_trend_that_is_held_allows_no_growth_and_still_a_fall():
-    trend = LossTrend()
-    trend.hold()
-    assert trend.value == 0.0
-    trend.value = -0.5
-    trend.hold()
-    assert trend.value == -0.5
+def noise(num, seed=0):
+    return np.random.default_rng(seed).standard_normal(num)
 
 
-def test_a_fall_from_infinity_is_a_fall_of_bounded_weight():
-    trend = LossTrend()
-    trend.begin(1.0)
-    trend.add(0.9, 1.0)
-    trend.add(0.8, math.inf)
-    assert trend.value == 1.0
-    for _ in range(6):
-        trend.add(1.0, 0.9)
-    assert trend.value < 0
+def weights(num):
+    """Of all losses: each remembers 1 − 1/max(10, n/8) of those before."""
+    kept = 1 - 1 / np.maximum(10.0, np.arange(1, num + 1) / 8)
+    return np.append(np.cumprod(kept[:0:-1])[::-1], 1.0)
+
+
+def deviation_of(losses):
+    """Weighted standard deviation, without bias."""
+    w = weights(len(losses)) / weights(len(losses)).sum()
+    mean = w @ losses
+    return mean, math.sqrt(w @ (losses - mean) ** 2 / (1 - (w**2).sum()))
+
+
+def bounded(losses):
+    """The losses as they count."""
+    counted = list(losses[:20])
+    for loss in losses[20:]:
+        mean, deviation = deviation_of(np.array(counted))
+        counted.append(min(loss, mean + 6 * deviation))
+    return np.array(counted)
+
+
+def trend_by_least_squares(losses):
+    """z, s, and whether the loss has fallen: from the definition, with a solver of `numpy`, instead of recursively."""
+    losses = bounded(losses)
+    w = weights(len(losses))
+    design = np.stack([np.ones(len(losses)), np.log(np.arange(len(losses)) + 10.0)], axis=1)
+    line, *_ = np.linalg.lstsq(design * np.sqrt(w)[:, None], losses * np.sqrt(w), rcond=None)
+    unexplained = w @ (losses - design @ line) ** 2 / (w.sum() ** 2 / (w**2).sum() - 2)
+    z = line[1] / math.sqrt(unexplained * np.linalg.inv(design.T @ (w[:, None] * design))[1, 1])
+    mean, deviation = deviation_of(losses)
+    has_fallen = losses[:10].mean() - mean > 3 * deviation
+    return z, max(-1.0, min(1.0, -(z + has_fallen) / 2)), has_fallen
+
+
+@pytest.mark.parametrize("num", [20, 33, 80, 81, 300, 1000])
+@pytest.mark.parametrize("shape", ["falls", "stands", "falls and stands", "rises", "spikes"])
+def test_the_trend_is_that_of_weighted_least_squares(num, shape):
+    t = np.arange(num)
+    losses = (
+        0.1 * noise(num)
+        + {
+            "falls": -0.15 * np.log(t + 10),
+            "stands": 0.0 * t,
+            "falls and stands": np.where(t < 10, 2.0, 0.0),
+            "rises": 0.02 * np.log(t + 10),
+            "spikes": np.where(t % 29 == 24, 7.0, 0.0),
+        }[shape]
+    )
+    z, expected, has_fallen = trend_by_least_squares(losses)
+    trend = trend_of(losses.tolist())
+    assert trend._slope_in_errors == pytest.approx(z, rel=1e-6)
+    assert trend.value == pytest.approx(expected, abs=1e-6)
+    assert has_fallen or shape != "falls and stands" or num == 20
+    assert not has_fallen or shape in ("falls", "falls and stands")
+
+
+def test_of_the_first_twenty_losses_it_says_nothing():
+    trend, values = LossTrend(), []
+    for update in range(25):
+        trend.add(-float(update), update)
+        values.append(trend.value)
+    assert values[:19] == [0.0] * 19
+    assert min(values[19:]) > 0.9
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(-1.0, 1.0), (1.0, -1.0), (-1e-9, 1.0), (1e-9, -1.0)])
+def test_losses_on_a_line_are_beyond_doubt_and_losses_that_stand_still_say_nothing(slope, expected):
+    """A line over the logarithm of the update."""
+    for start in (0.0, 3.0):
+        losses = [start + slope * math.log(update + 10) for update in range(300)]
+        assert trend_of(losses[:20]).value == trend_of(losses).value == expected
+        trend = trend_of([start] * 300)
+        assert trend.value == 0.0
+        trend.add(start + slope, 300)
+        assert abs(trend.value) <= 1.0
+
+
+def test_losses_of_one_update_say_nothing_about_time():
+    assert trend_of([1.0, 0.9, 0.7] * 20, [5] * 60).value == 0.0
+
+
+def test_before_the_loss_has_fallen_by_three_deviations_chance_is_no_reason_to_slow_down():
+    """Without a slope: −½ where the loss has come down, 0 on a plateau."""
+    flat = 0.1 * noise(400)
+    flat[200:] = -flat[199::-1]  # no mean, and about no slope
+    plateau = trend_of(flat.tolist())
+    z = plateau._slope_in_errors
+    assert abs(z) < 1
+    for first, doubt in ((0.25, 0.0), (0.5, 1.0)):  # the deviation is about 0.1
+        losses = flat.copy()
+        losses[:10] += first - losses[:10].mean()
+        trend = trend_of(losses.tolist())
+        assert trend._slope_in_errors == pytest.approx(z, abs=0.1)
+        assert trend.value == pytest.approx(-(trend._slope_in_errors + doubt) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (1.0, -5.0), (2.0, 4.0), (1e6, 0.0)])
+def test_neither_scale_nor_sign_of_the_loss_matter_to_the_trend(scale, offset):
+    losses = [1.0 + 0.05 * each for each in noise(300)]
+    losses[:30] = [loss + 0.5 for loss in losses[:30]]
+    losses[250] = 50.0
+    trend, expected = LossTrend(), LossTrend()
+    values = []
+    for update, loss in enumerate(losses):
+        trend.add(scale * loss + offset, update)
+        expected.add(loss, update)
+        assert trend.value == pytest.approx(expected.value, abs=1e-6)
+        values.append(expected.value)
+    assert min(values) == -1.0 < 0.9 < max(values)
+
+
+def test_one_loss_that_stands_out_counts_as_six_deviations():
+    losses = [*(1.0 + 0.1 * noise(200)).tolist()]
+    mean, deviation = deviation_of(np.array(losses))
+    before = trend_of(losses)
+    pictures = []
+    for spike in (mean + 6 * deviation, mean + 7 * deviation, 1e9):
+        trend = trend_of([*losses, spike])
+        pictures.append(list(trend.state_dict().values()))
+    assert pictures[1] == pytest.approx(pictures[0], rel=1e-9)
+    assert pictures[2] == pytest.approx(pictures[0], rel=1e-9)
+    assert trend.mean == pytest.approx(before.mean + 6 * deviation / weights(201).sum(), rel=1e-9)
+    low = trend_of([*losses, mean - 12 * deviation])  # a fall is no accident
+    assert low.mean == pytest.approx(before.mean - 12 * deviation / weights(201).sum(), rel=1e-9)

@@ -65,7 +65,10 @@ def test_new_parameters_end_the_measurement_of_one_update_and_the_end_that_of_al
     climb.adopt([w, nn.Parameter(torch.ones(3))])
     assert climb.slopes.kept == []
     assert climb.slopes.at_start > 0
-    climb.end()
+    assert climb.is_on
+    assert climb.ended is None
+    climb.end(7)
     assert not climb.is_on
+    assert climb.ended == 7
     assert climb.slopes.at_start == 0
     assert climb.slopes.kept == []

@@ -12,8 +12,7 @@ from edgewise.signals.losses import LossTrend
 from edgewise.signals.signal import Signal
 from edgewise.signals.slopes import RateShare
 from edgewise.warmup.climb import Climb
-from edgewise.warmup.copies import ParameterCopies, SeveralCopies
-from edgewise.warmup.creep import Creep
+from edgewise.warmup.copies import NoCopies, ParameterCopies
 from edgewise.warmup.followed import WarmupThenUntil
 from edgewise.warmup.then import WarmupSequence, WarmupThen
 from edgewise.warmup.updates import UpdateSchedule
@@ -25,8 +24,7 @@ FINAL = (
     LossTrend,
     RateShare,
     Climb,
-    Creep,
-    SeveralCopies,
+    NoCopies,
     WarmupThen,
     WarmupThenUntil,
 )

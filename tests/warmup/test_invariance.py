@@ -6,7 +6,6 @@ does not leave, only moving averages are rounded. Cannot see: a unit that hides 
 
 import functools
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -119,13 +118,11 @@ def test_in_float32_rounding_alone_is_seen(make, make_optimizer, lr, scale, adde
 def test_signals_are_those_of_any_loss_that_differs_by_a_constant_or_a_factor(losses, scale, added):
     guards, alarms, trends = ([make() for _ in range(2)] for make in (SpikeGuard, RiseAlarm, LossTrend))
     shapes = (lambda x: x / 8, lambda x: math.ldexp(x / 8 + added, scale))
-    for trend, shape in zip(trends, shapes, strict=True):
-        trend.begin(shape(losses[0]))
-    for before, here in pairwise(losses):
+    for update, here in enumerate(losses):
         for guard, alarm, trend, shape in zip(guards, alarms, trends, shapes, strict=True):
             guard.add(shape(here), recovery=0.1)
             alarm.add(shape(here))
-            trend.add(shape(here), shape(before))
+            trend.add(shape(here), update)
         assert guards[1].share == pytest.approx(guards[0].share, rel=1e-3)
         assert trends[1].value == pytest.approx(trends[0].value, abs=1e-9)
     assert alarms[1].sum == pytest.approx(alarms[0].sum, abs=1e-3) or alarms[0].noise < 1e-6
