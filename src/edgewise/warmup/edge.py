@@ -302,7 +302,9 @@ class EdgeWarmup(AdaptiveWarmup):
         """The update that ends it at the latest."""
         if self.num_steps is not None:
             return self.num_steps // 2
-        return math.inf if self._climb.ended is None else max(_SHORTEST_RUN // 2, _LONGEST * self._climb.ended)
+        return (
+            math.inf if self._climb.ended is None else max(_SHORTEST_RUN // 2, _LONGEST * self._climb.ended)
+        )
 
     def _plan(self, num_steps: int) -> None:
         self.num_steps, self._latest_end = num_steps, latest_end(num_steps)
