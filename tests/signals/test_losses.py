@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgewise.signals.losses import LossTrend, Overflows, RiseAlarm, SpikeGuard
+from edgewise.signals.losses import LossTrend, Overflows, RiseAlarm, SpikeGuard, Surge
+
+
+def noise(num, seed=0):
+    return np.random.default_rng(seed).standard_normal(num)
+
 
 # Losses that stand out
 
@@ -131,6 +136,84 @@ def test_noise_and_a_loss_that_falls_or_stands_do_not_ring():
         assert rung(losses.tolist()) == []
 
 
+def test_an_alarm_that_is_told_of_a_rise_takes_the_next_loss_for_the_level():
+    alarm = RiseAlarm()
+    for loss in [*ALTERNATING[:100], 4.0]:
+        alarm.add(loss)
+    assert not alarm.value
+    alarm.restart()
+    for loss in (5.1, 4.9) * 50:
+        alarm.add(loss)
+        assert not alarm.value
+    assert alarm.level == pytest.approx(5.0, abs=0.05)
+    assert rung([*ALTERNATING[:100], 4.0, *(5.1, 4.9) * 50]) != []  # untold
+
+
+# Losses that surge
+
+
+def surged(losses):
+    """Return at which of the losses there is a surge."""
+    surge, found = Surge(), []
+    for t, loss in enumerate(losses):
+        surge.add(loss)
+        found += [t] * surge.value
+    return found
+
+
+def surged_by_all_before(losses):
+    """From the definition, over lists of all losses: those above are part of "before" once a second one has come."""
+    before, waiting, found = [], [], []
+    for t, loss in enumerate(losses):
+        is_above = t >= 5 and loss - max(before) > max(before) - min(before)
+        if is_above and not waiting:
+            waiting = [loss]
+        else:
+            found += [t] * (is_above and bool(waiting))
+            before, waiting = [*before, *waiting, loss], []
+    return found
+
+
+FIVE = [1.0, 1.5, 1.0, 2.0, 1.2]  # two in a row above 3 surge
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([*FIVE, 3.1, 3.1], [6]),
+        ([*FIVE, 3.0, 3.1, 3.1, 5.0], []),  # 3 is not above, and 5 is the highest from then on
+        ([*FIVE[:4], 3.1, 3.1, 3.1], []),  # the fifth loss is one of those before
+        ([*FIVE, 9.0, 2.0, 9.1], []),  # not in a row: the first of them is one of those before
+        ([*FIVE, 4.0, 4.0, 7.0, 7.1], [6]),
+        ([*FIVE, 4.0, 4.0, 7.1, 7.1], [6, 8]),
+        ([*FIVE, 9.0, 3.1, 17.1, 17.1], [6, 8]),
+        ([*FIVE, -50.0, -51.0], []),
+    ],
+)
+def test_two_losses_in_a_row_that_are_above_all_by_more_than_these_lie_apart_surge(losses, expected):
+    assert surged(losses) == surged_by_all_before(losses) == expected
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (2.0**-20, 0.0), (4.0, -1024.0), (1.0, 512.0)])
+def test_surges_are_those_of_the_definition_whatever_the_scale_and_what_was_added(scale, offset):
+    """In numbers without rounding; among losses that double now and then."""
+    generator = np.random.default_rng(0)
+    total = 0
+    for _ in range(200):
+        losses = np.round(8 * 2 ** generator.uniform(0, 6, 12)) / 8
+        expected = surged_by_all_before(losses.tolist())
+        assert surged((scale * losses + offset).tolist()) == expected
+        total += len(expected)
+    assert total >= 5
+
+
+def test_noise_and_a_loss_that_falls_do_not_surge():
+    for seed in range(20):
+        normal = noise(1000, seed)
+        for losses in (normal, 3 * np.arange(1, 1001) ** -0.3 + 0.1 * normal, np.ones(1000)):
+            assert surged(losses.tolist()) == []
+
+
 # Losses that are not finite
 
 
@@ -158,10 +241,6 @@ def trend_of(losses, updates=None):
     for update, loss in enumerate(losses) if updates is None else zip(updates, losses, strict=True):
         trend.add(loss, update)
     return trend
-
-
-def noise(num, seed=0):
-    return np.random.default_rng(seed).standard_normal(num)
 
 
 def weights(num):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 from edgewise import CatapultWarmup, EdgeWarmup, GIAdamW, LinearWarmup, critical_lr
-from edgewise.signals.losses import LossTrend, RiseAlarm, SpikeGuard
+from edgewise.signals.losses import LossTrend, RiseAlarm, SpikeGuard, Surge
 
 WARMUPS = {
     "critical": lambda o: LinearWarmup(o, warmup_steps=30, lr_init="critical"),
@@ -116,14 +116,18 @@ def test_in_float32_rounding_alone_is_seen(make, make_optimizer, lr, scale, adde
 )
 @example(losses=[*[0, 8] * 20, 500, *[0, 8] * 20], scale=3, added=2**18)
 def test_signals_are_those_of_any_loss_that_differs_by_a_constant_or_a_factor(losses, scale, added):
-    guards, alarms, trends = ([make() for _ in range(2)] for make in (SpikeGuard, RiseAlarm, LossTrend))
+    guards, alarms, trends, surges = (
+        [make() for _ in range(2)] for make in (SpikeGuard, RiseAlarm, LossTrend, Surge)
+    )
     shapes = (lambda x: x / 8, lambda x: math.ldexp(x / 8 + added, scale))
     for update, here in enumerate(losses):
-        for guard, alarm, trend, shape in zip(guards, alarms, trends, shapes, strict=True):
+        for guard, alarm, trend, surge, shape in zip(guards, alarms, trends, surges, shapes, strict=True):
             guard.add(shape(here), recovery=0.1)
             alarm.add(shape(here))
             trend.add(shape(here), update)
+            surge.add(shape(here))
         assert guards[1].share == pytest.approx(guards[0].share, rel=1e-3)
+        assert surges[1].value == surges[0].value
         assert trends[1].value == pytest.approx(trends[0].value, abs=1e-9)
     assert alarms[1].sum == pytest.approx(alarms[0].sum, abs=1e-3) or alarms[0].noise < 1e-6
 

@@ -1,4 +1,4 @@
-"""The watch over given losses: one stands out, they rise for good, or they are not finite.
+"""The watch over losses: one stands out, they rise for good, surge, fall, or are not finite.
 
 Ladder: each signal by itself (tests/signals) on the same losses. Cannot see: what a warmup makes of it.
 """
@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from edgewise.signals.losses import RiseAlarm, SpikeGuard
+from edgewise.signals.losses import LossTrend, RiseAlarm, SpikeGuard
 from edgewise.warmup.watch import LossWatch
 
 CALM = [1.0, 1.2, 0.8, 1.1] * 30
@@ -34,6 +34,26 @@ def test_it_says_what_guard_and_alarm_say():
     assert watching(losses) == (shares, rings)
     assert min(shares) < 1
     assert rings != []
+
+
+def test_two_losses_that_surge_halve_at_once_and_the_alarm_knows():
+    """Also where there are too few losses for an alarm, and once alone where there are enough."""
+    assert watching([*CALM[:8], 5.0, 5.1, *CALM[:40]])[1] == [9]
+    for high in ([5.0] * 60, [5.0, 5.2] * 30):
+        assert watching([*CALM, *high])[1] == [len(CALM) + 1]
+
+
+def test_a_single_loss_that_stands_out_is_no_surge():
+    assert watching([*CALM, 50.0, *CALM])[1] == []
+
+
+def test_the_trend_is_that_of_the_finite_losses_at_their_updates():
+    watch, trend = LossWatch(), LossTrend()
+    for update, loss in enumerate([*CALM[:40], math.nan, *CALM[:40]]):
+        watch.add(loss - 0.02 * update, 3 * update, recovery=0.3)
+        if math.isfinite(loss):
+            trend.add(loss - 0.02 * update, 3 * update)
+    assert watch.trend.value == trend.value > 0
 
 
 def test_a_loss_that_is_not_finite_is_no_average_and_halves_where_its_update_was_made():
