@@ -47,11 +47,10 @@ def resumed(model, mine) -> dict:
         warmup.close()
         again = ew.EdgeWarmup(run[1])
         again.load_state_dict(states[0])
-        kept = [*again._creep.reference, *again._climb.slopes.kept]
         found[stop] = {
             "climbing": climbing,
             "tensors": [leaf for leaf in tree_leaves(states[0]) if isinstance(leaf, torch.Tensor)],
-            "kept": len(kept),
+            "kept": len(again._climb.slopes.kept),
             "rates": before + steps_of(*run, again, 8),
             "fallback": again.fallback,
         }

@@ -17,9 +17,10 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
 
 from edgewise import CatapultWarmup, EdgeWarmup, LinearWarmup
+from edgewise.signals.losses import LossTrend, Surge
+from edgewise.signals.slopes import RateShare
 from edgewise.status import Status
 from edgewise.warmup.climb import Climb
-from edgewise.warmup.creep import Creep
 from edgewise.warmup.rate_table import RateTable
 from edgewise.warmup.settling import Settling
 from edgewise.warmup.state import Saved
@@ -35,7 +36,6 @@ WARMUPS = {
 PARTS = {
     "table": lambda: RateTable(8),
     "climb": Climb,
-    "creep": Creep,
     "settling": Settling,
     "watch": LossWatch,
 }
@@ -120,15 +120,20 @@ SPOILED = {
     "_num_step_backs": (-1, None),
     "_first_critical": (None, "x"),
     "_highest_since": (1.5,),
-    "_climbing": (1, None),
+    "_climb_ended": (-1, 1.5, "x", True),
     "_mark": (None, (0, None)),
-    "_next_look": (None, 0.5),
-    "_loss_is_exact": (0,),
-    "trend": ({}, None, {"sum": 0.0, "size": 0.0, "value": "x"}),
+    "trend": ({}, None, {"num_losses": 3}, LossTrend().state_dict() | {"num_losses": 0.5}),
+    "surge": ({}, Surge().state_dict() | {"above": "x"}, Surge().state_dict() | {"lowest": None}),
     "guard": ({}, {"mean": None, "deviation": 0.0, "share": 1.0, "spikes": 0, "num_spikes": 0}),
     "alarm": ({"num_losses": 1.5}, 7),
-    "rate_share": ({}, None),
-    "reference": (None, [1.0], [torch.ones(3)], [torch.ones(2), torch.ones(2)]),
+    "rate_share": (
+        {},
+        None,
+        *(
+            RateShare().state_dict() | {"kept": kept}
+            for kept in (None, [1.0], [torch.ones(2), torch.ones(2)])
+        ),
+    ),
 }
 
 
@@ -225,7 +230,7 @@ def test_numbers_of_numpy_are_plain_in_the_state(number):
         torch.save(run.warmup.state_dict(), file)
         file.seek(0)
         Quadratic(each).warmup.load_state_dict(torch.load(file, weights_only=True))
-        state = {k: v for k, v in run.warmup.state_dict().items() if k not in ("reference", "rate_share")}
+        state = {k: v for k, v in run.warmup.state_dict().items() if k != "rate_share"}
         json.dumps(state)
         assert type(run.warmup.max_overhead) is float
 
@@ -278,11 +283,13 @@ def test_a_fallback_that_has_begun_keeps_its_length():
 
 def test_a_state_of_other_parameters_or_groups_is_refused():
     run = Quadratic(WARMUPS["edge"], lr=50.0)
-    run.train(30)
+    run.train(3)
     state = run.warmup.state_dict()
-    assert state["reference"]
+    assert len(state["rate_share"]["kept"]) == 1
+    two = Quadratic(WARMUPS["edge"])
+    two.optimizer.param_groups[0]["params"].append(nn.Parameter(torch.ones(1)))
     check_refused(
-        Quadratic(WARMUPS["edge"], size=3), state, "reference in the saved state is of 1 other parameters"
+        two, state, "kept in rate_share in the saved state is of 1 other parameters than the optimizer's 2"
     )
     two = Quadratic(WARMUPS["edge"])
     two.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.1})
