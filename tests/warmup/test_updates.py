@@ -375,16 +375,18 @@ def test_a_copy_goes_on_as_the_original_does(make, follow, stop, make_copy):
 
 
 def copies_of(warmup):
-    return warmup._creep.reference + warmup._climb.slopes.kept if isinstance(warmup, EdgeWarmup) else []
+    return warmup._climb.slopes.kept if isinstance(warmup, EdgeWarmup) else []
 
 
 @every_warmup
-def test_a_warmup_dies_with_its_last_reference_and_takes_its_hooks_and_copies_along(make):
+@pytest.mark.parametrize("updates", [3, 30])  # as it climbs, and as it creeps
+def test_a_warmup_dies_with_its_last_reference_and_takes_its_hooks_and_copies_along(make, updates):
     run = make_run(make, FOLLOWERS["cosine"])
     optimizer = run.optimizer
-    run.train(range(30))
+    run.train(range(updates))
     gone = weakref.ref(run.warmup)
     copies = [weakref.ref(tensor) for tensor in copies_of(run.warmup)]
+    assert len(copies) == (4 if isinstance(run.warmup, EdgeWarmup) and updates == 3 else 0)
     assert hooks_of(optimizer) == [1 + measures(run.warmup), 1, 1]
     gc.disable()
     try:
@@ -404,6 +406,7 @@ def test_a_warmup_dies_with_its_last_reference_and_takes_its_hooks_and_copies_al
 def test_a_warmup_that_is_closed_leaves_rates_and_optimizer_alone(make, follow):
     run = make_run(make, follow)
     run.train(range(5))
+    assert bool(copies_of(run.warmup)) == isinstance(run.warmup, EdgeWarmup)
     run.scheduler.close()
     run.scheduler.close()
     assert hooks_of(run.optimizer) == [0, 0, 0]
@@ -969,20 +972,32 @@ def test_a_group_added_under_way_goes_along_with_its_own_target(make, follow, mo
     assert len((saved if follow is None else saved["warmup"])["base_lrs"]) == 2
 
 
-def test_looks_go_on_as_they_would_without_the_new_group():
+def test_the_creep_goes_on_as_it_would_without_the_new_group():
     """Of a parameter that the loss does not know."""
     rates = []
     for adds in (True, False):
         run, steps = make_run(lambda o: EdgeWarmup(o, num_steps=400), lr=5.0), 0
-        while not run.warmup.state_dict()["reference"]:
+        while run.warmup.state_dict()["_climb_ended"] is None:
             run.train([steps])
             steps += 1
-        looks = run.warmup.num_forwards
         if adds:
             run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.05})
-        rates.append([row[0] for row in run.train(range(steps, steps + 40))])
-        assert run.warmup.num_forwards >= looks + 3
+        rates.append([row[0] for row in run.train(range(steps, steps + 60))])
     assert rates[0] == rates[1]
+    assert len(set(rates[0])) > 30
+
+
+def test_the_climb_lets_one_update_go_and_measures_the_next_with_the_new_group():
+    run = make_run(lambda o: EdgeWarmup(o, num_steps=400), lr=5.0)
+    *_, (before, *_) = run.train(range(3))
+    seen = run.warmup._climb.slopes.at_start
+    run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.05})
+    ((rate, *_),) = run.train([3])
+    assert (run.warmup._climb.slopes.at_start, rate) == (seen, before)
+    assert len(copies_of(run.warmup)) == 5
+    rates = [row[0] for row in run.train([4, 5])]
+    assert run.warmup._climb.slopes.at_start != seen
+    assert rate < rates[0] < rates[1]
 
 
 def test_a_group_that_cannot_go_along_is_named():
