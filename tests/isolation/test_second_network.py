@@ -111,10 +111,14 @@ def training(make_second):
     return second, model, optimizer, loss_fn, x
 
 
-def look_of_edge(model, optimizer, loss_fn, x):
-    warmup = ew.EdgeWarmup(optimizer)
-    warmup._start_to_creep()
-    warmup._look(lambda: loss_fn(model, x), None)
+def loss_of_edge(model, optimizer, loss_fn, x):
+    """Evaluated where it is not given, once the loss that the gradients are of has shown a rate."""
+    warmup = ew.EdgeWarmup(optimizer, max_overhead=None)
+    warmup.observe(lambda: nn.functional.mse_loss(model(x), torch.ones(8, 3)))
+    before = warmup.num_forwards
+    warmup.observe(lambda: loss_fn(model, x))
+    assert warmup.fallback is None
+    assert warmup.num_forwards == before + 1
 
 
 def look_of_catapults(model, optimizer, loss_fn, x):
@@ -132,7 +136,7 @@ MEASURES = {
         lambda: f(m, x)
     ),
     "EdgeWarmup": lambda m, o, f, x: ew.EdgeWarmup(o).observe(lambda: f(m, x)),
-    "EdgeWarmup's look": look_of_edge,
+    "EdgeWarmup's loss": loss_of_edge,
     "CatapultWarmup": lambda m, o, f, x: ew.CatapultWarmup(o).observe(lambda: f(m, x)),
     "CatapultWarmup's look": look_of_catapults,
 }
