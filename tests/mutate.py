@@ -1165,14 +1165,14 @@ FAULTS = [
         file="warmup/edge.py",
         old="self._settling.value and (self.num_steps is None or self._factor == 1.0)",
         new="self._settling.value",
-        test="warmup/test_edge.py",
+        test="warmup/test_edge_end.py",
     ),
     Fault(
         name="a rate next to the target is held there",
         file="warmup/edge.py",
         old="if self._factor * CHANGE >= 1:",
         new="if False:",
-        test="warmup/test_edge.py",
+        test="warmup/test_edge_end.py",
     ),
     Fault(
         name="rates that were held back stay so",

@@ -49,7 +49,6 @@ SLOW = {  # neither, but seconds of work
     "test_a_rate_that_is_found_is_right",
     "test_a_resumed_run_has_the_same_rates_bit_for_bit",
     "test_a_run_resumes_where_step_is_never_called",
-    "test_a_run_that_is_resumed_without_copies_looks_anew",
     "test_a_second_network_that_only_the_loss_knows_is_bitwise_equal",
     "test_a_sharp_start_at_a_large_rate_loses_sharpness_and_then_meets_the_edge",
     "test_a_skipped_batch_changes_no_rate",

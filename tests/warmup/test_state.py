@@ -23,6 +23,7 @@ from edgewise.status import Status
 from edgewise.warmup.climb import Climb
 from edgewise.warmup.rate_table import RateTable
 from edgewise.warmup.settling import Settling
+from edgewise.warmup.start import Start
 from edgewise.warmup.state import Saved
 from edgewise.warmup.watch import LossWatch
 
@@ -35,6 +36,7 @@ WARMUPS = {
 }
 PARTS = {
     "table": lambda: RateTable(8),
+    "start": Start,
     "climb": Climb,
     "settling": Settling,
     "watch": LossWatch,
@@ -121,6 +123,7 @@ SPOILED = {
     "_first_critical": (None, "x"),
     "_highest_since": (1.5,),
     "_climb_ended": (-1, 1.5, "x", True),
+    "_idle": (None, [-1], [0.5], [1], ["x"]),
     "_mark": (None, (0, None)),
     "trend": ({}, None, {"num_losses": 3}, LossTrend().state_dict() | {"num_losses": 0.5}),
     "surge": ({}, Surge().state_dict() | {"above": "x"}, Surge().state_dict() | {"lowest": None}),
