@@ -1,7 +1,8 @@
 """The picture for the page on EdgeWarmup, from the stored runs of benchmarks/edge_ceilings.py and of its grid.
 
 `PYTHONPATH=benchmarks python docs/studies/edge_ceilings_plots.py [FOLDER OF RUNS]`: writes
-docs/images/edge-warmup-ceilings.png. Points of EdgeWarmup are single runs; those of the grid are means of the seeds that a rate has.
+docs/images/edge-warmup-ceilings.png. Points of EdgeWarmup are single runs; those of the grid are means of the seeds
+that a rate has.
 """
 
 import math
