@@ -59,6 +59,21 @@ def measured(lr=0.1):
     return share, w
 
 
+def test_of_frozen_parameters_nothing_is_kept_and_they_take_no_share_of_the_entries(monkeypatch):
+    monkeypatch.setattr("edgewise.signals.slopes._MOST_ENTRIES", 3)
+    w, frozen = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1000), requires_grad=False)
+    optimizer, share = SGD([w, frozen], lr=0.1), RateShare()
+    for _ in range(2):
+        optimizer.zero_grad()
+        (2 * w.square()).sum().backward()
+        share.add([w, frozen], Ranks())
+        share.before_step([w, frozen])
+        assert [kept.numel() for kept in share.kept] == [3, 0]
+        optimizer.step()
+        share.after_step([w, frozen])
+    assert share.value == pytest.approx(0.1 / 0.5, rel=1e-5)
+
+
 def test_before_there_is_an_update_slopes_say_nothing():
     w, share = nn.Parameter(torch.ones(2)), RateShare()
     w.grad = torch.ones(2)

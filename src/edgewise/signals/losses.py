@@ -13,6 +13,7 @@ _LEAST_DEVIATION = 0.01  # of the mean over all losses so far: a loss without no
 _SPIKE = 6.0  # deviations above the average, beyond which a loss is a spike
 _MEMORY = 1 / 8  # of the losses so far, that the level of the loss is the average of
 _LEVEL_MEMORY = 10.0  # losses at least, for the level
+_FEWEST_BEFORE_SURGE = 5  # losses
 _OVERFLOWS = 3  # losses in a row that are not finite
 _FORGETTING = 0.5  # over the losses so far: how fast the lowest level follows the level up
 _DRIFT = 1.5  # deviations above the lowest level, that chance explains
@@ -24,8 +25,8 @@ class LossTrend(Signal):
 
         s = −(z + 1)/2, within [−1, 1],   z = b/σ_b
 
-    b is the slope of the loss over the logarithm of the update, by least squares over the last eighth of the losses, and
-    10 at least, with weights that die away; σ_b its standard error. The updates' logarithm, as training slows down
+    b is the slope of the loss over the logarithm of the update, by least squares over the last eighth of the losses
+    (10 at least, with weights that die away), σ_b its standard error. The updates' logarithm, as training slows down
     like a power of their number. z has no unit, and what is added to the losses does not matter. Where the loss has
     fallen by less than three deviations since the first ten losses, s = −z/2: on a plateau that no rate has left yet,
     no rate is too high. A loss counts as six deviations above the mean at most. Of the first 20 losses s is 0.
@@ -35,7 +36,9 @@ class LossTrend(Signal):
         self.num_losses = 0
         self.first = 0.0  # mean of the first ten
         self.weight = self.weight_squares = 0.0  # sums over the weights of the losses, and of their squares
-        self.mean_time = self.mean = 0.0  # of log(t + 10) and of the loss, so weighted; and their second moments:
+        self.mean_time = self.mean = (
+            0.0  # of log(t + 10) and of the loss, so weighted; and their second moments:
+        )
         self.time_variance = self.covariance = self.variance = 0.0
 
     @property
@@ -165,6 +168,10 @@ class RiseAlarm(Signal):
         self.num_losses += 1
         self.rings = self.num_losses > _FEWEST_LOSSES and self._exceeds(loss)
 
+    def restart(self) -> None:
+        """Take the level for the next loss: that it has risen is known."""
+        self.rings = True
+
     def _exceeds(self, loss: float) -> bool:
         noise = _noise(self.deviation, self.mean_deviation)
         if self.rings or self.level <= self.lowest:
@@ -175,6 +182,32 @@ class RiseAlarm(Signal):
             excess = min(_SPIKE, (loss - self.lowest) / self.noise)
             self.sum = max(0.0, self.sum + excess - _DRIFT)
         return self.sum > _RISE
+
+
+class Surge(Signal):
+    """Whether two losses in a row are further above all before them than those lie apart, of which there are five.
+
+    An instability grows so, at any noise, also among the first losses, of which the noise is not known yet. One batch
+    that stands out does not.
+    """
+
+    _passing: ClassVar = ("value",)
+
+    def __init__(self) -> None:
+        self.num_losses = 0
+        self.lowest, self.highest = math.inf, -math.inf  # of all but a last one that is so far above
+        self.above: float | None = None  # that one
+        self.value = False
+
+    def add(self, loss: float) -> None:
+        """Take in a loss, finite."""
+        is_above = self.num_losses >= _FEWEST_BEFORE_SURGE and loss > 2 * self.highest - self.lowest
+        self.value = is_above and self.above is not None
+        self.num_losses += 1
+        for seen in (self.above, None if is_above and not self.value else loss):
+            if seen is not None:
+                self.lowest, self.highest = min(self.lowest, seen), max(self.highest, seen)
+        self.above = loss if is_above and not self.value else None
 
 
 class Overflows(Signal):

@@ -25,7 +25,7 @@ class RateShare(Signal):
     ends at the minimum along it. The noise of small batches counts: what the next batch does not share is no descent.
 
     Of a large model the products are over a block of each parameter, in proportion to its size, and another block at
-    every update: passes over memory cost, too.
+    every update: passes over memory cost, too. Of parameters that are frozen nothing is kept.
 
     Between updates it keeps copies: `before_step`, the update, `after_step`, and `add` with the next gradients.
     """
@@ -43,8 +43,9 @@ class RateShare(Signal):
     def before_step(self, parameters: Sequence[Tensor]) -> None:
         """Keep the next blocks of the parameters as they are."""
         self.turn += 1
-        self.share = min(1.0, _MOST_ENTRIES / max(1, sum(local(p).numel() for p in parameters)))
-        self.kept = [self._block(p).clone() for p in parameters]
+        trained = [p for p in parameters if p.requires_grad]
+        self.share = min(1.0, _MOST_ENTRIES / max(1, sum(local(p).numel() for p in trained)))
+        self.kept = [self._block(p).clone() if p.requires_grad else local(p.detach()).new_empty(0) for p in parameters]
         self.moved = False
 
     def after_step(self, parameters: Sequence[Tensor]) -> None:
@@ -52,7 +53,8 @@ class RateShare(Signal):
         if not self.kept or self.moved:
             return
         for kept, parameter in zip(self.kept, parameters, strict=True):
-            torch.sub(self._block(parameter), kept, out=kept)
+            if kept.numel() > 0:
+                torch.sub(self._block(parameter), kept, out=kept)
         self.slope_at_start = self._slope(parameters)
         self.moved = True
 
@@ -82,7 +84,7 @@ class RateShare(Signal):
         pairs = [
             (self._block(p.grad), kept)
             for p, kept in zip(parameters, self.kept, strict=True)
-            if p.grad is not None
+            if p.grad is not None and kept.numel() > 0
         ]
         return inner([gradient for gradient, _ in pairs], [kept for _, kept in pairs])
 

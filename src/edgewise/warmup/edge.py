@@ -38,41 +38,44 @@ _MOST_FIRST_FORWARDS = 20  # of the search for the start
 class EdgeWarmup(AdaptiveWarmup):
     """Raise the learning rate as fast as training allows, and no further than it allows: no length, nothing to set.
 
-    First it *climbs*, by what the gradients say, then it *creeps* on, by what the loss says, never above the target:
+    First it *climbs*, by what the gradients say, then it *creeps* on, by what the losses say, never above the target:
 
         climb:  η ← η·exp(ρ(1 − ζ/0.6)),  ζ = ½(1 + Σ g_{t+1}·Δθ_t / Σ |g_t·Δθ_t|),  until ζ > 0.6
-        creep:  η ← η·exp(2s/t),  s = −Σδ / Σ|δ| ∈ [−1, 1],  δ = ΔL/U
+        creep:  η ← η·exp(2s/t),  s = −(z + 1)/2 ∈ [−1, 1]
 
     ζ is the share of the critical rate that the updates Δθ take, from the slopes at both ends of each. ρ is 1 − β under
-    momentum β, at most 0.3, and half of that under Adam and its kin. s is 1 while the loss falls on batches that no
-    update has seen, and negative while it rises. ΔL is its change since the last look, and U what losses vary by. Of
-    losses only differences count. The page docs/edge-warmup.md says how this works, and what each constant is for.
+    momentum β, at most 0.3, and half of that under Adam and its kin. z is the slope of the loss over log t in the last
+    eighth of the updates, in units of its standard error: s is 1 where the loss falls beyond doubt, and negative where
+    chance explains it, or it rises. Where it is negative, the climb stands still. Of losses only differences count. The
+    page docs/edge-warmup.md says how this works, and what each constant is for.
 
     - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards, or
-      less: no first update of more than 1 % of the parameters' norm. Updates that say nothing are waited out.
-    - *Looks* at the loss cost one forward each (two where `loss` is not given, or is not what the closure returns:
-      autocast, dropout). Their number grows like log t. Without the budget for one, the rate does not rise.
-    - *Halved* is the rate where the loss has risen for good, or three losses in a row are not finite, or an update was
-      made on one. This goes on for four times the length of the warmup, and halves what follows by `then` as well.
-    - *Held back* are single updates on batches whose given loss stands out, and those after them, for as long as
-      `observe` is called. Neither a scheduler that follows nor `export` sees that share of the rate.
-    - *End:* when the rate has settled, at the target or below: it changed by less than a fifth over the last third of
-      the updates, and over 50 at least. `status` says AT_TARGET or HELD_BELOW_TARGET, and `lr_held` at which rate,
-      also where it was halved since. What follows by `then` starts from there.
+      less: no first update of more than 1 % of the norm of any matrix. Updates that say nothing are waited out.
+    - *Losses* are those that `loss` gives, at no cost. Without, `observe` evaluates the closure, one forward each, at
+      the updates that the budget allows: first at all of them, later at one in twelve.
+    - *Halved* is the rate where the loss has risen for good, two losses surge beyond all before, three in a row are not
+      finite, or an update was made on one that is not. This goes on for four times the length of the warmup, and
+      halves what follows by `then` as well.
+    - *Held back* are single updates on batches whose loss stands out, and those after them, for as long as `observe` is
+      called. Neither a scheduler that follows nor `export` sees that share of the rate.
+    - *End:* at the target, once the rate has stood there for a third of the updates, and for 50 at least; below it at
+      half of the run. If that is not known, also where the rate has settled below, and after five times the length of
+      the climb, or 200 updates, at the latest. `status` says AT_TARGET or HELD_BELOW_TARGET, and
+      `lr_held` at which rate, also where it was halved since. What follows by `then` starts from there.
     - *Fallback:* where nothing can be measured, it is linear warmup, once, with a warning that names the reason: over a
       tenth of `num_steps`; if that is not known, over 2/(1 − β₂) updates or, without a β₂, 200.
 
-    While it creeps, a copy of the parameters is kept.
+    While it climbs, a copy of the parameters is kept, or of blocks of them.
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
-        num_steps: length of the run, if it is known: the warmup then ends at half of it at the latest, and its looks
-            are paid from the whole run. A saved state may be loaded where it is another.
+        num_steps: length of the run; give it if it is known: without, a rate may be held too early or too late. The
+            warmup then ends at half of it at the latest. A saved state may be loaded where it is another.
         max_overhead: share of the training's cost that `observe` may add, counted in forwards, of which an update is
             three; the run is taken to have `num_steps` updates, or 400 if that is not known. `None` for no limit.
-        saves_copies: whether `state_dict` holds the copy of the parameters, so that a resumed run has the same rates
-            bit for bit. False: plain numbers; after a resume it compares with the parameters as they are then, from
-            the next update on. `None`: True, unless parameters are sharded (FSDP2), where one rank alone may save.
+        saves_copies: whether `state_dict` holds the copy of the parameters, so that a run resumed in the climb has the
+            same rates bit for bit. False: plain numbers; the climb then goes on from the next update. `None`:
+            True, unless parameters are sharded (FSDP2), where one rank alone may save.
 
     Attributes:
         found: the `BestStepResult` of the first batch, or `None`.
@@ -123,7 +126,7 @@ class EdgeWarmup(AdaptiveWarmup):
         super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
-        """Find the start at the first update; let the rate grow, and look at the loss where it is due; guard all along.
+        """Find the start at the first update; let the rate grow by gradients and losses; guard all along.
 
         Call it between `loss.backward()` and `optimizer.step()`, after unscaling and clipping, at every update. Where
         several ranks train the model, they must all call it. Once the warmup is over it calls the closure no more,
@@ -133,8 +136,8 @@ class EdgeWarmup(AdaptiveWarmup):
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward; or an
                 `UpdateLoss`, to which the micro-batches of the update have been added, and which knows their loss.
-            loss: the value that was just computed for `backward()`: saves a forward at each look, and shows spikes and
-                rises.
+            loss: the value that was just computed for `backward()`: give it, as it saves a forward, and what follows
+                the warmup is watched by it alone.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
@@ -302,7 +305,9 @@ class EdgeWarmup(AdaptiveWarmup):
         """The update that ends it at the latest."""
         if self.num_steps is not None:
             return self.num_steps // 2
-        return math.inf if self._climb.ended is None else max(_SHORTEST_RUN // 2, _LONGEST * self._climb.ended)
+        return (
+            math.inf if self._climb.ended is None else max(_SHORTEST_RUN // 2, _LONGEST * self._climb.ended)
+        )
 
     def _plan(self, num_steps: int) -> None:
         self.num_steps, self._latest_end = num_steps, latest_end(num_steps)

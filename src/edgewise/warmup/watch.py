@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from edgewise.signals.losses import LossTrend, Overflows, RiseAlarm, SpikeGuard
+from edgewise.signals.losses import LossTrend, Overflows, RiseAlarm, SpikeGuard, Surge
 from edgewise.warmup.settling import SHORTEST_HOLD
 from edgewise.warmup.state import Saved
 
@@ -19,7 +19,8 @@ class LossWatch:
     """
 
     def __init__(self) -> None:
-        self.guard, self.alarm, self.overflows, self.trend = SpikeGuard(), RiseAlarm(), Overflows(), LossTrend()
+        self.guard, self.trend = SpikeGuard(), LossTrend()
+        self.alarm, self.surge, self.overflows = RiseAlarm(), Surge(), Overflows()
         self.rises = False
 
     def add(self, loss: float, update: int, *, recovery: float) -> None:
@@ -30,7 +31,10 @@ class LossWatch:
             self.guard.add(loss, recovery=recovery)
             self.alarm.add(loss)
             self.trend.add(loss, update)
-            self.rises = self.rises or self.alarm.value
+            self.surge.add(loss)
+            self.rises = self.rises or self.alarm.value or self.surge.value
+            if self.surge.value:  # one event
+                self.alarm.restart()
 
     @property
     def share(self) -> float:
@@ -43,11 +47,15 @@ class LossWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers."""
-        return {name: getattr(self, name).state_dict() for name in ("guard", "alarm", "overflows", "trend")}
+        return {
+            name: getattr(self, name).state_dict()
+            for name in ("guard", "trend", "alarm", "surge", "overflows")
+        }
 
     def load_state_dict(self, saved: Saved) -> None:
         """Go on from a state."""
         self.guard = saved.signal("guard", SpikeGuard())
         self.alarm = saved.signal("alarm", RiseAlarm())
         self.overflows = saved.signal("overflows", Overflows())
+        self.surge = saved.signal("surge", Surge())
         self.trend = saved.signal("trend", LossTrend())
