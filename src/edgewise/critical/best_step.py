@@ -1,7 +1,7 @@
 """How far one update lowers the loss most: the scale of a rate, found from above by forwards."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,6 +22,7 @@ def search_best_step(
     max_change: float,
     max_forwards: int,
     known: float | None = None,
+    matrices: Collection[Tensor] | None = None,
 ) -> BestStepResult:
     """Find the rate at which one update lowers the loss most, of those not above `max_lr` that change little.
 
@@ -39,6 +40,7 @@ def search_best_step(
             zero, there is no limit.
         max_forwards: budget of loss evaluations, ≥ 4.
         known: the loss, as an earlier evaluation had it: saves a forward where the closure gives the same.
+        matrices: the W, where not all count.
 
     Raises:
         ValueError: no parameter has a gradient.
@@ -53,7 +55,8 @@ def search_best_step(
                 slope=slope, resolution=loss.resolution, max_forwards=max_forwards - loss.num_forwards
             )
             trace = Trace(lambda lr: loss.change(update.at(lr), lr), line)
-            longest = max_change / update.relative_length if update.relative_length > 0 else math.inf
+            relative = update.relative_length(matrices)
+            longest = max_change / relative if relative > 0 else math.inf
             lr, status = _descend(trace, min(max_lr, longest))
             fault = check_gradient(trace)
             lr, status = (lr, status) if fault is None else (0.0, fault)

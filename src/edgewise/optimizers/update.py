@@ -3,7 +3,7 @@
 import inspect
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -103,7 +103,7 @@ class Update:
         size = sum(local(p).numel() for p in self._parameters)
         self._vector = torch.zeros(size, dtype=dtype, device=local(self._parameters[0]).device)
         self._rate = 0.0  # at which the vector was taken
-        self.relative_length = 0.0  # largest ‖u‖/‖θ‖ of a matrix; 0 where all parameters are
+        self._norms: list[list[float]] = []  # of u and θ, of each parameter
         self.is_linear = self._take(first)
         snapshot.rewind()
         if self.is_linear:
@@ -117,22 +117,35 @@ class Update:
             self._snapshot.rewind()
         return self._vector
 
+    def relative_length(self, matrices: Collection[Tensor] | None = None) -> float:
+        """Return the largest ‖u_W‖/‖W‖ of a matrix W ≠ 0, of these or of all; where there is none, ‖u‖/‖θ‖ of all.
+
+        A matrix is a parameter of two dimensions or more. Gains and biases do not count beside them: LayerNorm's gains
+        can hold most of ‖θ‖, and hide that an update overwrites random features. It is 0 where all parameters are.
+        """
+        pairs = list(zip(self._norms, self._parameters, strict=True))
+        counted = [norms for norms, p in pairs if p.dim() > 1 and (matrices is None or p in set(matrices))]
+        shares = [length / size for length, size in counted if size > 0]
+        if shares:
+            return max(shares)
+        length, size = (math.hypot(*each) for each in zip(*self._norms, strict=True))
+        return length / size if size > 0 else 0.0
+
     def _take(self, rate: float) -> bool:
         """Fill the vector from steps long enough to be precise, and tell whether u is the same at both."""
         highest = HIGHEST / max(self._ratios)
         for _ in range(_MOST_RAISES):
-            _, length, size, relative = self._step(rate)
+            _, length, size = self._step(rate)
             share = length * rate / size if size > 0 else 1.0
             if not share < _SHORT or rate >= highest:  # NaN too: a longer step tells no more
                 break
             rate = min(rate * (min(_SHORT / share, _RAISE) if share > 0 else _RAISE), highest)
-        self.relative_length = relative
-        change, length, _, _ = self._step(_FACTOR * rate)
+        change, length, _ = self._step(_FACTOR * rate)
         rounding = max(torch.finfo(p.dtype).eps for p in self._parameters) * size / rate
         return change <= _NONLINEAR * length + rounding
 
-    def _step(self, lr: float) -> tuple[float, float, float, float]:
-        """Write u(lr) to the vector; return the norms of its change, of itself, of θ, and its relative length."""
+    def _step(self, lr: float) -> tuple[float, float, float]:
+        """Write u(lr) to the vector; return the norms of its change, of itself, and of θ."""
         self._rate = lr
         self._snapshot.rewind()
         set_rates(self._optimizer, [lr * ratio for ratio in self._ratios])
@@ -150,18 +163,6 @@ class Update:
             part.copy_(new)
         if self._ranks.sharded:
             squares = self._ranks.sum(squares)
+        self._norms = squares[:, 1:].sqrt().tolist()
         change, length, size = squares.sum(0).sqrt().tolist()
-        return change, length, size, self._relative_length(squares[:, 1:].sqrt().tolist())
-
-    def _relative_length(self, norms: list[list[float]]) -> float:
-        """Return the largest share of its norm that u is of one matrix; where all of them are 0, that of all entries.
-
-        Gains and biases do not count beside matrices: LayerNorm's gains can hold most of ‖θ‖, and hide that an update
-        overwrites random features.
-        """
-        pairs = list(zip(norms, self._parameters, strict=True))
-        shares = [length / size for (length, size), p in pairs if p.dim() > 1 and size > 0]
-        if shares:
-            return max(shares)
-        length, size = (math.hypot(*each) for each in zip(*norms, strict=True))
-        return length / size if size > 0 else 0.0
+        return change, length, size

@@ -45,7 +45,9 @@ class RateShare(Signal):
         self.turn += 1
         trained = [p for p in parameters if p.requires_grad]
         self.share = min(1.0, _MOST_ENTRIES / max(1, sum(local(p).numel() for p in trained)))
-        self.kept = [self._block(p).clone() if p.requires_grad else local(p.detach()).new_empty(0) for p in parameters]
+        self.kept = [
+            self._block(p).clone() if p.requires_grad else local(p.detach()).new_empty(0) for p in parameters
+        ]
         self.moved = False
 
     def after_step(self, parameters: Sequence[Tensor]) -> None:

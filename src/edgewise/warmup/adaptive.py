@@ -12,6 +12,8 @@ from edgewise.warmup.rate_table import RateTable
 from edgewise.warmup.scheduler import Warmup
 from edgewise.warmup.state import Saved
 
+_PATIENCE = 200  # updates of linear warmup, where there is no β₂
+
 
 class AdaptiveWarmup(Warmup):
     """A warmup without a length: `observe` sets the factor of the coming update.
@@ -94,3 +96,11 @@ class AdaptiveWarmup(Warmup):
 def latest_end(num_steps: int) -> int:
     """Return how many updates a warmup may have that ends by half of a run: update num_steps // 2 is its last."""
     return num_steps // 2 + 1
+
+
+def fallback_length(optimizer: Optimizer, num_steps: int | None) -> int:
+    """Return a tenth of the run; where that is not known, 2/(1 − β₂), or the patience where there is no β₂."""
+    if num_steps is not None:
+        return max(1, num_steps // 10)
+    decays = [float(group["betas"][1]) for group in optimizer.param_groups if len(group.get("betas", ())) > 1]
+    return round(2 / (1 - max(decays))) if decays and max(decays) < 1 else _PATIENCE

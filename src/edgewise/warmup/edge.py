@@ -8,12 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.arguments import a_flag, an_optimizer, positive_count
-from edgewise.critical import BestStepResult, search_best_step
+from edgewise.critical import BestStepResult
 from edgewise.errors import warn
-from edgewise.optimizers.averages import heavy_ball
 from edgewise.optimizers.groups import parameters, rates
 from edgewise.status import Status
-from edgewise.warmup.adaptive import AdaptiveWarmup, latest_end
+from edgewise.warmup.adaptive import AdaptiveWarmup, fallback_length, latest_end
 from edgewise.warmup.all_or_nothing import all_or_nothing
 from edgewise.warmup.climb import Climb, forgetting
 from edgewise.warmup.copies import are_saved
@@ -23,16 +22,13 @@ from edgewise.warmup.position import steps_running
 from edgewise.warmup.rate_table import STEP_BACK
 from edgewise.warmup.report import WarmupReport
 from edgewise.warmup.settling import CHANGE, Settling
-from edgewise.warmup.state import Saved, as_plain
+from edgewise.warmup.start import Start
+from edgewise.warmup.state import Saved
 from edgewise.warmup.watch import LossWatch
 
 # One set for every optimizer, here and in the parts; docs/edge-warmup.md has what each does at its extremes.
-_START = 1 / 4  # of the rate at which the first update lowers the loss most
-_MOST_CHANGE = 0.01  # of the parameters' norm, that the first update may be
-_PATIENCE = 200  # updates of linear warmup, where there is no β₂
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least
 _LONGEST = 5  # lengths of the climb that it lasts for, where the run's length is not known
-_MOST_FIRST_FORWARDS = 20  # of the search for the start
 
 
 class EdgeWarmup(AdaptiveWarmup):
@@ -45,9 +41,9 @@ class EdgeWarmup(AdaptiveWarmup):
 
     ζ is the share of the critical rate that the updates Δθ take, from the slopes at both ends of each. ρ is 1 − β under
     momentum β, at most 0.3, and half of that under Adam and its kin. z is the slope of the loss over log t in the last
-    eighth of the updates, in units of its standard error: s is 1 where the loss falls beyond doubt, and negative where
-    chance explains it, or it rises. Where it is negative, the climb stands still. Of losses only differences count. The
-    page docs/edge-warmup.md says how this works, and what each constant is for.
+    eighth of the updates, in units of its standard error. So s is 1 where the loss falls beyond doubt, and negative
+    where chance explains it; there the climb stands still. Of losses only differences count. The page
+    docs/edge-warmup.md says how this works, and what each constant is for.
 
     - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards, or
       less: no first update of more than 1 % of the norm of any matrix. Updates that say nothing are waited out.
@@ -65,7 +61,7 @@ class EdgeWarmup(AdaptiveWarmup):
     - *Fallback:* where nothing can be measured, it is linear warmup, once, with a warning that names the reason: over a
       tenth of `num_steps`; if that is not known, over 2/(1 − β₂) updates or, without a β₂, 200.
 
-    While it climbs, a copy of the parameters is kept, or of blocks of them.
+    While it climbs, blocks of the parameters are kept.
 
     Args:
         optimizer: any whose `step()` needs no closure; its groups' rates are the targets, and their ratios are kept.
@@ -73,9 +69,9 @@ class EdgeWarmup(AdaptiveWarmup):
             warmup then ends at half of it at the latest. A saved state may be loaded where it is another.
         max_overhead: share of the training's cost that `observe` may add, counted in forwards, of which an update is
             three; the run is taken to have `num_steps` updates, or 400 if that is not known. `None` for no limit.
-        saves_copies: whether `state_dict` holds the copy of the parameters, so that a run resumed in the climb has the
-            same rates bit for bit. False: plain numbers; the climb then goes on from the next update. `None`:
-            True, unless parameters are sharded (FSDP2), where one rank alone may save.
+        saves_copies: whether `state_dict` holds these blocks, so that a run resumed in the climb has the same rates
+            bit for bit. False: plain numbers; the climb then goes on from the next update. `None`: True, unless
+            parameters are sharded (FSDP2), where one rank alone may save.
 
     Attributes:
         found: the `BestStepResult` of the first batch, or `None`.
@@ -119,10 +115,9 @@ class EdgeWarmup(AdaptiveWarmup):
         optimizer = an_optimizer("optimizer", optimizer, has_rates=True)
         self.saves_copies = None if saves_copies is None else a_flag("saves_copies", saves_copies)
         self.num_steps = None if num_steps is None else positive_count("num_steps", num_steps)
-        self.found: BestStepResult | None = None
-        self._climb, self._settling = Climb(), Settling()
+        self._start, self._climb, self._settling = Start(), Climb(), Settling()
         self._watch = LossWatch()
-        length = _fallback_length(optimizer, self.num_steps)
+        length = fallback_length(optimizer, self.num_steps)
         super().__init__(optimizer, fallback_length=length, max_overhead=max_overhead)
 
     def observe(self, closure: Callable[[], Tensor], *, loss: Tensor | float | None = None) -> None:
@@ -136,8 +131,7 @@ class EdgeWarmup(AdaptiveWarmup):
         Args:
             closure: returns the loss on the batch of the current gradients, without calling backward; or an
                 `UpdateLoss`, to which the micro-batches of the update have been added, and which knows their loss.
-            loss: the value that was just computed for `backward()`: give it, as it saves a forward, and what follows
-                the warmup is watched by it alone.
+            loss: the value that was just computed for `backward()`: it saves forwards, and alone watches what follows.
 
         Raises:
             TypeError: `closure` is not a function without arguments, or `loss` is not a number.
@@ -168,6 +162,11 @@ class EdgeWarmup(AdaptiveWarmup):
             self._apply()
         if steps_running(self.optimizer):  # observed by the closure of the step, whose rates have been taken
             self._step_share.take()
+
+    @property
+    def found(self) -> BestStepResult | None:
+        """What the search on the first batch found."""
+        return self._start.found
 
     @property
     def status(self) -> Status:
@@ -205,6 +204,8 @@ class EdgeWarmup(AdaptiveWarmup):
         elif self.found is None:
             self._begin(closure, value)
         elif self._updates.made > self._table.rates[-1][0]:  # a step that was skipped is no progress
+            if self._start.idle:
+                self._begin_again(closure, value)
             if self._climb.is_on:
                 self._climb_on(closure)
             else:
@@ -217,31 +218,38 @@ class EdgeWarmup(AdaptiveWarmup):
             return
         target = float(self.base_lrs[0])
         found = self._search(
-            closure,
-            lambda: search_best_step(
-                self.optimizer,
-                closure,
-                max_lr=target / _START,
-                max_change=_MOST_CHANGE * (1 - heavy_ball(self.optimizer)) / _START,
-                max_forwards=_MOST_FIRST_FORWARDS,
-                known=value,
-            ),
+            closure, lambda: self._start.search(self.optimizer, closure, target=target, known=value)
         )
         if found is None:
             return
         if not math.isfinite(found.slope):
             self._wait()
             return
-        self.found = found
+        self._start.begin(found, parameters(self.optimizer), self._observation.ranks(closure))
         if found.lr == 0:
             self._fall_back(f"the first update shows no scale for the rate, {found.status.value}")
             return
-        self._table.begin(self._updates.made, min(1.0, _START * found.lr / target))
-        if self._factor == 1.0:  # no warmup is needed
+        self._table.begin(self._updates.made, self._start.factor(found, target))
+        if self._factor == 1.0 and not self._start.idle:  # no warmup is needed
             self._finish()
         else:
             self._settling.begin(self._updates.made, self._factor)
             self._climb.go_on(parameters(self.optimizer))
+
+    def _begin_again(self, closure: Callable[[], Tensor], value: float | None) -> None:
+        """Lower the start where matrices that had no gradient before would be overwritten."""
+        ranks = self._observation.ranks(closure)
+        awake = self._start.awake(self._updates.made, parameters(self.optimizer), ranks)
+        if not awake:
+            return
+        target = float(self.base_lrs[0])
+        found = self._search(
+            closure,
+            lambda: self._start.search(self.optimizer, closure, target=target, known=value, matrices=awake),
+        )
+        if found is not None and 0 < self._start.factor(found, target) < self._factor:
+            self._table.begin(self._updates.made, self._start.factor(found, target))
+            self._settling.begin(self._updates.made, self._factor)
 
     def _climb_on(self, closure: Callable[[], Tensor]) -> None:
         self._climb.add(parameters(self.optimizer), self._observation.ranks(closure))
@@ -311,7 +319,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     def _plan(self, num_steps: int) -> None:
         self.num_steps, self._latest_end = num_steps, latest_end(num_steps)
-        self._table.plan(self._updates.made, _fallback_length(self.optimizer, num_steps))
+        self._table.plan(self._updates.made, fallback_length(self.optimizer, num_steps))
 
     @property
     def _copies(self) -> Climb:
@@ -324,7 +332,7 @@ class EdgeWarmup(AdaptiveWarmup):
     def _seen(self) -> dict[str, Any]:
         copies = are_saved(self.saves_copies, parameters(self.optimizer))
         return {
-            "found": as_plain(self.found),
+            **self._start.state_dict(),
             **self._climb.state_dict(copies=copies),
             **self._settling.state_dict(),
             **self._watch.state_dict(),
@@ -333,18 +341,10 @@ class EdgeWarmup(AdaptiveWarmup):
     def _read_seen(self, saved: Saved) -> dict[str, Any]:
         saved.count_or_none("num_steps")
         climb = Climb()
-        parts: dict[str, Climb | Settling | LossWatch]
-        parts = {"_climb": climb, "_settling": Settling(), "_watch": LossWatch()}
+        parts: dict[str, Start | Climb | Settling | LossWatch]
+        parts = {"_start": Start(), "_climb": climb, "_settling": Settling(), "_watch": LossWatch()}
         for part in parts.values():
             part.load_state_dict(saved)
         if not are_saved(self.saves_copies, parameters(self.optimizer)):  # a state may hold another rank's
             climb.slopes.give_up_copies()
-        return {"found": saved.result("found", BestStepResult), **parts}
-
-
-def _fallback_length(optimizer: Optimizer, num_steps: int | None) -> int:
-    """Return a tenth of the run; where that is not known, 2/(1 − β₂), or the patience where there is no β₂."""
-    if num_steps is not None:
-        return max(1, num_steps // 10)
-    decays = [float(group["betas"][1]) for group in optimizer.param_groups if len(group.get("betas", ())) > 1]
-    return round(2 / (1 - max(decays))) if decays and max(decays) < 1 else _PATIENCE
+        return dict(parts)

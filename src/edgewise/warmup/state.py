@@ -111,6 +111,15 @@ class Saved:
         if len(values) != num or not all(_is_number(v) and math.isfinite(v) for v in values):
             raise self._wrong(name, f"{num} rates, one a parameter group")
 
+    def indices(self, name: str) -> list[int]:
+        """Return a list of the numbers of parameters, from 0."""
+        values = self[name]
+        if not _is_sequence(values) or not all(
+            _is_whole(v) and 0 <= v < len(self._parameters) for v in values
+        ):
+            raise self._wrong(name, f"a list of whole numbers from 0 to {len(self._parameters) - 1}")
+        return [int(value) for value in values]
+
     def step(self, name: str) -> tuple[int, float]:
         """Return an update and the factor it has."""
         return self._step(name, self[name])

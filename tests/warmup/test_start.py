@@ -1,0 +1,108 @@
+"""Where EdgeWarmup starts: no update may overwrite a matrix, also one that has no gradient at first.
+
+Oracle: the changes that the first updates make, measured. Cannot see: whether 1 % is the right share.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+
+from edgewise import EdgeWarmup
+
+SHARE = 0.01
+
+
+def train(model, optimizer, steps, *, warmup=None, lr=None, seed=0):
+    """Return how much each update changes each parameter, as a share of its norm; nan of one that is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    warmup = warmup or EdgeWarmup(optimizer, num_steps=400)
+    changes = []
+    for _ in range(steps):
+        inputs = torch.randn(16, 6, generator=generator)
+        optimizer.zero_grad()
+        loss = (model(inputs) - inputs[:, :3]).square().mean()
+        loss.backward()
+        warmup.observe(lambda x=inputs: (model(x) - x[:, :3]).square().mean(), loss=loss)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step()
+        warmup.step()
+        moved = zip(before, model.parameters(), strict=True)
+        changes.append([float((p.detach() - b).norm() / b.norm()) for b, p in moved])
+    return warmup, changes
+
+
+def network(*, zero_head=False):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 3, bias=False))
+    if zero_head:
+        nn.init.zeros_(model[2].weight)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make_optimizer", [lambda p: AdamW(p, lr=1.0), lambda p: SGD(p, lr=100.0)], ids=["adamw", "sgd"]
+)
+def test_the_first_update_changes_the_matrix_that_changes_most_by_a_hundredth(make_optimizer):
+    model = network()
+    nn.init.constant_(model[1].weight, 100.0)  # gains that hold nearly all of the norm
+    nn.init.normal_(model[2].weight, std=1e-3)
+    _, [first] = train(model, make_optimizer(model.parameters()), 1)
+    assert max(first[0], first[3]) == pytest.approx(SHARE, rel=0.02)
+
+
+def test_a_matrix_that_is_zero_has_no_hundredth_and_those_behind_it_get_theirs():
+    model = network(zero_head=True)
+    warmup, [first, second] = train(model, AdamW(model.parameters(), lr=1.0), 2)
+    assert first[0] < 1e-3  # decay alone
+    assert not first[3] < torch.inf  # from nothing to something
+    assert second[0] == pytest.approx(SHARE, rel=0.02)
+    assert warmup.num_searches == 2
+    assert warmup.factor_at(1) < warmup.factor_at(0)
+
+
+def test_a_target_that_needs_no_warmup_for_the_head_needs_one_for_what_is_behind():
+    model = network(zero_head=True)
+    optimizer = AdamW(model.parameters(), lr=0.02)
+    warmup, _ = train(model, optimizer, 1)
+    assert warmup.factor_at(0) == 1.0
+    assert not warmup.finished
+    _, [second] = train(model, optimizer, 1, warmup=warmup)
+    assert second[0] == pytest.approx(SHARE, rel=0.02)
+
+
+def test_a_matrix_that_is_never_used_or_frozen_is_searched_for_no_second_time():
+    for freeze in (False, True):
+        model = network()
+        model.unused = nn.Linear(4, 4, bias=False)
+        model.unused.weight.requires_grad_(not freeze)
+        model.forward = lambda x, net=model: net[2](net[1](net[0](x)))
+        warmup, _ = train(model, AdamW(model.parameters(), lr=1.0), 14)
+        assert warmup.num_searches == 1
+        assert warmup.state_dict()["_idle"] == []
+
+
+def test_a_run_resumed_between_the_two_searches_makes_the_second():
+    rates = []
+    for resumes in (False, True):
+        model = network(zero_head=True)
+        optimizer = AdamW(model.parameters(), lr=1.0)
+        warmup, _ = train(model, optimizer, 1)
+        assert warmup.state_dict()["_idle"] == [0]
+        if resumes:
+            state = warmup.state_dict()
+            warmup.close()
+            optimizer.param_groups[0]["lr"] = 1.0
+            warmup = EdgeWarmup(optimizer, num_steps=400)
+            warmup.load_state_dict(state)
+        train(model, optimizer, 5, warmup=warmup, seed=1)
+        rates.append(warmup.export())
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("wrong", [[7], [-1], [0.5], 1, None])
+def test_a_state_with_other_matrices_is_refused(wrong):
+    model = network()
+    warmup = EdgeWarmup(AdamW(model.parameters(), lr=1.0), num_steps=400)
+    with pytest.raises(ValueError, match=r"_idle in .* must be a list of whole numbers from 0 to 3"):
+        warmup.load_state_dict(warmup.state_dict() | {"_idle": wrong})
