@@ -7,17 +7,17 @@ the grid, keeps both in `advice_runs`, and writes the tables of docs/inspect-evi
 development were looked at while the rules of `edgewise.advice.rates` were chosen; held-out pairs were not.
 """
 
-import csv
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import advice_peers
 import torch
-from advice_grid import NUM_UPDATES, RUNS, SEEDS, Run, Runs, is_octave, trains
+from advice_grid import NUM_UPDATES, RUNS, SEEDS, Run, Runs, best_rate, trains
 from advice_tasks import PAIRS, Pair
+from stored import Stored
 
 from edgewise.advice.rates import suggest
 from edgewise.advice.trial import run_trial
@@ -100,21 +100,14 @@ class Judged:
 
 def read_truth(pair: Pair, runs: Sequence[Run]) -> Truth:
     """Return what the grid says: the boundary by the first seed, the best rate by the means of all."""
-    finals: dict[float, list[float]] = {}
-    for run in runs:
-        if run.pair == pair.name:
-            finals.setdefault(run.lr, []).append(run.final)
     first = {run.lr: run.final for run in runs if run.pair == pair.name and run.seed == SEEDS[0]}
-    means = {
-        lr: sum(found) / len(SEEDS)
-        for lr, found in finals.items()
-        if len(found) == len(SEEDS) and is_octave(pair, lr)
-    }
-    best = min(means, key=means.__getitem__)
+    best, losses = best_rate(pair, runs)
     untrained, lowest = pair.constant_loss(), min(first.values())
     bad = min(lr for lr in first if lr > best and not trains(untrained, first[lr], lowest))
     good = max(lr for lr in first if lr < bad)
-    return Truth(best=best, loss=means[best], untrained=untrained, highest_good=good, lowest_bad=bad)
+    return Truth(
+        best=best, loss=sum(losses) / len(losses), untrained=untrained, highest_good=good, lowest_bad=bad
+    )
 
 
 def by_trial(pair: Pair) -> Answer:
@@ -156,28 +149,13 @@ METHODS = {
 
 def ask_all(path: Path) -> list[Answer]:
     """Return all answers, asked for where they are not in the file."""
-    names = [field.name for field in fields(Answer)]
-    answers: list[Answer] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            answers = [
-                Answer(
-                    pair=row["pair"],
-                    method=row["method"],
-                    lr=float(row["lr"]),
-                    largest=float(row["largest"]),
-                    cost=float(row["cost"]),
-                )
-                for row in csv.DictReader(file)
-            ]
-    known = {(answer.pair, answer.method) for answer in answers}
+    stored = Stored(Answer, path)
+    known = {(answer.pair, answer.method) for answer in stored.read()}
     for pair in PAIRS:
-        answers += [ask(pair) for name, ask in METHODS.items() if (pair.name, name) not in known]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(answer) for answer in answers)
-    return answers
+        for name, ask in METHODS.items():
+            if (pair.name, name) not in known:
+                stored.append(ask(pair))
+    return stored.read()
 
 
 def judge(pair: Pair, answer: Answer, truth: Truth, trained: Runs) -> Judged:

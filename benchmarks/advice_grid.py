@@ -16,14 +16,15 @@ its neighbours are trained once more, on other batches: their losses are means o
 """
 
 import argparse
-import csv
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from advice_tasks import PAIRS, Pair
+from advice_tasks import PAIRS, Batch, Pair
+from stored import Stored
+from torch import Tensor
 
 RUNS = Path(__file__).with_name("advice_runs")
 NUM_UPDATES, NUM_WARMUP = 1000, 100
@@ -43,32 +44,41 @@ class Run:
     final: float
 
 
-def recipe(update: int) -> float:
+def recipe(update: int, num_warmup: int = NUM_WARMUP) -> float:
     """Return the factor on the rate of an update, counted from 0: linear warmup over a tenth, linear decay to 0."""
-    warm = (update + 1) / NUM_WARMUP
-    decay = (NUM_UPDATES - update) / (NUM_UPDATES - NUM_WARMUP)
+    warm = (update + 1) / num_warmup
+    decay = (NUM_UPDATES - update) / (NUM_UPDATES - num_warmup)
     return min(warm, decay, 1.0)
 
 
-def train(pair: Pair, lr: float, seed: int) -> Run:
+def train(pair: Pair, lr: float, seed: int, num_warmup: int = NUM_WARMUP) -> Run:
     """Train by the recipe."""
     model, optimizer = pair.make(lr)
     targets = [group["lr"] for group in optimizer.param_groups]
+
+    def step(update: int, _batch: Batch, _loss: Tensor) -> None:
+        for group, target in zip(optimizer.param_groups, targets, strict=True):
+            group["lr"] = recipe(update, num_warmup) * target
+        optimizer.step()
+
     initial = evaluate(pair, model)
-    final = math.inf
+    final = train_by(step, pair, model, seed)
+    return Run(pair=pair.name, lr=lr, seed=seed, initial=initial, final=final)
+
+
+def train_by(
+    step: Callable[[int, Batch, Tensor], None], pair: Pair, model: torch.nn.Module, seed: int
+) -> float:
+    """Train by a step, which gets the number of an update, its batch and loss; return the final loss."""
     torch.manual_seed(seed)  # of the dropout masks
     for update, batch in zip(range(NUM_UPDATES), pair.batches(seed), strict=False):
-        optimizer.zero_grad()
+        model.zero_grad()
         loss = pair.network.loss(model, batch)
         if not math.isfinite(loss.item()):
-            break
+            return math.inf
         loss.backward()
-        for group, target in zip(optimizer.param_groups, targets, strict=True):
-            group["lr"] = recipe(update) * target
-        optimizer.step()
-    else:
-        final = evaluate(pair, model)
-    return Run(pair=pair.name, lr=lr, seed=seed, initial=initial, final=final)
+        step(update, batch, loss)
+    return evaluate(pair, model)
 
 
 def evaluate(pair: Pair, model: torch.nn.Module) -> float:
@@ -80,28 +90,11 @@ def evaluate(pair: Pair, model: torch.nn.Module) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-class Runs:
-    """The runs in a file, one a line, appended as they are trained."""
+class Runs(Stored[Run]):
+    """The runs in a file, trained where they are missing."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._names = [field.name for field in fields(Run)]
-
-    def read(self) -> list[Run]:
-        """Return all runs in the file."""
-        if not self._path.exists():
-            return []
-        with self._path.open(newline="") as file:
-            return [
-                Run(
-                    pair=row["pair"],
-                    lr=float(row["lr"]),
-                    seed=int(row["seed"]),
-                    initial=float(row["initial"]),
-                    final=float(row["final"]),
-                )
-                for row in csv.DictReader(file)
-            ]
+        super().__init__(Run, path)
 
     def get(self, pair: Pair, lr: float, seed: int) -> Run:
         """Return the run, trained if it is not in the file."""
@@ -109,12 +102,7 @@ class Runs:
             if run.pair == pair.name and run.seed == seed and math.isclose(run.lr, lr, rel_tol=1e-6):
                 return run
         run = train(pair, lr, seed)
-        is_new = not self._path.exists()
-        with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._names, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(asdict(run))
+        self.append(run)
         print(
             f"{run.pair:30} {run.lr:10.3g} seed {run.seed}: {run.initial:.4f} → {run.final:.4f}", flush=True
         )
@@ -124,6 +112,19 @@ class Runs:
 def trains(untrained: float, final: float, best: float) -> bool:
     """Whether a loss ends finite, and at least half as far below the untrained one as the best of the grid."""
     return math.isfinite(final) and untrained - final >= 0.5 * (untrained - best)
+
+
+def best_rate(pair: Pair, runs: Sequence[Run]) -> tuple[float, list[float]]:
+    """Return the octave with the lowest mean loss of those trained with all seeds, and its losses, a seed each."""
+    finals: dict[float, dict[int, float]] = {}
+    for run in runs:
+        if run.pair == pair.name and is_octave(pair, run.lr):
+            finals.setdefault(run.lr, {})[run.seed] = run.final
+    complete = {
+        lr: [found[seed] for seed in SEEDS] for lr, found in finals.items() if len(found) == len(SEEDS)
+    }
+    best = min(complete, key=lambda lr: sum(complete[lr]))
+    return best, complete[best]
 
 
 def search(pair: Pair, runs: Runs, seed: int) -> None:
@@ -178,13 +179,24 @@ def _boundary(untrained: float, found: dict[float, float]) -> Iterator[float]:
         yield min(failures) - 1
 
 
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """Add the option that shares the work among processes: (i, n), the i-th of n, counted from 0."""
+    parser.add_argument(
+        "--part",
+        type=lambda text: tuple(map(int, text.split("/"))),
+        default=(0, 1),
+        metavar="0/1",
+        help="which of how many processes this is",
+    )
+
+
 def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", default="0/1", help="which of how many processes this is")
-    part, parts = map(int, parser.parse_args().part.split("/"))
+    add_part(parser)
+    part, parts = parser.parse_args().part
     torch.set_num_threads(1)
     runs = Runs(RUNS / "grid.csv")
     for pair in PAIRS[part::parts]:

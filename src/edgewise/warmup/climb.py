@@ -1,5 +1,6 @@
 """The climb of a warmup at the edge: by what the gradients say, at no forward."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from edgewise.warmup.copies import ParameterCopies
 from edgewise.warmup.state import Saved
 
 _ENOUGH = 0.6  # share ζ of the critical rate at which climbing ends
+_LONGEST, _SHORTEST = (
+    5,
+    200,
+)  # climbs, and updates, that a warmup may take where the run's length is not known
 _FASTEST = 0.3  # log-growth of the rate an update, without momentum
 
 
@@ -43,6 +48,11 @@ class Climb(ParameterCopies):
     def is_on(self) -> bool:
         """Whether it has not ended."""
         return self.ended is None
+
+    @property
+    def latest_end(self) -> float:
+        """The update that ends the warmup at the latest, where the run's length is not known."""
+        return math.inf if self.ended is None else max(_SHORTEST, _LONGEST * self.ended)
 
     @property
     def is_high(self) -> bool:

@@ -28,7 +28,6 @@ from edgewise.warmup.watch import LossWatch
 
 # One set for every optimizer, here and in the parts; docs/edge-warmup.md has what each does at its extremes.
 _SHORTEST_RUN = 400  # updates that a run is taken to have at least
-_LONGEST = 5  # lengths of the climb that it lasts for, where the run's length is not known
 
 
 class EdgeWarmup(AdaptiveWarmup):
@@ -41,7 +40,7 @@ class EdgeWarmup(AdaptiveWarmup):
 
     ζ is the share of the critical rate that the updates Δθ take, from the slopes at both ends of each. ρ is 1 − β under
     momentum β, at most 0.3, and half of that under Adam and its kin. z is the slope of the loss over log t in the last
-    eighth of the updates, in units of its standard error. So s is 1 where the loss falls beyond doubt, and negative
+    eighth of the updates, over its standard error. So s is 1 where the loss falls beyond doubt, and negative
     where chance explains it; there the climb stands still. Of losses only differences count. The page
     docs/edge-warmup.md says how this works, and what each constant is for.
 
@@ -295,27 +294,14 @@ class EdgeWarmup(AdaptiveWarmup):
     def _settle(self) -> None:
         """See whether the rate still grows: if not, stop climbing, or finish."""
         self._settling.add(self._updates.made, self._factor)
-        if self._updates.made >= self._latest_creep:
-            self._conclude()
+        latest = self._climb.latest_end if self.num_steps is None else self.num_steps // 2
+        settles = self._settling.value and (self.num_steps is None or self._factor == 1.0)
+        if self._updates.made >= latest or (settles and not self._climb.is_on):
+            if self._factor * CHANGE >= 1:  # as near to the target as a rate that has settled may vary
+                self._table.set(self._updates.made, 1.0)
+            self._finish()
         elif self._settling.value and self._climb.is_on:
             self._start_to_creep()
-        elif self._settling.value and (self.num_steps is None or self._factor == 1.0):
-            self._conclude()
-
-    def _conclude(self) -> None:
-        """Finish, at the target if the rate is as near to it as a rate that has settled may vary."""
-        if self._factor * CHANGE >= 1:
-            self._table.set(self._updates.made, 1.0)
-        self._finish()
-
-    @property
-    def _latest_creep(self) -> float:
-        """The update that ends it at the latest."""
-        if self.num_steps is not None:
-            return self.num_steps // 2
-        return (
-            math.inf if self._climb.ended is None else max(_SHORTEST_RUN // 2, _LONGEST * self._climb.ended)
-        )
 
     def _plan(self, num_steps: int) -> None:
         self.num_steps, self._latest_end = num_steps, latest_end(num_steps)

@@ -122,14 +122,18 @@ class Saved:
 
     def step(self, name: str) -> tuple[int, float]:
         """Return an update and the factor it has."""
-        return self._step(name, self[name])
+        step = _as_step(self[name])
+        if step is None:
+            raise self._wrong(name, "an update and its factor")
+        return step
 
     def steps(self, name: str) -> list[tuple[int, float]]:
         """Return a table of updates, ascending from 0, and their factors."""
         table = self[name]
-        steps = [self._step(name, entry) for entry in table] if _is_sequence(table) else []
+        entries = [_as_step(entry) for entry in table] if _is_sequence(table) else []
+        steps = [step for step in entries if step is not None and 0 < step[1] <= 1]
         updates = [update for update, _ in steps]
-        if updates[:1] != [0] or updates != sorted(set(updates)) or not all(0 < f <= 1 for _, f in steps):
+        if len(steps) < len(entries) or updates[:1] != [0] or updates != sorted(set(updates)):
             raise self._wrong(name, "pairs of an update, ascending from 0, and a factor in (0, 1]")
         return steps
 
@@ -173,11 +177,6 @@ class Saved:
             raise self._wrong(name, f"like {own!r}")
         return self[name]
 
-    def _step(self, name: str, entry: Any) -> tuple[int, float]:
-        if not (_is_sequence(entry) and len(entry) == 2 and _is_whole(entry[0]) and _is_number(entry[1])):
-            raise self._wrong(name, "an update and its factor")
-        return int(entry[0]), float(entry[1])
-
     def _wrong(self, name: str, allowed: str) -> ValueError:
         return ValueError(f"{name} in {self._owner} must be {allowed}, got {self[name]!r:.200}.")
 
@@ -185,6 +184,12 @@ class Saved:
 def as_plain(found: BestStepResult | CriticalLRResult | None) -> dict[str, Any] | None:
     """Return a result as plain numbers and strings."""
     return None if found is None else asdict(found) | {"status": found.status.name}
+
+
+def _as_step(entry: Any) -> tuple[int, float] | None:
+    if not (_is_sequence(entry) and len(entry) == 2 and _is_whole(entry[0]) and _is_number(entry[1])):
+        return None
+    return int(entry[0]), float(entry[1])
 
 
 def _is_number(value: object) -> bool:
