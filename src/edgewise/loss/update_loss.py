@@ -68,7 +68,7 @@ class UpdateLoss:
         >>> model = nn.Linear(4, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         >>> loss_fn = lambda model, x: (model(x) - 1).square().mean()
-        >>> update_loss, warmup = UpdateLoss(model, loss_fn), ew.EdgeWarmup(optimizer)
+        >>> update_loss, warmup = UpdateLoss(model, loss_fn), ew.EdgeWarmup(optimizer, num_steps=3)
         >>> for _ in range(3):
         ...     optimizer.zero_grad()
         ...     for micro_batch in torch.randn(4, 8, 4):
