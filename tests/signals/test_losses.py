@@ -165,7 +165,7 @@ def surged_by_all_before(losses):
     """From the definition, over lists of all losses: those above are part of "before" once a second one has come."""
     before, waiting, found = [], [], []
     for t, loss in enumerate(losses):
-        is_above = t >= 5 and loss - max(before) > max(before) - min(before)
+        is_above = 5 <= t < 20 and loss - max(before) > max(before) - min(before) > 0
         if is_above and not waiting:
             waiting = [loss]
         else:
@@ -188,6 +188,9 @@ FIVE = [1.0, 1.5, 1.0, 2.0, 1.2]  # two in a row above 3 surge
         ([*FIVE, 4.0, 4.0, 7.1, 7.1], [6, 8]),
         ([*FIVE, 9.0, 3.1, 17.1, 17.1], [6, 8]),
         ([*FIVE, -50.0, -51.0], []),
+        ([1.0] * 5 + [1.5, 1.5, 1.5], []),  # a rounding of losses that are all the same
+        ([*FIVE, *[1.0] * 13, 9.0, 9.0], [19]),
+        ([*FIVE, *[1.0] * 14, 9.0, 9.0, 99.0, 99.0], []),  # the alarm knows their noise by now
     ],
 )
 def test_two_losses_in_a_row_that_are_above_all_by_more_than_these_lie_apart_surge(losses, expected):

@@ -244,6 +244,18 @@ def test_without_the_loss_it_is_evaluated_at_one_forward_an_update_and_the_rates
     assert rates[1][-1] > 5 * rates[1][0]
 
 
+def test_while_there_is_no_budget_to_see_the_loss_the_rate_does_not_rise():
+    run = Quadratic(sgd(0.2, momentum=0.98), noise=0.01)
+    warmup = EdgeWarmup(run.optimizer, max_overhead=0.02, num_steps=400)
+    run.train(warmup, range(18), give_loss=False)
+    warmup._start_to_creep()
+    run.train(warmup, range(18, 150), give_loss=False)
+    assert warmup.num_forwards == 24
+    factors = warmup.export()
+    unseen = factors[30:]
+    assert all(later <= earlier for earlier, later in pairwise(unseen))
+
+
 def test_the_climb_stands_still_while_the_loss_rises_whatever_the_slopes_say():
     """A rise too slow for the alarm."""
     run = Quadratic(sgd(0.2, momentum=0.98), noise=0.01)

@@ -187,8 +187,8 @@ class RiseAlarm(Signal):
 class Surge(Signal):
     """Whether two losses in a row are further above all before them than those lie apart, of which there are five.
 
-    An instability grows so, at any noise, also among the first losses, of which the noise is not known yet. One batch
-    that stands out does not.
+    An instability grows so, at any noise; one batch that stands out does not. It is for the first 20 losses, of which
+    the noise is not known yet. What rises later is for the alarm: of ever more losses ever more surge by chance.
     """
 
     _passing: ClassVar = ("value",)
@@ -201,7 +201,8 @@ class Surge(Signal):
 
     def add(self, loss: float) -> None:
         """Take in a loss, finite."""
-        is_above = self.num_losses >= _FEWEST_BEFORE_SURGE and loss > 2 * self.highest - self.lowest
+        is_early = _FEWEST_BEFORE_SURGE <= self.num_losses < _FEWEST_LOSSES
+        is_above = is_early and loss > 2 * self.highest - self.lowest > self.highest
         self.value = is_above and self.above is not None
         self.num_losses += 1
         for seen in (self.above, None if is_above and not self.value else loss):

@@ -47,10 +47,10 @@ class EdgeWarmup(AdaptiveWarmup):
     - *Start:* a quarter of the rate at which the first update lowers the loss most, found by about four forwards, or
       less: no first update of more than 1 % of the norm of any matrix. Updates that say nothing are waited out.
     - *Losses* are those that `loss` gives, at no cost. Without, `observe` evaluates the closure, one forward each, at
-      the updates that the budget allows: first at all of them, later at one in twelve.
-    - *Halved* is the rate where the loss has risen for good, two losses surge beyond all before, three in a row are not
-      finite, or an update was made on one that is not. This goes on for four times the length of the warmup, and
-      halves what follows by `then` as well.
+      the updates that the budget allows: first at all of them, later at one in twelve. Unseen, the rate does not rise.
+    - *Halved* is the rate where the loss has risen for good, two of the first 20 surge beyond all before, three in a
+      row are not finite, or an update was made on one that is not. This goes on for four times the length of the
+      warmup, and halves what follows by `then` as well.
     - *Held back* are single updates on batches whose loss stands out, and those after them, for as long as `observe` is
       called. Neither a scheduler that follows nor `export` sees that share of the rate.
     - *End:* at the target, once the rate has stood there for a third of the updates, and for 50 at least; below it at
@@ -208,7 +208,8 @@ class EdgeWarmup(AdaptiveWarmup):
             if self._climb.is_on:
                 self._climb_on(closure)
             else:
-                self._grow(creep_growth(self._watch.trend.value, self._updates.made))
+                trend = self._watch.trend.value
+                self._grow(creep_growth(trend if value is not None else min(0.0, trend), self._updates.made))
             self._settle()
 
     def _begin(self, closure: Callable[[], Tensor], value: float | None) -> None:
@@ -257,7 +258,7 @@ class EdgeWarmup(AdaptiveWarmup):
         if growth is None:
             return
         self._grow(growth if self._watch.trend.value >= 0 else 0.0)
-        if self._climb.is_high or self._factor == 1.0:
+        if (self._climb.is_high or self._factor == 1.0) and not self._start.idle:
             self._start_to_creep()
         else:
             self._climb.go_on(parameters(self.optimizer))
