@@ -26,9 +26,9 @@ class LossTrend(Signal):
         s = −(z + 1)/2, within [−1, 1],   z = b/σ_b
 
     b is the slope of the loss over the logarithm of the update, by least squares over the last eighth of the losses
-    (10 at least, with weights that die away), σ_b its standard error. The updates' logarithm, as training slows down
-    like a power of their number. z has no unit, and what is added to the losses does not matter. Where the loss has
-    fallen by less than three deviations since the first ten losses, s = −z/2: on a plateau that no rate has left yet,
+    (10 at least, with weights w that die away), σ_b its standard error, as if they were (Σw)²/Σw² losses of equal
+    weight: of white noise z has a deviation of about 0.7. The updates' logarithm, as training slows down like a power
+    of their number. z has no unit, and what is added to the losses does not matter. Where the loss has fallen by less than three deviations since the first ten losses, s = −z/2: on a plateau that no rate has left yet,
     no rate is too high. A loss counts as six deviations above the mean at most. Of the first 20 losses s is 0.
     """
 
@@ -36,9 +36,7 @@ class LossTrend(Signal):
         self.num_losses = 0
         self.first = 0.0  # mean of the first ten
         self.weight = self.weight_squares = 0.0  # sums over the weights of the losses, and of their squares
-        self.mean_time = self.mean = (
-            0.0  # of log(t + 10) and of the loss, so weighted; and their second moments:
-        )
+        self.mean_time = self.mean = 0.0  # so weighted, of log(t + 10) and of the loss; their second moments:
         self.time_variance = self.covariance = self.variance = 0.0
 
     @property
