@@ -27,10 +27,10 @@ class LossTrend(Signal):
 
     b is the slope of the loss over the logarithm of the update, as training slows down like a power of their number. It
     is fitted by least squares to the last eighth of the losses, 10 at least, with weights w that die away. σ_b is its
-    standard error, as if they were (Σw)²/Σw² losses of equal weight: of white noise z has a deviation of about 0.7. What
-    is added to the losses does not matter. Where the loss has fallen by less than three deviations since the first ten,
-    s = −z/2: on a plateau that no rate has left yet, no rate is too high. A loss counts as six deviations above the
-    mean at most. Of the first 20 losses s is 0.
+    standard error, as if they were (Σw)²/Σw² losses of equal weight: of white noise z has a deviation of about 0.7.
+    What is added to the losses does not matter. Where the loss has fallen by less than three deviations since the first
+    ten, s = −z/2: on a plateau that no rate has left yet, no rate is too high. A loss counts as six deviations above
+    the mean at most. Of the first 20 losses s is 0.
     """
 
     def __init__(self) -> None:
