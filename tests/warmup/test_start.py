@@ -3,12 +3,14 @@
 Oracle: the changes that the first updates make, measured. Cannot see: whether 1 % is the right share.
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from edgewise import EdgeWarmup
+from edgewise import EdgeWarmup, Status
 
 SHARE = 0.01
 
@@ -98,6 +100,25 @@ def test_a_run_resumed_between_the_two_searches_makes_the_second():
         train(model, optimizer, 5, warmup=warmup, seed=1)
         rates.append(warmup.export())
     assert rates[0] == rates[1]
+
+
+def test_a_loss_that_does_not_repeat_in_the_second_search_is_a_reason_to_fall_back():
+    model = network(zero_head=True)
+    optimizer = AdamW(model.parameters(), lr=1.0)
+    warmup, _ = train(model, optimizer, 1)
+    noisy = model.forward
+    calls = itertools.count()
+    model.forward = lambda x: noisy(x) + next(calls)
+    with pytest.warns(UserWarning, match="goes on as plain linear warmup"):
+        train(model, optimizer, 1, warmup=warmup)
+    assert warmup.state_dict()["rate_share"]["kept"] == []
+    start = warmup.factor_at(1)
+    model.forward = noisy
+    train(model, optimizer, 45, warmup=warmup)
+    assert warmup.status is Status.FELL_BACK
+    assert warmup.finished
+    steps = [warmup.factor_at(update) for update in range(1, 41)]
+    assert steps == pytest.approx([min(1.0, start + k / 40) for k in range(40)])
 
 
 @pytest.mark.parametrize("wrong", [[7], [-1], [0.5], 1, None])

@@ -205,6 +205,8 @@ class EdgeWarmup(AdaptiveWarmup):
         elif self._updates.made > self._table.rates[-1][0]:  # a step that was skipped is no progress
             if self._start.idle:
                 self._begin_again(closure, value)
+            if self.fallback is not None:
+                return
             if self._climb.is_on:
                 self._climb_on(closure)
             else:
