@@ -19,6 +19,7 @@ from edgewise.ranks import Ranks, local
 _SHORT = 2.0**-4  # of ‖θ‖: a step so long that rounding of the parameters hardly counts
 _RAISE, _MOST_RAISES = 2.0**20, 8  # of a rate whose step is rounded away, at least in part
 _FACTOR = 2.0**8  # up to which rate, over that of such a step, u is compared
+_NEARLY_ZERO = 1e-3  # of the largest of the matrices' root mean squares
 _NONLINEAR = 2.0**-10  # relative difference of u that rounding does not explain
 _STEPPING_ALONE: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that were tried
 HIGHEST = 2.0**96  # rate that is ever tried: kernels hold rates, and multiples of them, in float32
@@ -120,12 +121,19 @@ class Update:
     def relative_length(self, matrices: Collection[Tensor] | None = None) -> float:
         """Return the largest ‖u_W‖/‖W‖ of a matrix W ≠ 0, of these or of all; where there is none, ‖u‖/‖θ‖ of all.
 
-        A matrix is a parameter of two dimensions or more. Gains and biases do not count beside them: LayerNorm's gains
-        can hold most of ‖θ‖, and hide that an update overwrites random features. It is 0 where all parameters are.
+        A matrix is a parameter of two dimensions or more. One whose entries are less than a thousandth of another's, as
+        class tokens are at first, counts as 0: it is made, not overwritten. Gains and biases do not count beside them.
+        LayerNorm's gains can hold most of ‖θ‖, and hide that random features are lost. It is 0 where all of θ is.
         """
-        pairs = list(zip(self._norms, self._parameters, strict=True))
-        counted = [norms for norms, p in pairs if p.dim() > 1 and (matrices is None or p in set(matrices))]
-        shares = [length / size for length, size in counted if size > 0]
+        norms = dict(zip(self._parameters, self._norms, strict=True))
+        entries = {
+            p: size / math.sqrt(p.numel()) for p, (_, size) in norms.items() if p.dim() > 1 and size > 0
+        }
+        least = _NEARLY_ZERO * max(entries.values(), default=0.0)
+        counted = entries if matrices is None else set(matrices)
+        shares = [
+            norms[p][0] / norms[p][1] for p, entry in entries.items() if entry >= least and p in counted
+        ]
         if shares:
             return max(shares)
         length, size = (math.hypot(*each) for each in zip(*self._norms, strict=True))
