@@ -4,8 +4,10 @@ EdgeWarmup finds the rate to train at, then a cosine leads it to 0. Seconds on a
 python examples/accelerate_loop.py; ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 examples/accelerate_loop.py
 """
 
+import gc
+
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +23,12 @@ def loss_fn(model, batch):
 
 
 def main() -> None:
+    train()
+    gc.collect()  # the wrapper first: where the group is destroyed before it, torch aborts now and then
+    PartialState().destroy_process_group()
+
+
+def train() -> None:
     torch.manual_seed(0)
     accelerator = Accelerator(gradient_accumulation_steps=NUM_MICRO_BATCHES)
     model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 2))
