@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from edgewise.arguments import UnknownNameError, name_patterns
-from edgewise.ranks import local, reshard, unwrapped
+from edgewise.ranks import Ranks, local, reshard, unwrapped
 
 
 def select_parameters(
@@ -131,3 +131,25 @@ def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     pairs = ((dense(local(x)).double(), dense(local(y)).double()) for x, y in zip(a, b, strict=True))
     sums = [torch.sum(x * y) for x, y in pairs]  # all under way before the first is waited for
     return math.fsum(map(float, sums))
+
+
+def absolute_sums(tensors: Sequence[Tensor | None], ranks: Ranks) -> list[float]:
+    """Return Σ|x| of each tensor, over all ranks that share it; 0 of a missing one, not finite where an entry is not.
+
+    >>> absolute_sums([torch.full((3,), -2.0), None], Ranks())
+    [6.0, 0.0]
+    """
+    sums = [
+        torch.zeros((), dtype=torch.float64) if t is None else _absolute_sum(local(t.detach()))
+        for t in tensors
+    ]
+    if not sums:
+        return []
+    total = torch.stack([each.cpu() for each in sums])
+    return (ranks.sum(total) if ranks.sharded else total).tolist()
+
+
+def _absolute_sum(tensor: Tensor) -> Tensor:
+    entries = tensor.coalesce().values() if tensor.is_sparse else tensor
+    wide = torch.promote_types(entries.dtype, torch.float32)
+    return torch.linalg.vector_norm(entries, 1, dtype=wide).double()

@@ -119,6 +119,28 @@ def test_half_precision_parameters_give_a_direction(dtype):
     assert (vector - exact).norm() <= 2 * torch.finfo(dtype).eps * exact.norm()
 
 
+class Saturating(torch.optim.Optimizer):
+    """u(η) = −g/(1 + η)."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 1.0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad * group["lr"] / (1 + group["lr"]))
+
+
+def test_what_an_update_overwrites_is_said_of_a_step_that_is_no_longer_than_it_must_be():
+    w = nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+    optimizer = Saturating([w])
+    with isolated(optimizer=optimizer) as snapshot:
+        update = update_of(optimizer, [w], {w: torch.full_like(w, 10.0)}, snapshot)
+    assert not update.is_linear
+    assert update.relative_length() == pytest.approx(10 / 1.01, rel=1e-12)  # at the first rate, 0.01
+
+
 def test_a_linear_update_gives_the_optimizer_s_copies_up():
     model, optimizer = trained(torch.optim.Adam, 3)
     before = [bits(v) for state in optimizer.state.values() for v in state.values()]

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from edgewise.critical.landscape import ClosureLoss
 from edgewise.isolation import isolated
 from edgewise.optimizers.update import Update
-from edgewise.parameters import check_real_groups, inner, unflatten
-from edgewise.ranks import Ranks, local
+from edgewise.parameters import absolute_sums, check_real_groups, inner, unflatten
+from edgewise.ranks import Ranks
 
 
 @contextmanager
@@ -51,21 +51,7 @@ def current_gradients(optimizer: Optimizer) -> dict[Tensor, Tensor]:
 
 def gradient_size(optimizer: Optimizer, ranks: Ranks) -> float:
     """Return Σ|g|, which nothing can be measured with where it is zero, infinite or NaN; collective."""
-    norms = [
-        torch.linalg.vector_norm(_dense(gradient), 1, dtype=_wide(gradient)).double()
-        for gradient in current_gradients(optimizer).values()
-    ]
-    total = torch.stack([norm.to(norms[0].device) for norm in norms]).sum()
-    return float(ranks.sum(total)) if ranks.sharded else float(total)
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    whole = local(gradient.detach())
-    return whole.coalesce().values() if whole.is_sparse else whole
-
-
-def _wide(gradient: Tensor) -> torch.dtype:
-    return torch.promote_types(gradient.dtype, torch.float32)
+    return sum(absolute_sums(list(current_gradients(optimizer).values()), ranks))
 
 
 def slope_along(

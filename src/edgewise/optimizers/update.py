@@ -104,7 +104,9 @@ class Update:
         size = sum(local(p).numel() for p in self._parameters)
         self._vector = torch.zeros(size, dtype=dtype, device=local(self._parameters[0]).device)
         self._rate = 0.0  # at which the vector was taken
-        self._norms: list[list[float]] = []  # of u and θ, of each parameter
+        self._norms: list[
+            list[float]
+        ] = []  # of u and θ, of each parameter, at a rate that shows beside rounding
         self.is_linear = self._take(first)
         snapshot.rewind()
         if self.is_linear:
@@ -143,17 +145,19 @@ class Update:
         """Fill the vector from steps long enough to be precise, and tell whether u is the same at both."""
         highest = HIGHEST / max(self._ratios)
         for _ in range(_MOST_RAISES):
-            _, length, size = self._step(rate)
+            squares = self._step(rate)
+            _, length, size = squares.sum(0).sqrt().tolist()
             share = length * rate / size if size > 0 else 1.0
             if not share < _SHORT or rate >= highest:  # NaN too: a longer step tells no more
                 break
             rate = min(rate * (min(_SHORT / share, _RAISE) if share > 0 else _RAISE), highest)
-        change, length, _ = self._step(_FACTOR * rate)
+        self._norms = squares[:, 1:].sqrt().tolist()
+        change, length, _ = self._step(_FACTOR * rate).sum(0).sqrt().tolist()
         rounding = max(torch.finfo(p.dtype).eps for p in self._parameters) * size / rate
         return change <= _NONLINEAR * length + rounding
 
-    def _step(self, lr: float) -> tuple[float, float, float]:
-        """Write u(lr) to the vector; return the norms of its change, of itself, and of θ."""
+    def _step(self, lr: float) -> Tensor:
+        """Write u(lr) to the vector; return the squared norms of its change, of itself, and of θ, a row a parameter."""
         self._rate = lr
         self._snapshot.rewind()
         set_rates(self._optimizer, [lr * ratio for ratio in self._ratios])
@@ -169,8 +173,4 @@ class Update:
             new = (local(parameter.detach()).to(part.dtype) - before).div_(lr)
             row.copy_(torch.stack([(new - part).square().sum(), new.square().sum(), before.square().sum()]))
             part.copy_(new)
-        if self._ranks.sharded:
-            squares = self._ranks.sum(squares)
-        self._norms = squares[:, 1:].sqrt().tolist()
-        change, length, size = squares.sum(0).sqrt().tolist()
-        return change, length, size
+        return self._ranks.sum(squares) if self._ranks.sharded else squares

@@ -204,10 +204,10 @@ class Surge(Signal):
         is_above = is_early and loss > 2 * self.highest - self.lowest > self.highest
         self.value = is_above and self.above is not None
         self.num_losses += 1
-        for seen in (self.above, None if is_above and not self.value else loss):
-            if seen is not None:
-                self.lowest, self.highest = min(self.lowest, seen), max(self.highest, seen)
-        self.above = loss if is_above and not self.value else None
+        waits = is_above and not self.value  # for a second one
+        before = [each for each in (self.above, None if waits else loss) if each is not None]
+        self.lowest, self.highest = min([self.lowest, *before]), max([self.highest, *before])
+        self.above = loss if waits else None
 
 
 class Overflows(Signal):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edgewise.parameters import inner
+from edgewise.parameters import dense, inner
 from edgewise.ranks import Ranks, local
 from edgewise.signals.signal import Signal, average
 
@@ -91,8 +91,7 @@ class RateShare(Signal):
         return inner([gradient for gradient, _ in pairs], [kept for _, kept in pairs])
 
     def _block(self, tensor: Tensor) -> Tensor:
-        dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
-        entries = local(dense.detach()).reshape(-1)
+        entries = local(dense(tensor).detach()).reshape(-1)
         length = math.ceil(self.share * entries.numel())
         start = self.turn * length % max(1, entries.numel())
         return entries.narrow(0, min(start, entries.numel() - length), length)

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.critical import BestStepResult, search_best_step
 from edgewise.optimizers.averages import heavy_ball
-from edgewise.ranks import Ranks, local
+from edgewise.parameters import absolute_sums
+from edgewise.ranks import Ranks
 from edgewise.warmup.state import Saved, as_plain
 
 _SHARE = 1 / 4  # of the rate at which the first update lowers the loss most
@@ -61,15 +61,15 @@ class Start:
         """Take the first result, and note which matrices it says nothing of."""
         self.found = found
         matrices = [i for i, p in enumerate(parameters) if p.requires_grad and p.dim() > 1]
-        sizes = _sizes([parameters[i].detach() for i in matrices], ranks)
-        gradients = _sizes([parameters[i].grad for i in matrices], ranks)
+        sizes = absolute_sums([parameters[i].detach() for i in matrices], ranks)
+        gradients = absolute_sums([parameters[i].grad for i in matrices], ranks)
         self.idle = [
             i for i, size, gradient in zip(matrices, sizes, gradients, strict=True) if size > 0 == gradient
         ]
 
     def awake(self, update: int, parameters: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
         """Return the idle matrices that have their first gradient."""
-        gradients = _sizes([parameters[i].grad for i in self.idle], ranks)
+        gradients = absolute_sums([parameters[i].grad for i in self.idle], ranks)
         pairs = list(zip(self.idle, gradients, strict=True))
         self.idle = [i for i, size in pairs if size == 0 and update < _PATIENCE]
         return [parameters[i] for i, size in pairs if size > 0]
@@ -82,17 +82,3 @@ class Start:
         """Go on from a state."""
         self.found = saved.result("found", BestStepResult)
         self.idle = saved.indices("_idle")
-
-
-def _sizes(tensors: Sequence[Tensor | None], ranks: Ranks) -> list[float]:
-    """Return Σ|x| of each tensor, 0 of a missing one; not finite where an entry is not."""
-    sums = torch.tensor([0.0 if t is None else _size(t) for t in tensors], dtype=torch.float64, device="cpu")
-    return (ranks.sum(sums) if ranks.sharded and len(tensors) > 0 else sums).tolist()
-
-
-def _size(tensor: Tensor) -> float:
-    whole = local(tensor.detach())
-    entries = whole.coalesce().values() if whole.is_sparse else whole
-    return float(
-        torch.linalg.vector_norm(entries, 1, dtype=torch.promote_types(entries.dtype, torch.float32))
-    )
