@@ -1,5 +1,6 @@
 """Small networks of the kinds that people train, in plain torch: language models, images, adapters, regression."""
 
+import itertools
 import math
 
 import torch
@@ -186,7 +187,7 @@ class Regressor(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         widths = (8, width, width, width)
-        layers = [nn.Sequential(nn.Linear(m, n), nn.Tanh()) for m, n in zip(widths, widths[1:], strict=False)]
+        layers = [nn.Sequential(nn.Linear(m, n), nn.Tanh()) for m, n in itertools.pairwise(widths)]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -61,7 +61,9 @@ def seeds(task: Task) -> range:
 Step = Callable[[int, Tensor, Callable[[], Tensor]], None]  # of an update, its loss and its closure
 
 
-def train_by(step: Step, task: Task, model: nn.Module, seed: int) -> float:
+def train_by(
+    step: Step, task: Task, model: nn.Module, seed: int, before_evaluation: Callable[[], None] = lambda: None
+) -> float:
     """Train by a step, which finds the gradients clipped; return the final loss."""
     torch.manual_seed(seed)  # of the dropout masks
     for update, batch in enumerate(task.batches(seed)):
@@ -73,6 +75,7 @@ def train_by(step: Step, task: Task, model: nn.Module, seed: int) -> float:
         if task.clip is not None:
             nn.utils.clip_grad_norm_(trained(model), task.clip)
         step(update, loss, lambda batch=batch: task.loss(model, batch))
+    before_evaluation()
     return evaluate(task, model)
 
 
