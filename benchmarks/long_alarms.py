@@ -1,4 +1,4 @@
-"""How often EdgeWarmup would halve a rate that nothing is wrong with: 102 runs of 4,000 updates at a quarter of the best.
+"""How often EdgeWarmup would halve a rate that is right: 102 runs of 4,000 updates at a quarter of the best one.
 
     OMP_NUM_THREADS=1 python benchmarks/long_alarms.py [--part 0/2]
 

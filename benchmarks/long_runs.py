@@ -1,11 +1,12 @@
 """EdgeWarmup with the recipes that people use, beside the whole grid of rates and lengths, for 1,000 to 4,000 updates.
 
-    OMP_NUM_THREADS=1 python benchmarks/long_runs.py {search,grid,edge} [--held-out | --development] [--part 0/2]
+    OMP_NUM_THREADS=1 python benchmarks/long_runs.py {search,grid,edge,plane} [--held-out | --development] [--part 0/2]
 
 `search` looks for the octave that is best with a warmup of a tenth of the run, with one seed. `grid` trains that rate,
 half, twice and four times of it with every length and seed, `edge` with EdgeWarmup at ceilings from half of it to 64
 times as much. Tasks are those of `long_tasks.py`. Each training is a row of `edge_runs/long.csv`; what is there is
-not trained again, so that an interrupted run goes on. `long_peers.py` adds what else promises no tuning,
+not trained again, so that an interrupted run goes on. `plane` trains one seed at more rates, for a picture of
+`PICTURED`. `long_peers.py` adds what else promises no tuning,
 `long_tables.py` says what it all comes to.
 """
 
@@ -30,6 +31,8 @@ LONG_RUNS = Path(__file__).with_name("edge_runs") / "long.csv"
 LENGTHS = (0.0, 0.02, 0.1, 0.3, 0.5)  # of linear warmup, in shares of the run; 0 is one update
 MULTIPLES = (0.5, 1.0, 2.0, 4.0)  # of the best rate, which the grid trains at
 CEILINGS = (0.5, 1.0, 2.0, 4.0, 16.0, 64.0)
+PICTURED = ("GPT, AdamW, B = 8", "GroupNorm ResNet, Nesterov")  # tasks
+PLANE = tuple(2.0**octave for octave in range(-3, 7))  # of the best rate
 _SEARCHED_WITH = 0.1  # length
 _WORSE, _FARTHEST = 1.03, 12  # factor on the best loss, and octaves from the middle rate
 _STABLE = 0.8  # share of the run after which WSD decays
@@ -260,6 +263,14 @@ def grid(tasks: Sequence[Task], runs: Sequence[LongRun]) -> Iterator[tuple[Task,
             yield task, multiple * best, share, seed
 
 
+def plane(tasks: Sequence[Task], runs: Sequence[LongRun]) -> Iterator[tuple[Task, float, float, int]]:
+    """Yield the tasks, rates, lengths and seeds of the picture."""
+    for task in tasks:
+        if task.name in PICTURED:
+            for multiple, share in itertools.product(PLANE, LENGTHS):
+                yield task, multiple * best_rate(task, runs), share, seeds(task)[0]
+
+
 def ceilings(tasks: Sequence[Task], runs: Sequence[LongRun]) -> Iterator[tuple[Task, float, int]]:
     """Yield the tasks, ceilings and seeds of EdgeWarmup."""
     for task in tasks:
@@ -291,18 +302,16 @@ def chosen_tasks(given: argparse.Namespace) -> list[Task]:
 
 def main() -> None:
     """Train what is missing."""
-    given = arguments(__doc__, "search", "grid", "edge")
+    given = arguments(__doc__, "search", "grid", "edge", "plane")
     torch.set_num_threads(1)
     tasks, runs, (part, parts) = chosen_tasks(given), LongRuns(given.file), given.part
     if given.what == "search":
         for task in tasks[part::parts]:
             search(task, runs)
-    elif given.what == "grid":
-        for cell in itertools.islice(grid(tasks, runs.read()), part, None, parts):
-            runs.linear(*cell)
-    else:
-        for task, ceiling, seed in itertools.islice(ceilings(tasks, runs.read()), part, None, parts):
-            runs.edge(task, ceiling, seed)
+        return
+    cells = {"grid": grid, "plane": plane, "edge": ceilings}[given.what](tasks, runs.read())
+    for cell in itertools.islice(cells, part, None, parts):
+        (runs.edge if given.what == "edge" else runs.linear)(*cell)
 
 
 if __name__ == "__main__":
