@@ -5,9 +5,8 @@
 `search` looks for the octave that is best with a warmup of a tenth of the run, with one seed. `grid` trains that rate,
 half, twice and four times of it with every length and seed, `edge` with EdgeWarmup at ceilings from half of it to 64
 times as much. Tasks are those of `long_tasks.py`. Each training is a row of `edge_runs/long.csv`; what is there is
-not trained again, so that an interrupted run goes on. `plane` trains one seed at more rates, for a picture of
-`PICTURED`. `long_peers.py` adds what else promises no tuning,
-`long_tables.py` says what it all comes to.
+not trained again, so that an interrupted run goes on. `plane` trains one seed at more rates, for the pictures of
+`PICTURED`. `long_peers.py` adds what else promises no tuning, `long_tables.py` says what it all comes to.
 """
 
 import argparse
@@ -275,7 +274,8 @@ def ceilings(tasks: Sequence[Task], runs: Sequence[LongRun]) -> Iterator[tuple[T
     """Yield the tasks, ceilings and seeds of EdgeWarmup."""
     for task in tasks:
         best = best_rate(task, runs)
-        for seed, multiple in itertools.product(seeds(task), CEILINGS):
+        multiples = {*CEILINGS, *PLANE} if task.name in PICTURED else CEILINGS
+        for seed, multiple in itertools.product(seeds(task), sorted(multiples)):
             yield task, multiple * best, seed
 
 
