@@ -1161,6 +1161,13 @@ FAULTS = [
         test="warmup/test_start.py",
     ),
     Fault(
+        name="an optimizer that maximizes gets a warmup that measures",
+        file="warmup/adaptive.py",
+        old="        check_minimizes(optimizer)\n",
+        new="",
+        test="warmup/test_recipes_people_use.py",
+    ),
+    Fault(
         name="the alarm rings once more for a surge",
         file="warmup/watch.py",
         old="                self.alarm.restart()\n",

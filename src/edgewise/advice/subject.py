@@ -15,6 +15,7 @@ from edgewise.arguments import a_loss_function, a_model, an_optimizer, learning_
 from edgewise.isolation.random_states import RandomStates
 from edgewise.loss.batches import batch_size, with_own_containers
 from edgewise.loss.checks import LossFunction
+from edgewise.optimizers.groups import check_minimizes
 from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups, select_parameters
 from edgewise.ranks import ranks_of
@@ -151,8 +152,4 @@ def _check_rates(optimizer: Optimizer) -> None:
             f"the learning rate of parameter group 0 is 0{cause}: inspect needs the rate that you ask about. Make no "
             "scheduler before it, or set optimizer.param_groups[0]['lr'] to the rate that the warmup is to end at."
         )
-    for i, group in enumerate(optimizer.param_groups):
-        if group.get("maximize", False):
-            raise ValueError(
-                f"parameter group {i} has maximize=True: negate the loss instead and leave maximize=False."
-            )
+    check_minimizes(optimizer)

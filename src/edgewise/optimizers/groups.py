@@ -68,6 +68,15 @@ def rate_ratios(optimizer: Optimizer) -> list[float]:
     return [rate / measured[0] for rate in measured]
 
 
+def check_minimizes(optimizer: Optimizer) -> None:
+    """Raise `ValueError` if a group maximizes: its updates raise the loss, which is measured as one that falls."""
+    for i, group in enumerate(optimizer.param_groups):
+        if group.get("maximize", False):
+            raise ValueError(
+                f"parameter group {i} has maximize=True: negate the loss instead and leave maximize=False."
+            )
+
+
 def like_rates(groups: Sequence[dict[str, Any]], values: Sequence[float | Tensor]) -> list[float | Tensor]:
     """Return values as tensors where the groups' rates are."""
     return [

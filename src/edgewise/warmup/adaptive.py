@@ -6,6 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from edgewise.arguments import an_optimizer
+from edgewise.optimizers.groups import check_minimizes
 from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups
 from edgewise.warmup.rate_table import RateTable
@@ -35,6 +36,7 @@ class AdaptiveWarmup(Warmup):
         optimizer = an_optimizer("optimizer", optimizer)
         check_steps_alone(optimizer)
         check_real_groups(optimizer)
+        check_minimizes(optimizer)
         self._table = RateTable(fallback_length)
         super().__init__(optimizer, max_overhead=max_overhead)
 

@@ -89,7 +89,7 @@ class CatapultWarmup(AdaptiveWarmup):
 
     Raises:
         TypeError: an argument has the wrong type, or the optimizer's step needs a closure.
-        ValueError: an argument is out of range, or a target is not positive.
+        ValueError: an argument is out of range, a target is not positive, or a group maximizes.
 
     Example:
         >>> import torch

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from edgewise.arguments import an_optimizer, nonnegative_number, positive_count
 from edgewise.critical import FEWEST_FORWARDS, CriticalLRResult, Searching, search_critical_lr
-from edgewise.optimizers.groups import initial_rates, targets
+from edgewise.optimizers.groups import check_minimizes, initial_rates, targets
 from edgewise.optimizers.update import check_steps_alone
 from edgewise.parameters import check_real_groups
 from edgewise.status import Status
@@ -48,7 +48,8 @@ class LinearWarmup(Warmup):
 
     Raises:
         TypeError: an argument has the wrong type (a bool is not a number).
-        ValueError: an argument is out of range, `lr_init` above the target, or a target that is not positive.
+        ValueError: an argument is out of range, `lr_init` above the target, a target that is not positive, or a group
+            that maximizes, where the start is to be "critical".
 
     Example:
         >>> import torch
@@ -87,6 +88,7 @@ class LinearWarmup(Warmup):
         if isinstance(lr_init, str) and lr_init == "critical":
             check_steps_alone(optimizer)
             check_real_groups(optimizer)
+            check_minimizes(optimizer)
         elif isinstance(lr_init, str):
             raise ValueError(f'lr_init must be a number or "critical", got {lr_init!r}.')
         else:
