@@ -142,10 +142,15 @@ class EdgeWarmup(AdaptiveWarmup):
         self._gradients.forget()
         self._step_share.spend()
         if self._observes():
-            self._see(closure, loss)
+            see = self._see_whole if self._end is None else self._see
+            see(closure, loss)
 
     @all_or_nothing
+    def _see_whole(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
+        self._see(closure, loss)
+
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
+        """Take in a loss; once the warmup is over nothing changes before it is known, and nothing can raise after."""
         rises = False
         value = self._loss(closure, loss)
         if value is not None:
