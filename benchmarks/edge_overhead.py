@@ -44,7 +44,7 @@ def _row(task: Task, name: str, make: type[Optimizer]) -> Row:
             parts.append(f"{phase} {own / sum(plain):.1%} ({own / bare:.1%} of its {len(updates)})")
     return (
         f"{task.name}, {name}, batches of {BATCH_SIZE}",
-        f"share of the time of {NUM_STEPS} updates, median of {REPEATS} runs",
+        f"share of the processor time of {NUM_STEPS} updates, median of {REPEATS} runs",
         f"{sum(extra) / sum(plain):.1%}: {', '.join(parts)}; {statistics.median(plain) * 1e3:.1f} ms an update",
     )
 
