@@ -23,6 +23,8 @@ from edgewise.torch_internals import default_store
 _T = TypeVar("_T")
 _PATIENCE = 5.0  # seconds that other processes are waited for, where they need not take part
 
+_WHOLE = (Tensor, nn.Parameter)  # types of tensors of which nothing else need be asked
+
 _FINE, _NO_DERIVATIVE, _FAILED = range(3)  # how a rank ended, in order of severity
 
 
@@ -232,7 +234,7 @@ def sharded_like(parameter: Any, shard: Tensor) -> Tensor:
 
 def is_sharded(tensor: Any) -> bool:
     """Whether this is a `DTensor`, of which each rank holds a shard."""
-    if not _in_group():
+    if type(tensor) in _WHOLE or not _in_group():
         return False
     from torch.distributed.tensor import DTensor  # noqa: PLC0415
 

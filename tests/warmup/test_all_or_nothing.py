@@ -97,3 +97,22 @@ def test_a_loss_that_is_none_leaves_the_averages_alone(make, loss):
     with pytest.raises((LossError, TypeError, ValueError)):
         warmup.observe(loss_fn, loss=loss)
     assert repr((warmup.state_dict(), vars(warmup))) == before
+
+
+@pytest.mark.parametrize("loss", ["low", torch.ones(2)])
+def test_a_loss_that_is_none_leaves_a_warmup_alone_that_is_over(loss):
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    warmup = ew.EdgeWarmup(optimizer, num_steps=8)
+    for _ in range(8):
+        value = parameter.square().sum()
+        optimizer.zero_grad()
+        value.backward()
+        warmup.observe(lambda: parameter.square().sum(), loss=value)
+        optimizer.step()
+        warmup.step()
+    assert warmup.finished
+    before = repr((warmup.state_dict(), vars(warmup)))
+    with pytest.raises((LossError, TypeError, ValueError)):
+        warmup.observe(lambda: parameter.square().sum(), loss=loss)
+    assert repr((warmup.state_dict(), vars(warmup))) == before

@@ -21,6 +21,7 @@ from edgewise.errors import LossError
 
 CURVATURE_ORDER = ("model", "loss_fn", "batches", "optimizer")
 TRAINING_ORDER = ("model", "optimizer", "loss_fn", "batch")
+_DEFERRED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR  # flags of code
 
 # Wrappers of frameworks whose step() is that of the optimizer inside; an optimizer that changes the step of another
 # (Lookahead) is one of its own.
@@ -208,6 +209,8 @@ def _is_engines(value: object) -> bool:
 
 
 def _is_deferred(function: object) -> bool:
+    if type(function) is FunctionType and not vars(function):  # quick: closures come at every step
+        return bool(function.__code__.co_flags & _DEFERRED)
     return (
         inspect.isgeneratorfunction(function)
         or inspect.iscoroutinefunction(function)
@@ -219,9 +222,7 @@ def _accepts(function: Any, count: int) -> bool:
     """Whether it can be called with so many arguments; True where Python cannot tell."""
     if type(function) is FunctionType and not function.__kwdefaults__:
         code = function.__code__
-        if (
-            not code.co_kwonlyargcount and not code.co_flags & inspect.CO_VARARGS
-        ):  # quick: closures come at every step
+        if not code.co_kwonlyargcount and not code.co_flags & inspect.CO_VARARGS:  # quick, too
             return code.co_argcount - len(function.__defaults__ or ()) <= count <= code.co_argcount
     try:
         signature = _signature(function)

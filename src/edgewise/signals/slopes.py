@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edgewise.parameters import dense, inner
+from edgewise.parameters import dense
 from edgewise.ranks import Ranks, local
 from edgewise.signals.signal import Signal, average
 
@@ -83,12 +83,13 @@ class RateShare(Signal):
         self.kept, self.moved = [], False
 
     def _slope(self, parameters: Sequence[Tensor]) -> float:
-        pairs = [
-            (self._block(p.grad), kept)
+        """Return g·Δθ over the blocks, as `inner` does, in fewer calls: those count where parameters are many."""
+        products = [
+            torch.sum(self._block(p.grad).double() * kept)
             for p, kept in zip(parameters, self.kept, strict=True)
             if p.grad is not None and kept.numel() > 0
         ]
-        return inner([gradient for gradient, _ in pairs], [kept for _, kept in pairs])
+        return math.fsum(map(float, products))
 
     def _block(self, tensor: Tensor) -> Tensor:
         entries = local(dense(tensor).detach()).reshape(-1)

@@ -50,11 +50,24 @@ def all_or_nothing(
 
 
 def _containers(owner: object) -> list[Any]:
-    """Return what an object's state is in, also that of parts of it that this package defines."""
-    found: list[Any] = [vars(owner)]
-    for value in vars(owner).values():
-        if isinstance(value, dict | list | deque):
-            found.append(value)
-        elif type(value).__module__.startswith(_OWN):
-            found += _containers(value)
+    """Return what an object's state is in, each once, also that of parts of it that this package defines."""
+    found, parts, seen = [], [owner], {id(owner)}
+    for part in parts:  # which grow in number on the way
+        attributes = vars(part)
+        found.append(attributes)
+        for value in attributes.values():
+            is_part = _is_part(type(value))  # type: ignore[arg-type]  # mypy: a type is not hashable
+            if is_part is False:
+                found.append(value)
+            elif is_part and id(value) not in seen:
+                seen.add(id(value))
+                parts.append(value)
     return found
+
+
+@functools.cache  # this is asked of a hundred values an update
+def _is_part(of: type) -> bool | None:
+    """Whether values of a type are parts with a state of their own, or containers; `None` if they are neither."""
+    if issubclass(of, dict | list | deque):
+        return False
+    return True if of.__module__.startswith(_OWN) else None

@@ -142,10 +142,11 @@ class EdgeWarmup(AdaptiveWarmup):
         self._gradients.forget()
         self._step_share.spend()
         if self._observes():
-            self._see(closure, loss)
+            see = self._see_whole if self._end is None else self._see
+            see(closure, loss)
 
-    @all_or_nothing
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
+        """Take in a loss; once the warmup is over nothing changes before it is known, and nothing can raise after."""
         rises = False
         value = self._loss(closure, loss)
         if value is not None:
@@ -161,6 +162,8 @@ class EdgeWarmup(AdaptiveWarmup):
             self._apply()
         if steps_running(self.optimizer):  # observed by the closure of the step, whose rates have been taken
             self._step_share.take()
+
+    _see_whole = all_or_nothing(_see)
 
     @property
     def found(self) -> BestStepResult | None:

@@ -84,8 +84,8 @@ class Observation:
         """Return the mean of a given loss over the ranks that train the model."""
         ranks = self.ranks(closure)
         given = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
-        own = checked_loss(given, "this update", finite=False).detach().double()
-        return float(ranks.sum(own.cpu())) / ranks.num
+        own = checked_loss(given, "this update", finite=False).detach()
+        return own.item() if ranks.num == 1 else float(ranks.sum(own.double().cpu())) / ranks.num
 
     def ranks(self, closure: Callable[[], Tensor]) -> Ranks:
         """Return the ranks that train the model: the closure shows which modules run."""
