@@ -5,12 +5,14 @@
     PYTHONPATH=src python benchmarks/gpu.py edge --tokens train.bin  # EdgeWarmup beside linear warmups, 39 trainings
     PYTHONPATH=src python benchmarks/gpu.py fig4 --tiny  # anywhere, to see that it runs
 
-Needs torch and NumPy only. The GPT's tokens are random but for `edge`, which reads a flat file of uint16 or, without
-one, bytes of Python's own source text: few for this size, and read many times. Its runs are rows of --out, so that
-what was interrupted goes on. Figure 4 is LM-4-128 on bytes of Python's own source text,
-context 64, B = 64, 10,000 steps, 24 rates × 4 warmups for Adam and for GI-Adam; --out writes the losses of its cells.
+Needs torch and NumPy only, and pyarrow for figure 4. The GPT's tokens are random, but for `edge`: a flat file of
+uint16 or, without one, bytes of Python's own source text, few for this size. Its runs are rows of --out, so that an
+interrupted comparison goes on. Figure 4 is LM-4-128 on those bytes, context 64, B = 64, 10,000 steps, 24 rates × 4
+warmups for Adam and for GI-Adam; --out writes the losses of its cells.
 Prints a Markdown table.
 """
+
+# ruff: noqa: PLC0415 - the laboratory's engines bring pyarrow, which figure 4 alone has need of
 
 import argparse
 import json
@@ -27,7 +29,6 @@ from torch import Tensor, nn
 
 import edgewise as ew
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.engines.batched_training import train_together
 from edgewise.lab.training import RunResult
 
 Row = tuple[str, str]
@@ -216,6 +217,8 @@ def _cells(size: DiagramSize, optimizer: str) -> list[RunConfig]:
 
 def _diagram(size: DiagramSize, optimizer: str) -> tuple[float, list[tuple[RunConfig, RunResult]]]:
     """Return the seconds that a diagram takes, and its cells."""
+    from edgewise.lab.engines.batched_training import train_together
+
     started = time.perf_counter()
     configs, done = _cells(size, optimizer), []
     for i in range(0, len(configs), size.cells_at_once):
@@ -226,6 +229,8 @@ def _diagram(size: DiagramSize, optimizer: str) -> tuple[float, list[tuple[RunCo
 
 def _one_cell_seconds(size: DiagramSize) -> float:
     """Return the seconds of a whole run of one cell trained alone, from its first steps."""
+    from edgewise.lab.engines.batched_training import train_together
+
     train_together(
         [replace(_cells(size, "adam")[0], num_steps=WARMUP_STEPS)]
     )  # reads the data, warms the device up
