@@ -1,13 +1,18 @@
-"""What a GPU does: products and the cost of following the edge of a GPT, and figure 4 as one batch.
+"""What a GPU does: the cost of following the edge of a GPT, figure 4 as one batch, and EdgeWarmup on the GPT.
 
     PYTHONPATH=src python benchmarks/gpu.py              # the GPT of 124 million parameters, on a CUDA device
     PYTHONPATH=src python benchmarks/gpu.py fig4         # both diagrams at the paper's size, and one cell alone
+    PYTHONPATH=src python benchmarks/gpu.py edge --tokens train.bin  # EdgeWarmup beside linear warmups, 39 trainings
     PYTHONPATH=src python benchmarks/gpu.py fig4 --tiny  # anywhere, to see that it runs
 
-Needs torch and NumPy only. The GPT's tokens are random. Figure 4 is LM-4-128 on bytes of Python's own source text,
-context 64, B = 64, 10,000 steps, 24 rates × 4 warmups for Adam and for GI-Adam; --out writes the losses of its cells.
+Needs torch and NumPy only, and pyarrow for figure 4. The GPT's tokens are random, but for `edge`: a flat file of
+uint16 or, without one, bytes of Python's own source text, few for this size. Its runs are rows of --out, so that an
+interrupted comparison goes on. Figure 4 is LM-4-128 on those bytes, context 64, B = 64, 10,000 steps, 24 rates × 4
+warmups for Adam and for GI-Adam; --out writes the losses of its cells.
 Prints a Markdown table.
 """
+
+# ruff: noqa: PLC0415 - the laboratory's engines bring pyarrow, which figure 4 alone has need of
 
 import argparse
 import json
@@ -18,30 +23,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from gpu_edge import FULL, TINY, Setup, compare
+from gpu_network import GPT, TINY_GPT, GPTSize, gpt, loss_fn
 from torch import Tensor, nn
 
 import edgewise as ew
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.engines.batched_training import train_together
-from edgewise.lab.models.lm import LM
 from edgewise.lab.training import RunResult
 
 Row = tuple[str, str]
 REPEATS = 5
 TRACKED_STEPS = 20
 WARMUP_STEPS = 20  # before anything is timed; and P then rests on more than one gradient
-
-
-@dataclass(frozen=True)
-class GPTSize:
-    """A network and its batch."""
-
-    vocabulary: int
-    context: int
-    depth: int
-    width: int
-    batch: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,6 @@ class DiagramSize:
     cells_at_once: int
 
 
-GPT = GPTSize(vocabulary=50304, context=1024, depth=12, width=768, batch=4)
-TINY_GPT = GPTSize(vocabulary=256, context=32, depth=2, width=64, batch=4)
 DIAGRAM = DiagramSize(4, 128, 64, 64, 10_000, 24, (1, 100, 1000, 5000), 200, 96)
 TINY_DIAGRAM = DiagramSize(1, 32, 8, 4, 20, 2, (1, 5), 10, 2)
 
@@ -69,10 +60,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("gpt", "fig4"), default="gpt")
+    parser.add_argument("what", nargs="?", choices=("gpt", "fig4", "edge"), default="gpt")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--out", type=Path, help="JSON file for the losses of figure 4")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file for the losses of figure 4, csv file for the runs of edge"
+    )
+    for_edge = parser.add_argument_group("edge")
+    for_edge.add_argument("--updates", type=int)
+    for_edge.add_argument("--seeds", type=int, help="how many, from 0")
+    for_edge.add_argument("--batch", type=int, help="sequences an update")
+    for_edge.add_argument("--micro-batches", type=int, default=1)
+    for_edge.add_argument(
+        "--rate", type=float, help="the usual one; EdgeWarmup has 16 times as much for a ceiling"
+    )
+    for_edge.add_argument(
+        "--tokens", type=Path, help="flat uint16 file, as nanoGPT's; its last twentieth is held out"
+    )
     chosen = parser.parse_args()
+    if chosen.what == "edge":
+        compare(_setup(chosen), chosen.out or Path("gpu_edge.csv"))
+        return
     if chosen.what == "gpt":
         follow_gpt(TINY_GPT if chosen.tiny else GPT)
         return
@@ -81,11 +88,27 @@ def main() -> None:
         chosen.out.write_text(json.dumps(losses, indent=1))
 
 
+def _setup(chosen: argparse.Namespace) -> Setup:
+    setup = TINY if chosen.tiny else FULL
+    batch = chosen.batch or setup.size.batch
+    if batch % chosen.micro_batches:
+        raise SystemExit(f"--micro-batches {chosen.micro_batches} does not divide a batch of {batch}.")
+    return replace(
+        setup,
+        size=replace(setup.size, batch=batch),
+        num_updates=chosen.updates or setup.num_updates,
+        num_seeds=chosen.seeds or setup.num_seeds,
+        usual_rate=chosen.rate or setup.usual_rate,
+        micro_batches=chosen.micro_batches,
+        tokens=chosen.tokens,
+    )
+
+
 def follow_gpt(size: GPTSize) -> None:
     """Time products, and follow the preconditioned sharpness at every step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model = _gpt(size).to(device)
+    model = gpt(size).to(device)
     batch = torch.randint(size.vocabulary, (size.batch, size.context + 1), device=device)
     optimizer = ew.GIAdamW(model.parameters(), lr=3e-4, fused=True)
     for _ in range(WARMUP_STEPS):
@@ -101,24 +124,6 @@ def follow_gpt(size: GPTSize) -> None:
         _print(*row)
     for row in _tracked(model, optimizer, batch, step):
         _print(*row)
-
-
-def _gpt(size: GPTSize) -> LM:
-    model = LM(
-        vocabulary=size.vocabulary,
-        context=size.context,
-        depth=size.depth,
-        width=size.width,
-        parameterization="sp",
-    )
-    model.head.weight = model.embedding.weight  # as in GPT-2
-    nn.init.normal_(model.embedding.weight, std=0.02)
-    return model
-
-
-def loss_fn(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the next token."""
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor) -> None:
@@ -212,6 +217,8 @@ def _cells(size: DiagramSize, optimizer: str) -> list[RunConfig]:
 
 def _diagram(size: DiagramSize, optimizer: str) -> tuple[float, list[tuple[RunConfig, RunResult]]]:
     """Return the seconds that a diagram takes, and its cells."""
+    from edgewise.lab.engines.batched_training import train_together
+
     started = time.perf_counter()
     configs, done = _cells(size, optimizer), []
     for i in range(0, len(configs), size.cells_at_once):
@@ -222,6 +229,8 @@ def _diagram(size: DiagramSize, optimizer: str) -> tuple[float, list[tuple[RunCo
 
 def _one_cell_seconds(size: DiagramSize) -> float:
     """Return the seconds of a whole run of one cell trained alone, from its first steps."""
+    from edgewise.lab.engines.batched_training import train_together
+
     train_together(
         [replace(_cells(size, "adam")[0], num_steps=WARMUP_STEPS)]
     )  # reads the data, warms the device up

@@ -154,7 +154,7 @@ def _read_forwards() -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def _decayed(model: nn.Module) -> list[dict[str, object]]:
+def decayed(model: nn.Module) -> list[dict[str, object]]:
     """Return two groups, of which matrices decay and gains and biases do not."""
     parameters = trained(model)
     return [
@@ -164,7 +164,7 @@ def _decayed(model: nn.Module) -> list[dict[str, object]]:
 
 
 def _adamw(model: nn.Module, lr: float) -> Sequence[Optimizer]:
-    return [AdamW(_decayed(model), lr=lr, betas=(0.9, 0.95))]
+    return [AdamW(decayed(model), lr=lr, betas=(0.9, 0.95))]
 
 
 def _adapters_adamw(model: nn.Module, lr: float) -> Sequence[Optimizer]:

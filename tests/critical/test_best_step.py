@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adafactor, Adam, AdamW
 
 from edgewise import Status, assert_no_side_effects
 from edgewise.critical import search_best_step
@@ -71,6 +71,20 @@ def test_an_update_that_changes_the_parameters_more_is_not_tried():
     found = search_best_step(optimizer, loss_fn, max_lr=1e3, max_change=0.1, max_forwards=10)
     assert (found.status, found.num_forwards) == (Status.ABOVE_MAX_LR, 4)
     assert found.lr == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("max_lr", [0.05, 1.0, 1e3])
+def test_a_step_that_is_capped_is_shortened_until_it_changes_no_more(max_lr):
+    """Adafactor's first step is min(η, 1) times the parameters' root mean square, of entries ±1."""
+    w = nn.Parameter(torch.tensor([[1.0, -2.0], [2.0, 1.0]], dtype=torch.float64))
+    loss_fn = lambda: 0.5 * w.square().sum()
+    loss_fn().backward()
+    optimizer = Adafactor([w], lr=1.0)
+    found = search_best_step(optimizer, loss_fn, max_lr=max_lr, max_change=0.01, max_forwards=10)
+    optimizer.param_groups[0]["lr"] = found.lr
+    before = w.detach().clone()
+    optimizer.step()
+    assert (w.detach() - before).norm() / before.norm() == pytest.approx(0.01, rel=0.02)
 
 
 def test_the_budget_is_kept_and_said_to_be_spent():

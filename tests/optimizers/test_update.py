@@ -138,7 +138,15 @@ def test_what_an_update_overwrites_is_said_of_a_step_that_is_no_longer_than_it_m
     with isolated(optimizer=optimizer) as snapshot:
         update = update_of(optimizer, [w], {w: torch.full_like(w, 10.0)}, snapshot)
     assert not update.is_linear
-    assert update.relative_length() == pytest.approx(10 / 1.01, rel=1e-12)  # at the first rate, 0.01
+    assert update.relative_length(0.01) == pytest.approx(10 / 1.01, rel=1e-12)  # at the first rate, 0.01
+
+
+def test_what_an_update_overwrites_at_another_rate_is_measured_there():
+    w = nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+    optimizer = Saturating([w])
+    with isolated(optimizer=optimizer) as snapshot:
+        update = update_of(optimizer, [w], {w: torch.full_like(w, 10.0)}, snapshot)
+        assert update.relative_length(3.0) == pytest.approx(10 / 4, rel=1e-12)
 
 
 def test_a_linear_update_gives_the_optimizer_s_copies_up():

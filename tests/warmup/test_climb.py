@@ -32,7 +32,13 @@ def climbed(lr, *, steps=2, **options):
 def test_the_rate_grows_by_what_the_updates_fall_short_of(lr):
     climb, growth, _ = climbed(lr)
     assert growth == pytest.approx(max(0.0, 0.3 * (1 - lr / 0.5 / 0.6)))
-    assert climb.is_high == (lr > 0.3)
+    assert not climb.is_high  # by the slopes of one update
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.1, 0.29, 0.31, 0.4])
+def test_it_is_high_beyond_a_share_of_the_critical_rate_by_five_updates_at_least(lr):
+    highs = [climbed(lr, steps=steps)[0].is_high for steps in range(2, 10)]
+    assert highs == [False] * 4 + [lr > 0.3] * 4
 
 
 def test_a_first_update_says_nothing_and_is_measured():

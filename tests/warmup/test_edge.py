@@ -182,7 +182,7 @@ def rule(run, places, start, averages):
             growth = max(0.0, 0.3 / averages * (1 - zeta / 0.6)) if growth >= 0 else 0.0
         factors.append(min(1.0, factor * math.exp(growth if share == 1 else min(0.0, growth))))
         factors[-1] *= 0.5 if rises else 1.0
-        if creeps is None and (zeta >= 0.6 or factors[-1] == 1.0 or rises):
+        if creeps is None and ((t >= 5 and zeta >= 0.6) or factors[-1] == 1.0 or rises):
             creeps = t
     return factors, shares, creeps
 

@@ -7,8 +7,9 @@ import itertools
 
 import pytest
 import torch
+from lion_pytorch import Lion
 from torch import nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, Adafactor, AdamW, Muon, RMSprop
 
 from edgewise import EdgeWarmup, Status
 
@@ -51,6 +52,39 @@ def test_the_first_update_changes_the_matrix_that_changes_most_by_a_hundredth(ma
     nn.init.normal_(model[2].weight, std=1e-3)
     _, [first] = train(model, make_optimizer(model.parameters()), 1)
     assert max(first[0], first[3]) == pytest.approx(SHARE, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "first_of_long"),
+    [
+        (lambda p: SGD(p, lr=100.0, momentum=0.8), 0.2),
+        (lambda p: SGD(p, lr=100.0, momentum=0.8, dampening=0.8), 1.0),
+        (lambda p: SGD(p, lr=100.0, momentum=0.8, nesterov=True), 0.36),
+        (lambda p: RMSprop(p, lr=100.0, momentum=0.8), 0.2),
+        (lambda p: Muon(p, lr=100.0, momentum=0.8), 1.0),
+        (lambda p: Lion(p, lr=100.0, betas=(0.8, 0.9)), 1.0),
+        (lambda p: Adafactor(p, lr=100.0), 1.0),
+    ],
+    ids=["heavy ball", "dampening", "nesterov", "rmsprop", "muon", "lion", "adafactor"],
+)
+def test_where_updates_grow_the_first_is_the_share_of_a_hundredth_that_it_is_of_a_long_one(
+    make_optimizer, first_of_long
+):
+    """SGD's share is that of an update's length after 200 equal gradients."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False))
+    optimizer = make_optimizer(model.parameters())
+    _, [first] = train(model, optimizer, 1)
+    assert max(first) == pytest.approx(SHARE * first_of_long, rel=0.02)
+    if isinstance(optimizer, SGD):
+        w = nn.Parameter(torch.ones(1, 1))
+        growing = SGD([w], **{k: optimizer.defaults[k] for k in ("lr", "momentum", "dampening", "nesterov")})
+        lengths = []
+        for _ in range(200):
+            w.grad, before = torch.ones(1, 1), float(w.detach())
+            growing.step()
+            lengths.append(before - float(w.detach()))
+        assert lengths[0] / lengths[-1] == pytest.approx(first_of_long, rel=1e-2)
 
 
 def test_a_matrix_of_nearly_nothing_counts_as_zero():

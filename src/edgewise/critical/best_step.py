@@ -9,9 +9,11 @@ from torch.optim import Optimizer
 from edgewise.critical.along import along_update
 from edgewise.critical.methods import Line, Trace, check_gradient
 from edgewise.critical.results import BestStepResult
+from edgewise.optimizers.update import Update
 from edgewise.status import Status
 
 _FACTOR = 4.0  # between the rates that are tried
+_MOST_SHORTENED = 20  # times that a rate is lowered until its update changes no matrix too much
 
 
 def search_best_step(
@@ -55,9 +57,7 @@ def search_best_step(
                 slope=slope, resolution=loss.resolution, max_forwards=max_forwards - loss.num_forwards
             )
             trace = Trace(lambda lr: loss.change(update.at(lr), lr), line)
-            relative = update.relative_length(matrices)
-            longest = max_change / relative if relative > 0 else math.inf
-            lr, status = _descend(trace, min(max_lr, longest))
+            lr, status = _descend(trace, _longest(update, max_lr, max_change, matrices))
             fault = check_gradient(trace)
             lr, status = (lr, status) if fault is None else (0.0, fault)
         return BestStepResult(
@@ -68,6 +68,22 @@ def search_best_step(
             slope=slope,
             resolution=loss.resolution,
         )
+
+
+def _longest(update: Update, max_lr: float, max_change: float, matrices: Collection[Tensor] | None) -> float:
+    """Return the largest rate, from above, whose update changes no matrix by more than `max_change` of its norm.
+
+    Where updates are not in proportion to the rate, as those of Adafactor that are capped, it is found step by step.
+    """
+    lr = max_lr
+    for _ in range(_MOST_SHORTENED):
+        change = lr * update.relative_length(lr, matrices)
+        if not change > max_change:
+            break
+        lr *= max_change / change
+        if update.is_linear:
+            break
+    return lr
 
 
 def _descend(trace: Trace, max_lr: float) -> tuple[float, Status]:

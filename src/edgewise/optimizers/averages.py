@@ -10,14 +10,30 @@ def num_averages(optimizer: Optimizer) -> int:
     return 2 if any("betas" in group for group in optimizer.param_groups) else 1
 
 
-def heavy_ball(optimizer: Optimizer) -> float:
-    """Return β of `momentum`, under which the first update is 1 − β of a long one; 0 without."""
-    return max(float(group.get("momentum") or 0.0) for group in optimizer.param_groups)
-
-
 def momentum(optimizer: Optimizer) -> float:
     """Return β, of `momentum` or the first of `betas`; 0 without."""
-    return max(heavy_ball(optimizer), *(_first_beta(group) for group in optimizer.param_groups))
+    return max(max(_heavy_ball(group), _first_beta(group)) for group in optimizer.param_groups)
+
+
+def first_share(optimizer: Optimizer) -> float:
+    """Return which share the first update is of a long one, the gradient being the same: 1 but under `momentum` β.
+
+    It is (1 − β)/(1 − τ), τ the dampening, and (1 − β)(1 + β) after Nesterov. Where updates are made orthogonal, as
+    Muon's are, their length does not depend on β: 1.
+    """
+    return min(_first_share(group) for group in optimizer.param_groups)
+
+
+def _first_share(group: dict[str, Any]) -> float:
+    if "ns_steps" in group:  # Muon's Newton–Schulz iteration
+        return 1.0
+    beta, dampening = _heavy_ball(group), float(group.get("dampening") or 0.0)
+    ahead = 1 + beta if group.get("nesterov") else 1.0
+    return min(1.0, (1 - beta) * ahead / (1 - dampening)) if dampening < 1 else 1.0
+
+
+def _heavy_ball(group: dict[str, Any]) -> float:
+    return float(group.get("momentum") or 0.0)
 
 
 def _first_beta(group: dict[str, Any]) -> float:

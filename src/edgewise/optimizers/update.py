@@ -104,9 +104,8 @@ class Update:
         size = sum(local(p).numel() for p in self._parameters)
         self._vector = torch.zeros(size, dtype=dtype, device=local(self._parameters[0]).device)
         self._rate = 0.0  # at which the vector was taken
-        self._norms: list[
-            list[float]
-        ] = []  # of u and θ, of each parameter, at a rate that shows beside rounding
+        # Of u and θ, of each parameter: at a rate that shows beside rounding, or where u depends on it, at the last.
+        self._norms: list[list[float]] = []
         self.is_linear = self._take(first)
         snapshot.rewind()
         if self.is_linear:
@@ -116,17 +115,18 @@ class Update:
     def at(self, lr: float) -> Tensor:
         """Return u(lr), shape (n,); the same memory each time."""
         if not self.is_linear and self._rate != lr:
-            self._step(lr)
+            self._norms = self._step(lr)[:, 1:].sqrt().tolist()
             self._snapshot.rewind()
         return self._vector
 
-    def relative_length(self, matrices: Collection[Tensor] | None = None) -> float:
+    def relative_length(self, lr: float, matrices: Collection[Tensor] | None = None) -> float:
         """Return the largest ‖u_W‖/‖W‖ of a matrix W ≠ 0, of these or of all; where there is none, ‖u‖/‖θ‖ of all.
 
         A matrix is a parameter of two dimensions or more. One whose entries are less than a thousandth of another's, as
         class tokens are at first, counts as 0: it is made, not overwritten. Gains and biases do not count beside them.
         LayerNorm's gains can hold most of ‖θ‖, and hide that random features are lost. It is 0 where all of θ is.
         """
+        self.at(lr)
         norms = dict(zip(self._parameters, self._norms, strict=True))
         entries = {
             p: size / math.sqrt(p.numel()) for p, (_, size) in norms.items() if p.dim() > 1 and size > 0

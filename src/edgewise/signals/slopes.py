@@ -38,6 +38,7 @@ class RateShare(Signal):
         self.turn, self.share = 0, 1.0  # which blocks, and of which share of the entries
         self.slope_at_start = 0.0  # g_t·Δθ_t, of sharded parameters this rank's part
         self.at_end = self.at_start = 0.0  # moving averages
+        self.num_updates = 0  # that are in them
         self.value: float | None = None  # ζ; None if the last gradients were not finite, or nothing has moved
 
     def before_step(self, parameters: Sequence[Tensor]) -> None:
@@ -76,6 +77,7 @@ class RateShare(Signal):
         elif math.isfinite(end):
             self.at_start = average(self.at_start, abs(start), _SLOPES_KEPT)
             self.at_end = average(self.at_end, end, _SLOPES_KEPT)
+            self.num_updates += 1
             self.value = 0.5 * (1 + self.at_end / self.at_start)
 
     def give_up_copies(self) -> None:

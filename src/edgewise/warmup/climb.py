@@ -14,6 +14,7 @@ from edgewise.warmup.copies import ParameterCopies
 from edgewise.warmup.state import Saved
 
 _ENOUGH = 0.6  # share ζ of the critical rate at which climbing ends
+_FEWEST_SLOPES = 5  # updates, before which ζ is what a batch or two say
 _LONGEST, _SHORTEST = (
     5,
     200,
@@ -22,7 +23,7 @@ _FASTEST = 0.3  # log-growth of the rate an update, without momentum
 
 
 class Climb(ParameterCopies):
-    """Where the updates fall short of the edge: η ← η·exp(ρ(1 − ζ/0.6)), until ζ ≥ 0.6.
+    """Where the updates fall short of the edge: η ← η·exp(ρ(1 − ζ/0.6)), until ζ ≥ 0.6 of five updates or more.
 
     ρ is the share of an update that momentum has forgotten by the next one, half of it where squares are averaged, too.
     """
@@ -56,8 +57,9 @@ class Climb(ParameterCopies):
 
     @property
     def is_high(self) -> bool:
-        """Whether the updates take enough of the critical rate."""
-        return self.slopes.value is not None and self.slopes.value >= _ENOUGH
+        """Whether the updates take enough of the critical rate, by the slopes of five of them at least."""
+        share = self.slopes.value
+        return share is not None and share >= _ENOUGH and self.slopes.num_updates >= _FEWEST_SLOPES
 
     def go_on(self, parameters: Sequence[Tensor]) -> None:
         """Measure the coming update."""

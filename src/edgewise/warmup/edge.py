@@ -252,9 +252,13 @@ class EdgeWarmup(AdaptiveWarmup):
             closure,
             lambda: self._start.search(self.optimizer, closure, target=target, known=value, matrices=awake),
         )
-        if found is not None and 0 < self._start.factor(found, target) < self._factor:
+        if found is None:
+            return
+        if 0 < self._start.factor(found, target) < self._factor:
             self._table.begin(self._updates.made, self._start.factor(found, target))
             self._settling.begin(self._updates.made, self._factor)
+        elif self._factor == 1.0 and not self._start.idle:  # no warmup is needed
+            self._finish()
 
     def _climb_on(self, closure: Callable[[], Tensor]) -> None:
         self._climb.add(parameters(self.optimizer), self._observation.ranks(closure))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from edgewise.critical import BestStepResult, search_best_step
-from edgewise.optimizers.averages import heavy_ball
+from edgewise.optimizers.averages import first_share
 from edgewise.parameters import absolute_sums
 from edgewise.ranks import Ranks
 from edgewise.warmup.state import Saved, as_plain
@@ -47,7 +47,7 @@ class Start:
             optimizer,
             closure,
             max_lr=target / _SHARE,
-            max_change=_MOST_CHANGE * (1 - heavy_ball(optimizer)) / _SHARE,
+            max_change=_MOST_CHANGE * first_share(optimizer) / _SHARE,
             max_forwards=_MOST_FORWARDS,
             known=known,
             matrices=matrices,
