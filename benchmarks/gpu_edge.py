@@ -157,7 +157,8 @@ def print_table(rows: list[list[GPTRun]]) -> None:
     )
     for runs in rows:
         edge = runs[0].way == EDGE
-        spread = f" ± {statistics.stdev([run.final for run in runs]):.4f}" if len(runs) > 1 else ""
+        finite = len(runs) > 1 and math.isfinite(_mean(runs))
+        spread = f" ± {statistics.stdev([run.final for run in runs]):.4f}" if finite else ""
         cells = [
             runs[0].way,
             f"{runs[0].lr:.3g}",

@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/long_peers.py train [--held-out | --development] [--part 0/2]
 
 Needs prodigyopt, dadaptation, schedulefree and transformers (GreedyLR). They stand in place of a task's optimizer, with
-its weight decay and clipping. Those that need a rate have their default: a tuned one is what they are to spare. The
-rows go where `long_runs.py` keeps its own. `memory` prints how many numbers each keeps for one of the parameters.
+its weight decay, which DoWG has none of, and its clipping. Those that need a rate have their default: a tuned one is
+what they are to spare. The rows go where `long_runs.py` keeps its own. `memory` prints how many numbers each keeps for
+one of the parameters.
 """
 
 import itertools

@@ -6,6 +6,7 @@ A *cell* is a task and a target rate. A way *ties* if its mean over the seeds is
 deviation of that over the seeds; the count at plain 1 % stands beside it.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -73,16 +74,15 @@ class Results:
 
     def best_length(self, task: Task, multiple: float) -> Outcome:
         """Return the outcome of the length with the lowest mean at a rate."""
-        return min((self.linear(task, multiple, share) for share in LENGTHS), key=_mean)
+        return min((self.linear(task, multiple, share) for share in LENGTHS), key=lambda found: found.mean)
+
+    def best_cell(self, task: Task) -> tuple[float, float]:
+        """Return rate, in those of the search, and length of the best cell of the whole grid."""
+        return min(itertools.product(MULTIPLES, LENGTHS), key=lambda cell: self.linear(task, *cell).mean)
 
     def best(self, task: Task) -> Outcome:
-        """Return that of the best cell of the whole grid."""
-        return min((self.best_length(task, multiple) for multiple in MULTIPLES), key=_mean)
-
-    def best_where(self, task: Task) -> tuple[float, float]:
-        """Return its rate, in those of the search, and its length."""
-        cells = [(multiple, share) for multiple in MULTIPLES for share in LENGTHS]
-        return min(cells, key=lambda cell: self.linear(task, *cell).mean)
+        """Return the outcome of that."""
+        return self.linear(task, *self.best_cell(task))
 
     def fails(self, task: Task, outcome: Outcome) -> bool:
         """Whether a seed is not finite, or not half as far below the best constant output as the best cell."""
@@ -92,15 +92,11 @@ class Results:
         )
 
 
-def _mean(outcome: Outcome) -> float:
-    return outcome.mean
-
-
 def ceilings_table(results: Results) -> str:
     """Return a row a task: the best cell, and how far above it EdgeWarmup ends at each ceiling, with the rates held."""
     rows = []
     for task in results.tasks:
-        best, (multiple, share) = results.best(task), results.best_where(task)
+        best, (multiple, share) = results.best(task), results.best_cell(task)
         row = [task.name, f"{best.mean:.4g} ± {best.deviation:.2g}", f"{multiple:g}; {share:.0%}"]
         for ceiling in CEILINGS[1:]:
             outcome = results.edge(task, ceiling)
@@ -217,8 +213,8 @@ def peers_table(results: Results) -> str:
             [
                 name,
                 f"{sum(own.mean < other.mean for _, own, other in found)} of {len(found)}",
-                str(sum(own.is_within(1 / _TIES, other) for _, own, other in found)),
-                str(sum(other.is_within(1 / _TIES, own) for _, own, other in found)),
+                str(sum(_TIES * own.mean < other.mean for _, own, other in found)),
+                str(sum(_TIES * other.mean < own.mean for _, own, other in found)),
                 f"{statistics.median(gaps):+.1%}" if gaps else "",
                 str(sum(results.fails(task, own) for task, own, _ in found)),
                 str(sum(results.fails(task, other) for task, _, other in found)),

@@ -87,6 +87,7 @@ def test_at_a_low_target_a_run_is_that_without_a_warmup_bit_for_bit(name):
     run = Run(RECIPES[name], times=LOW).warm_up(edge, decay=None).train(range(100))
     assert same(run, without)
     assert {warmup.status for warmup in run.warmups} == {Status.AT_TARGET}
+    assert all(warmup.state_dict()["rate_share"]["kept"] == [] for warmup in run.warmups)
     check_forwards(run)
 
 

@@ -13,7 +13,10 @@ from edgewise.optimizers.update import Update
 from edgewise.status import Status
 
 _FACTOR = 4.0  # between the rates that are tried
-_MOST_SHORTENED = 20  # times that a rate is lowered until its update changes no matrix too much
+_MOST_LOWERED, _HALVINGS = (
+    64,
+    6,
+)  # of a rate whose update changes a matrix too much, and of the interval it is in then
 
 
 def search_best_step(
@@ -23,12 +26,13 @@ def search_best_step(
     max_lr: float,
     max_change: float,
     max_forwards: int,
+    share: float = 1.0,
     known: float | None = None,
     matrices: Collection[Tensor] | None = None,
 ) -> BestStepResult:
     """Find the rate at which one update lowers the loss most, of those not above `max_lr` that change little.
 
-        η* = argmin over 0 < η ≤ η_max, η‖u_W‖ ≤ c‖W‖ for each matrix W ≠ 0 of θ, of L(θ + ηu)
+        η* = argmin over 0 < η ≤ η_max, aη‖u_W(aη)‖ ≤ c‖W‖ for each matrix W ≠ 0 of θ, of L(θ + ηu)
 
     On a quadratic η* is half the critical learning rate; for an update of signs it can be a tenth. The rates η_max/4ᵏ
     are tried from above, down to the first that lowers the loss less than the one before; η* is the minimum of the
@@ -40,6 +44,7 @@ def search_best_step(
         max_lr: η_max > 0, in rates of the first parameter group.
         max_change: c > 0. Where no matrix but zeros is among the parameters, all entries together count; if they are
             zero, there is no limit.
+        share: a, of the rate, that the update which may change so much has: 1 for the rate itself.
         max_forwards: budget of loss evaluations, ≥ 4.
         known: the loss, as an earlier evaluation had it: saves a forward where the closure gives the same.
         matrices: the W, where not all count.
@@ -57,7 +62,7 @@ def search_best_step(
                 slope=slope, resolution=loss.resolution, max_forwards=max_forwards - loss.num_forwards
             )
             trace = Trace(lambda lr: loss.change(update.at(lr), lr), line)
-            lr, status = _descend(trace, _longest(update, max_lr, max_change, matrices))
+            lr, status = _descend(trace, _longest(update, max_lr, max_change, share, matrices))
             fault = check_gradient(trace)
             lr, status = (lr, status) if fault is None else (0.0, fault)
         return BestStepResult(
@@ -70,20 +75,32 @@ def search_best_step(
         )
 
 
-def _longest(update: Update, max_lr: float, max_change: float, matrices: Collection[Tensor] | None) -> float:
-    """Return the largest rate, from above, whose update changes no matrix by more than `max_change` of its norm.
+def _longest(
+    update: Update, max_lr: float, max_change: float, share: float, matrices: Collection[Tensor] | None
+) -> float:
+    """Return the largest rate of which `share` changes no matrix by more than `max_change` of its norm, from above.
 
-    Where updates are not in proportion to the rate, as those of Adafactor that are capped, it is found step by step.
+    Where updates are not in proportion to the rate, as those of Adafactor that are capped, by halving intervals of it.
     """
-    lr = max_lr
-    for _ in range(_MOST_SHORTENED):
-        change = lr * update.relative_length(lr, matrices)
-        if not change > max_change:
+
+    def change(lr: float) -> float:
+        return share * lr * update.relative_length(share * lr, matrices)
+
+    most = change(max_lr)
+    if not most > max_change:
+        return max_lr
+    if update.is_linear:
+        return max_lr * (max_change / most)
+    within = max_lr
+    for _ in range(_MOST_LOWERED):
+        if change(within) <= max_change:
             break
-        lr *= max_change / change
-        if update.is_linear:
-            break
-    return lr
+        within /= _FACTOR
+    beyond = _FACTOR * within
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(within * beyond)
+        within, beyond = (middle, beyond) if change(middle) <= max_change else (within, middle)
+    return within
 
 
 def _descend(trace: Trace, max_lr: float) -> tuple[float, Status]:

@@ -11,7 +11,7 @@ def num_averages(optimizer: Optimizer) -> int:
 
 
 def momentum(optimizer: Optimizer) -> float:
-    """Return β, of `momentum` or the first of `betas`; 0 without."""
+    """Return β, of `momentum` or the first of `betas`; 0 without. The largest of the groups'."""
     return max(max(_heavy_ball(group), _first_beta(group)) for group in optimizer.param_groups)
 
 
@@ -19,7 +19,8 @@ def first_share(optimizer: Optimizer) -> float:
     """Return which share the first update is of a long one, the gradient being the same: 1 but under `momentum` β.
 
     It is (1 − β)/(1 − τ), τ the dampening, and (1 − β)(1 + β) after Nesterov. Where updates are made orthogonal, as
-    Muon's are, their length does not depend on β: 1.
+    Muon's are, their length does not depend on β: 1. RMSprop's first update is more than that, as its average of
+    squares begins at 0. Of groups that differ the smallest share counts.
     """
     return min(_first_share(group) for group in optimizer.param_groups)
 

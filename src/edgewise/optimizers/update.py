@@ -153,6 +153,7 @@ class Update:
             rate = min(rate * (min(_SHORT / share, _RAISE) if share > 0 else _RAISE), highest)
         self._norms = squares[:, 1:].sqrt().tolist()
         change, length, _ = self._step(_FACTOR * rate).sum(0).sqrt().tolist()
+        self._rate = 0.0  # the norms are those of another
         rounding = max(torch.finfo(p.dtype).eps for p in self._parameters) * size / rate
         return change <= _NONLINEAR * length + rounding
 

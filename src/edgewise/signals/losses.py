@@ -43,7 +43,7 @@ class LossTrend(Signal):
     @property
     def value(self) -> float:
         """The trend s."""
-        if self.num_losses < _FEWEST_LOSSES or self.variance == 0 or self.time_variance == 0:
+        if self.num_losses < _FEWEST_LOSSES or not 0 < self.variance < math.inf or self.time_variance == 0:
             return 0.0
         doubt = 1.0 if self.first - self.mean > _GAIN * self._deviation else 0.0
         return max(-1.0, min(1.0, -(self._slope_in_errors + doubt) / 2))
@@ -64,7 +64,7 @@ class LossTrend(Signal):
         self.mean += share * change
         self.time_variance = (1 - share) * (self.time_variance + share * passed**2)
         self.covariance = (1 - share) * (self.covariance + share * passed * change)
-        self.variance = (1 - share) * (self.variance + share * change**2)
+        self.variance = (1 - share) * (self.variance + share * change * change)
 
     @property
     def _slope_in_errors(self) -> float:

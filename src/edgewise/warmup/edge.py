@@ -53,10 +53,11 @@ class EdgeWarmup(AdaptiveWarmup):
       warmup, and halves what follows by `then` as well.
     - *Held back* are single updates on batches whose loss stands out, and those after them, for as long as `observe` is
       called. Neither a scheduler that follows nor `export` sees that share of the rate.
-    - *End:* at the target, once the rate has stood there for a third of the updates, and for 50 at least; below it at
-      half of the run. If that is not known, also where the rate has settled below, and after five times the length of
-      the climb, or 200 updates, at the latest. `status` says AT_TARGET or HELD_BELOW_TARGET, and
-      `lr_held` at which rate, also where it was halved since. What follows by `then` starts from there.
+    - *End:* at once where it starts at the target; at the target, once the rate has stood there for a third of the
+      updates, and for 50 at least; below it at half of the run. If that is not known, also where the rate has settled
+      below, and after five times the length of the climb, or 200 updates, at the latest. `status` says AT_TARGET or
+      HELD_BELOW_TARGET, and `lr_held` at which rate, also where it was halved since. What follows by `then` starts
+      from there.
     - *Fallback:* where nothing can be measured, it is linear warmup, once, with a warning that names the reason: over a
       tenth of `num_steps`; if that is not known, over 2/(1 − β₂) updates or, without a β₂, 200.
 
@@ -142,11 +143,10 @@ class EdgeWarmup(AdaptiveWarmup):
         self._gradients.forget()
         self._step_share.spend()
         if self._observes():
-            see = self._see_whole if self._end is None else self._see
-            see(closure, loss)
+            self._see(closure, loss)
 
+    @all_or_nothing
     def _see(self, closure: Callable[[], Tensor], loss: Tensor | float | None) -> None:
-        """Take in a loss; once the warmup is over nothing changes before it is known, and nothing can raise after."""
         rises = False
         value = self._loss(closure, loss)
         if value is not None:
@@ -162,8 +162,6 @@ class EdgeWarmup(AdaptiveWarmup):
             self._apply()
         if steps_running(self.optimizer):  # observed by the closure of the step, whose rates have been taken
             self._step_share.take()
-
-    _see_whole = all_or_nothing(_see)
 
     @property
     def found(self) -> BestStepResult | None:
@@ -208,7 +206,7 @@ class EdgeWarmup(AdaptiveWarmup):
         elif self._updates.made > self._table.rates[-1][0]:  # a step that was skipped is no progress
             if self._start.idle:
                 self._begin_again(closure, value)
-            if self.fallback is not None:
+            if self._end is not None:
                 return
             if self._climb.is_on:
                 self._climb_on(closure)
@@ -244,6 +242,8 @@ class EdgeWarmup(AdaptiveWarmup):
     def _begin_again(self, closure: Callable[[], Tensor], value: float | None) -> None:
         """Lower the start where matrices that had no gradient before would be overwritten."""
         ranks = self._observation.ranks(closure)
+        if not self._observation.has_gradient(closure):
+            return
         awake = self._start.awake(self._updates.made, parameters(self.optimizer), ranks)
         if not awake:
             return
@@ -254,7 +254,11 @@ class EdgeWarmup(AdaptiveWarmup):
         )
         if found is None:
             return
-        if 0 < self._start.factor(found, target) < self._factor:
+        if found.lr == 0:
+            self._fall_back(
+                f"{len(awake)} matrices that had no gradient at first show no scale, {found.status.value}"
+            )
+        elif self._start.factor(found, target) < self._factor:
             self._table.begin(self._updates.made, self._start.factor(found, target))
             self._settling.begin(self._updates.made, self._factor)
         elif self._factor == 1.0 and not self._start.idle:  # no warmup is needed
