@@ -1184,8 +1184,8 @@ FAULTS = [
     Fault(
         name="what a capped step changes is taken from another rate",
         file="critical/best_step.py",
-        old="change = lr * update.relative_length(lr, matrices)",
-        new="change = lr * update.relative_length(max_lr, matrices)",
+        old="share * lr * update.relative_length(share * lr, matrices)",
+        new="share * lr * update.relative_length(share * max_lr, matrices)",
         test="critical/test_best_step.py",
     ),
     Fault(
@@ -1193,6 +1193,27 @@ FAULTS = [
         file="warmup/edge.py",
         old="elif self._factor == 1.0 and not self._start.idle:",
         new="elif False:",
+        test="warmup/test_recipes_people_use.py",
+    ),
+    Fault(
+        name="what a capped start changes is taken from the rate that was found",
+        file="critical/best_step.py",
+        old="return share * lr * update.relative_length(share * lr, matrices)",
+        new="return share * (lr * update.relative_length(lr, matrices))",
+        test="warmup/test_start.py",
+    ),
+    Fault(
+        name="gradients that are not finite wake a matrix",
+        file="warmup/edge.py",
+        old="        if not self._observation.has_gradient(closure):\n            return\n        awake",
+        new="        awake",
+        test="warmup/test_start.py",
+    ),
+    Fault(
+        name="a warmup that a second search has ended climbs on",
+        file="warmup/edge.py",
+        old="            if self._end is not None:\n                return\n            if self._climb.is_on:",
+        new="            if self._climb.is_on:",
         test="warmup/test_recipes_people_use.py",
     ),
     Fault(
@@ -1338,7 +1359,7 @@ FAULTS = [
     Fault(
         name="a first update as long as it likes",
         file="critical/best_step.py",
-        old="_descend(trace, _longest(update, max_lr, max_change, matrices))",
+        old="_descend(trace, _longest(update, max_lr, max_change, share, matrices))",
         new="_descend(trace, max_lr)",
         test="warmup/test_edge.py",
     ),

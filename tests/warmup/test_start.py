@@ -104,11 +104,11 @@ def test_which_share_the_first_update_is_of_a_long_one_is_seen_in_updates_of_one
 
 @pytest.mark.parametrize("target", [0.02, 1.0, 100.0])
 def test_adafactor_whose_steps_are_capped_starts_with_a_hundredth_also_when_it_has_a_state(target):
-    """A twentieth is the longest step after 400."""
+    """A thirtieth is the longest step after 900: a quarter of it is less than a hundredth."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False))
     optimizer = Adafactor(model.parameters(), lr=1e-6)
-    for _ in range(400):
+    for _ in range(900):
         for p in model.parameters():
             p.grad = torch.randn_like(p)
         optimizer.step()
