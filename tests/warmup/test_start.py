@@ -110,7 +110,7 @@ def test_adafactor_whose_steps_are_capped_starts_with_a_hundredth_also_when_it_h
     optimizer = Adafactor(model.parameters(), lr=1e-6)
     for _ in range(900):
         for p in model.parameters():
-            p.grad = torch.randn_like(p)
+            p.grad = 1e-3 * torch.randn_like(p)
         optimizer.step()
     optimizer.param_groups[0]["lr"] = target
     _, [first] = train(model, optimizer, 1)
