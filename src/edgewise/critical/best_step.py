@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.critical.along import along_update
+from edgewise.critical.along import along_update, current_gradients, slope_along
 from edgewise.critical.methods import Line, Trace, check_gradient
 from edgewise.critical.results import BestStepResult
 from edgewise.optimizers.update import Update
@@ -53,16 +53,21 @@ def search_best_step(
         ValueError: no parameter has a gradient.
         LossError: the loss at the current parameters is not a finite scalar, or is another one again.
     """
-    with along_update(optimizer, closure, first=max_lr, known=known) as (loss, update, slope):
+    gradients = current_gradients(optimizer)
+    with along_update(optimizer, closure, first=max_lr, known=known) as (loss, update, of_first):
+        slope = of_first
         if not -math.inf < slope < 0:
             lr, status = 0.0, Status.NOT_A_DESCENT_DIRECTION
         else:
             loss.check_repeats()
+            longest = _longest(update, max_lr, max_change, share, matrices)
+            if not update.is_linear:  # the slope at a rate where steps are capped is that of a shorter one
+                slope = slope_along(gradients, update.at(longest), list(gradients), loss.ranks)
             line = Line(
                 slope=slope, resolution=loss.resolution, max_forwards=max_forwards - loss.num_forwards
             )
             trace = Trace(lambda lr: loss.change(update.at(lr), lr), line)
-            lr, status = _descend(trace, _longest(update, max_lr, max_change, share, matrices))
+            lr, status = _descend(trace, longest)
             fault = check_gradient(trace)
             lr, status = (lr, status) if fault is None else (0.0, fault)
         return BestStepResult(
