@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from advice_grid import trains
 from edge_tables import Outcome, table
 from long_peers import PEERS
 from long_runs import (
@@ -86,10 +87,8 @@ class Results:
 
     def fails(self, task: Task, outcome: Outcome) -> bool:
         """Whether a seed is not finite, or not half as far below the best constant output as the best cell."""
-        untrained = task.constant_loss()
-        return not all(
-            loss <= untrained - 0.5 * (untrained - self.best(task).mean) for loss in outcome.losses
-        )
+        untrained, best = task.constant_loss(), self.best(task).mean
+        return not all(trains(untrained, loss, best) for loss in outcome.losses)
 
 
 def ceilings_table(results: Results) -> str:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from advice_grid import trains
 from long_runs import EDGE, LENGTHS, LINEAR, PICTURED, PLANE, LongRun, LongRuns, best_rate, seeds
 from long_tasks import TASKS, Task
 from matplotlib.axes import Axes
@@ -15,7 +16,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 IMAGE = Path(__file__).parents[1] / "images" / "edge-warmup-plane.png"
-_FAILED = 0.5  # of the way from the best constant output to the best loss: what ends above has not trained
 _WORST = 1.25  # loss over the best, at the end of the colours
 _COLORS = "viridis_r"
 
@@ -44,7 +44,7 @@ class Plane:
 
     def trains(self, loss: float) -> bool:
         """Whether a loss is at least half of the way from the best constant output to the best one."""
-        return loss <= self.best + _FAILED * (self.task.constant_loss() - self.best)
+        return trains(self.task.constant_loss(), loss, self.best)
 
     @property
     def best(self) -> float:
@@ -55,19 +55,19 @@ class Plane:
 def draw(axes: Axes, plane: Plane, rows: list[tuple[str, list[float]]], *, best_marked: bool) -> None:
     """Draw rows of losses, with their numbers, failures hatched."""
     losses = np.array([row for _, row in rows])
-    trains = np.vectorize(plane.trains)(losses)
+    trained = np.vectorize(plane.trains)(losses)
     axes.pcolormesh(
-        np.where(trains, losses / plane.best, np.nan),
+        np.where(trained, losses / plane.best, np.nan),
         cmap=_COLORS,
         norm=Normalize(1, _WORST),
         edgecolors="white",
         linewidth=1,
     )
-    best = np.unravel_index(np.nanargmin(np.where(trains, losses, np.nan)), losses.shape)
+    best = np.unravel_index(np.nanargmin(np.where(trained, losses, np.nan)), losses.shape)
     for (i, j), loss in np.ndenumerate(losses):
-        text = f"{loss:.3g}" if trains[i, j] else "×"
+        text = f"{loss:.3g}" if trained[i, j] else "×"
         star = "★ " if best_marked and (i, j) == best else ""
-        dark = trains[i, j] and loss / plane.best > 1 + 0.55 * (_WORST - 1)
+        dark = trained[i, j] and loss / plane.best > 1 + 0.55 * (_WORST - 1)
         axes.text(
             j + 0.5,
             i + 0.5,
