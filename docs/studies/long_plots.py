@@ -53,7 +53,7 @@ class Plane:
 
 
 def draw(axes: Axes, plane: Plane, rows: list[tuple[str, list[float]]], *, best_marked: bool) -> None:
-    """Draw rows of losses, with their numbers, failures hatched."""
+    """Draw rows of losses, with their numbers, failures crossed."""
     losses = np.array([row for _, row in rows])
     trained = np.vectorize(plane.trains)(losses)
     axes.pcolormesh(
@@ -89,7 +89,7 @@ def main() -> None:
     planes = [Plane(task, runs) for task in TASKS if task.name in PICTURED]
     figure = Figure(figsize=(9.5, 3.3 * len(planes)), layout="constrained")
     panels = figure.subplots(
-        2 * len(planes), 1, sharex=True, height_ratios=[len(LENGTHS), 1] * len(planes), squeeze=False
+        2 * len(planes), 1, height_ratios=[len(LENGTHS), 1] * len(planes), squeeze=False
     )[:, 0]
     for plane, (above, below) in zip(planes, panels.reshape(-1, 2), strict=True):
         lengths = [
@@ -100,8 +100,8 @@ def main() -> None:
         draw(below, plane, [("EdgeWarmup", plane.row(EDGE))], best_marked=False)
         title = f"{plane.task.name}: final loss after {plane.task.num_updates:,} updates"
         above.set_title(title, fontsize=10, loc="left")
-        below.set_xticks(np.arange(len(PLANE)) + 0.5, [f"{multiple * plane.lr:.3g}" for multiple in PLANE])
-        below.tick_params(labelbottom=True)
+        below.set_xticks(np.arange(len(PLANE)) + 0.5, [f"{multiple * plane.lr:.2g}" for multiple in PLANE])
+        above.set_xticks([])
     panels[-1].set_xlabel("target rate: for EdgeWarmup, a ceiling")
     colors = ScalarMappable(Normalize(1, _WORST), _COLORS)
     figure.colorbar(colors, ax=panels, label="loss ÷ the best of the plane", aspect=40, pad=0.01)
