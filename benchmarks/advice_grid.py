@@ -190,6 +190,13 @@ def add_part(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_halves(parser: argparse.ArgumentParser) -> None:
+    """Add the options that leave one half out: `held_out` is True or False, or `None` for both."""
+    halves = parser.add_mutually_exclusive_group()
+    halves.add_argument("--held-out", dest="held_out", action="store_true", default=None)
+    halves.add_argument("--development", dest="held_out", action="store_false")
+
+
 def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(

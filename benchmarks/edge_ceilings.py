@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from advice_grid import NUM_UPDATES, RUNS, SEEDS, Run, Runs, add_part, best_rate, train, train_by
+from advice_grid import NUM_UPDATES, RUNS, SEEDS, Run, Runs, add_halves, add_part, best_rate, train, train_by
 from advice_tasks import PAIRS, Batch, Pair
 from edge_tables import (
     CEILINGS,
@@ -101,9 +101,7 @@ def main() -> None:
     parser.add_argument("--pair", help="train this pair only")
     parser.add_argument("--folder", type=Path, default=EDGE_RUNS, help="of the stored runs")
     add_part(parser)
-    halves = parser.add_mutually_exclusive_group()
-    halves.add_argument("--held-out", dest="held_out", action="store_true", default=None)
-    halves.add_argument("--development", dest="held_out", action="store_false")
+    add_halves(parser)
     given = parser.parse_args()
     grid = Runs(RUNS / "grid.csv").read()
     if given.table:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from long_runs import LongRun, LongRuns, arguments, chosen_tasks, decay_factor, long_run, seeds, train_by
+from long_runs import LongRun, LongRuns, arguments, chosen_tasks, decay_factor, seeds, train_by
 from long_tasks import TASKS, Task, trained
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer, RAdam
@@ -181,7 +181,8 @@ def train_peer(task: Task, name: str, seed: int) -> LongRun:
 
     started = time.perf_counter()
     final = train_by(step, task, model, seed, before_evaluation)
-    return long_run(task, name, 0.0, seed, final, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return LongRun(task=task.name, way=name, lr=0.0, seed=seed, final=final, seconds=seconds)
 
 
 def peers(tasks: Sequence[Task]) -> Iterator[tuple[Task, str, int]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from advice_grid import add_part
+from advice_grid import add_halves, add_part
 from long_tasks import TASKS, Task, trained
 from stored import Stored
 from torch import Tensor, nn
@@ -45,13 +45,13 @@ class LongRun:
     task: str
     way: str  # EDGE, LINEAR, or the name of a peer
     lr: float  # target, of the first optimizer
-    share: float  # of the run that linear warmup takes
+    share: float = 0.0  # of the run that linear warmup takes
     seed: int
     final: float
-    held: float  # rate that EdgeWarmup ended at; NaN: training ended before, or another way
-    length: int  # updates of EdgeWarmup
-    forwards: int
-    step_backs: int
+    held: float = math.nan  # rate that EdgeWarmup ended at; NaN: training ended before, or another way
+    length: int = 0  # updates of EdgeWarmup
+    forwards: int = 0
+    step_backs: int = 0
     seconds: float
 
 
@@ -114,7 +114,8 @@ def train_linear(task: Task, lr: float, share: float, seed: int) -> LongRun:
 
     started = time.perf_counter()
     final = train_by(step, task, model, seed)
-    return long_run(task, LINEAR, lr, seed, final, time.perf_counter() - started, share=share)
+    seconds = time.perf_counter() - started
+    return LongRun(task=task.name, way=LINEAR, lr=lr, share=share, seed=seed, final=final, seconds=seconds)
 
 
 def train_edge(task: Task, ceiling: float, seed: int) -> LongRun:
@@ -136,13 +137,13 @@ def train_edge(task: Task, ceiling: float, seed: int) -> LongRun:
     seconds = time.perf_counter() - started
     first = warmups[0]
     held = first.lr_held if first.lr_held is not None else ceiling
-    return long_run(
-        task,
-        EDGE,
-        ceiling,
-        seed,
-        final,
-        seconds,
+    return LongRun(
+        task=task.name,
+        way=EDGE,
+        lr=ceiling,
+        seed=seed,
+        final=final,
+        seconds=seconds,
         held=held if first.finished else math.nan,
         length=first.length,
         forwards=sum(warmup.num_forwards for warmup in warmups),
@@ -154,36 +155,6 @@ def _schedule(task: Task, warmup: ew.EdgeWarmup) -> LRScheduler:
     if task.decay == "wsd":
         return warmup.then_until(task.num_updates, lambda update, length: decay_factor(task, update, length))
     return warmup.then_until(task.num_updates, task.decay)
-
-
-def long_run(
-    task: Task,
-    way: str,
-    lr: float,
-    seed: int,
-    final: float,
-    seconds: float,
-    *,
-    share: float = 0.0,
-    held: float = math.nan,
-    length: int = 0,
-    forwards: int = 0,
-    step_backs: int = 0,
-) -> LongRun:
-    """Return the row of a training, with what only some of them have."""
-    return LongRun(
-        task=task.name,
-        way=way,
-        lr=lr,
-        share=share,
-        seed=seed,
-        final=final,
-        held=held,
-        length=length,
-        forwards=forwards,
-        step_backs=step_backs,
-        seconds=seconds,
-    )
 
 
 class LongRuns(Stored[LongRun]):
@@ -289,9 +260,7 @@ def arguments(description: str | None, *words: str) -> argparse.Namespace:
     parser.add_argument("--task", help="train this one only")
     parser.add_argument("--file", type=Path, default=LONG_RUNS, help="of the stored runs")
     add_part(parser)
-    halves = parser.add_mutually_exclusive_group()
-    halves.add_argument("--held-out", dest="held_out", action="store_true", default=None)
-    halves.add_argument("--development", dest="held_out", action="store_false")
+    add_halves(parser)
     return parser.parse_args()
 
 

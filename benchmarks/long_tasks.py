@@ -8,7 +8,7 @@ enough to be learned by heart. So the loss on fixed samples, in evaluation mode,
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 
 import torch
@@ -37,21 +37,27 @@ _NUM_EVALUATED = 512
 _NOISE = {"digits": 1.0, "clean digits": 0.5}
 
 
-@dataclass(frozen=True, kw_only=True)
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over all classes that are to be told, one a sample or one a position."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+@dataclass(frozen=True)
 class Task:
     """A network, what it is trained on, and how."""
 
     name: str
     make_model: Callable[[], nn.Module]
     data: str
-    loss_of: Callable[[Tensor, Tensor], Tensor]
-    batch_size: int
-    num_updates: int
     make_optimizers: MakeOptimizers
     middle_rate: float  # the grid begins there
-    decay: str  # "linear", "cosine" or "wsd": constant, and linear to 0 in the last fifth
+    _: KW_ONLY
+    batch_size: int = 32
+    num_updates: int = 1000
+    decay: str = "cosine"  # or "linear", or "wsd": constant, and linear to 0 in the last fifth
     clip: float | None = None  # largest norm of the gradient
-    held_out: bool
+    loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    held_out: bool = False
 
     def make(self, lr: float, seed: int) -> tuple[nn.Module, Sequence[Optimizer]]:
         """Return the network as initialised from the seed, and its optimizers."""
@@ -119,10 +125,6 @@ def _dataset(name: str) -> data.Dataset:
     return data.load(DataConfig(name=name, context=CONTEXT))
 
 
-def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
-
-
 def _gpt(dropout: float = 0.0) -> Callable[[], nn.Module]:
     return lambda: LanguageModel(dropout=dropout)
 
@@ -149,7 +151,7 @@ def _read_forwards() -> dict[str, Tensor]:
             optimizer.param_groups[0]["lr"] = 3e-3 * min((update + 1) / 100, (1000 - update) / 900)
             optimizer.zero_grad()
             inputs, targets = draw("text", 32, generator)
-            _cross_entropy(model(inputs), targets).backward()
+            cross_entropy(model(inputs), targets).backward()
             optimizer.step()
     return model.state_dict()
 
@@ -198,42 +200,13 @@ def _muon_and_adamw(model: nn.Module, lr: float) -> Sequence[Optimizer]:
     ]
 
 
-def _task(
-    name: str,
-    make_model: Callable[[], nn.Module],
-    kind: str,
-    make_optimizers: MakeOptimizers,
-    middle_rate: float,
-    *,
-    batch_size: int = 32,
-    num_updates: int = 1000,
-    decay: str = "cosine",
-    clip: float | None = None,
-    loss_of: Callable[[Tensor, Tensor], Tensor] = _cross_entropy,
-    held_out: bool = False,
-) -> Task:
-    return Task(
-        name=name,
-        make_model=make_model,
-        data=kind,
-        loss_of=loss_of,
-        batch_size=batch_size,
-        num_updates=num_updates,
-        make_optimizers=make_optimizers,
-        middle_rate=middle_rate,
-        decay=decay,
-        clip=clip,
-        held_out=held_out,
-    )
-
-
 TASKS = (
-    _task("GPT, AdamW, B = 8", _gpt(0.1), "text", _adamw, 2**-8, batch_size=8, num_updates=2000, clip=1.0),
-    _task("GroupNorm ResNet, Nesterov", lambda: ResNet("group"), "digits", _nesterov, 2**-4),
-    _task("GRU, Adam", Recurrent, "text", _adam, 2**-7, batch_size=16, decay="linear", clip=1.0),
-    _task("regression, RMSprop", Regressor, "function", _rmsprop, 2**-9, decay="linear", loss_of=F.mse_loss),
-    _task("ViT, zero head, AdamW", ViT, "digits", _adamw, 2**-8),
-    _task(
+    Task("GPT, AdamW, B = 8", _gpt(0.1), "text", _adamw, 2**-8, batch_size=8, num_updates=2000, clip=1.0),
+    Task("GroupNorm ResNet, Nesterov", lambda: ResNet("group"), "digits", _nesterov, 2**-4),
+    Task("GRU, Adam", Recurrent, "text", _adam, 2**-7, batch_size=16, decay="linear", clip=1.0),
+    Task("regression, RMSprop", Regressor, "function", _rmsprop, 2**-9, decay="linear", loss_of=F.mse_loss),
+    Task("ViT, zero head, AdamW", ViT, "digits", _adamw, 2**-8),
+    Task(
         "Llama, AdamW, B = 16",
         _llama,
         "text",
@@ -245,7 +218,7 @@ TASKS = (
         clip=1.0,
         held_out=True,
     ),
-    _task(
+    Task(
         "BatchNorm ResNet, Nesterov",
         lambda: ResNet("batch"),
         "digits",
@@ -254,9 +227,9 @@ TASKS = (
         batch_size=64,
         held_out=True,
     ),
-    _task("GPT, LoRA, AdamW", _adapted, "text backwards", _adapters_adamw, 2**-6, held_out=True),
-    _task("GPT, Muon and AdamW", _gpt(), "text", _muon_and_adamw, 2**-5, clip=1.0, held_out=True),
-    _task(
+    Task("GPT, LoRA, AdamW", _adapted, "text backwards", _adapters_adamw, 2**-6, held_out=True),
+    Task("GPT, Muon and AdamW", _gpt(), "text", _muon_and_adamw, 2**-5, clip=1.0, held_out=True),
+    Task(
         "autoencoder, Adafactor",
         Autoencoder,
         "clean digits",

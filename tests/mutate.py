@@ -1205,9 +1205,23 @@ FAULTS = [
     Fault(
         name="the slope is that of a step that is capped",
         file="critical/best_step.py",
-        old="            if not update.is_linear:  # the slope",
-        new="            if False:  # the slope",
+        old="slope = slope_at(longest)  #",
+        new="slope = slope_at(max_lr)  #",
         test="advice/test_trial.py",
+    ),
+    Fault(
+        name="a second search that finds nothing ends the warmup",
+        file="warmup/edge.py",
+        old="        if found.lr == 0:\n            self._fall_back(\n",
+        new="        if False:\n            self._fall_back(\n",
+        test="warmup/test_recipes_people_use.py",
+    ),
+    Fault(
+        name="losses too far apart for a float have a trend",
+        file="signals/losses.py",
+        old="not 0 < self.variance < math.inf",
+        new="self.variance == 0",
+        test="signals/test_losses.py",
     ),
     Fault(
         name="gradients that are not finite wake a matrix",

@@ -128,7 +128,7 @@ def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     >>> inner([torch.ones(3)], [torch.full((3,), 2.0)])
     6.0
     """
-    pairs = ((dense(local(x)).double(), dense(local(y)).double()) for x, y in zip(a, b, strict=True))
+    pairs = ((dense(local(x)).double(), dense(local(y))) for x, y in zip(a, b, strict=True))
     sums = [torch.sum(x * y) for x, y in pairs]  # all under way before the first is waited for
     return math.fsum(map(float, sums))
 

@@ -358,6 +358,14 @@ def test_neither_scale_nor_sign_of_the_loss_matter_to_the_trend(scale, offset):
     assert min(values) == -1.0 < 0.9 < max(values)
 
 
+@pytest.mark.parametrize("extreme", [-1e308, 1e308])
+def test_losses_too_far_apart_for_a_float_have_no_trend(extreme):
+    trend = LossTrend()
+    for update, loss in enumerate([1.0, extreme] * 20):
+        trend.add(loss, update)
+        assert trend.value == 0.0
+
+
 def test_one_loss_that_stands_out_counts_as_six_deviations():
     losses = [*(1.0 + 0.1 * noise(200)).tolist()]
     mean, deviation = deviation_of(np.array(losses))

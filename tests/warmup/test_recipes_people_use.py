@@ -178,6 +178,19 @@ def test_of_a_frozen_base_nothing_is_kept_and_nothing_changes():
     assert fall(run, "LoRA") > 0.8
 
 
+@pytest.mark.parametrize("times", [1.0, 4.0])
+def test_matrices_whose_first_update_shows_nothing_are_a_reason_to_fall_back_not_to_end(times):
+    """Adapters in bfloat16: the update of the one that is zero at first shows, that of both together does not."""
+    make_model = lambda: RECIPES["LoRA"].make_model().bfloat16()
+    recipe = Recipe(make_model, adamw, functools.partial(Sines, dtype=torch.bfloat16), -4)
+    run = Run(recipe, times=times).warm_up(edge, decay=None)
+    with pytest.warns(UserWarning, match="matrices that had no gradient at first show no scale"):
+        run.train(range(4))
+    (warmup,) = run.warmups
+    assert (warmup.num_searches, warmup.status) == (2, Status.FELL_BACK)
+    assert warmup.state_dict()["rate_share"]["kept"] == []
+
+
 def parameters(run):
     return [p for group in run.optimizers[0].param_groups for p in group["params"]]
 

@@ -18,8 +18,8 @@ from edgewise.ranks import Ranks
 @contextmanager
 def along_update(
     optimizer: Optimizer, closure: Callable[[], Tensor], *, first: float, known: float | None = None
-) -> Iterator[tuple[ClosureLoss, Update, float]]:
-    """Yield the loss, the update and g·u of the gradients as they stand, inside `isolated`.
+) -> Iterator[tuple[ClosureLoss, Update, Callable[[float], float]]]:
+    """Yield the loss, the update u and what g·u is at a rate, g the gradients as they stand, inside `isolated`.
 
     Args:
         optimizer: whose step needs no closure.
@@ -36,7 +36,7 @@ def along_update(
         update = Update(
             optimizer, parameters, gradients, snapshot, ranks=loss.ranks, first=first, dtype=dtype
         )
-        yield loss, update, slope_along(gradients, update.at(first), parameters, loss.ranks)
+        yield loss, update, lambda lr: slope_along(gradients, update.at(lr), parameters, loss.ranks)
 
 
 def current_gradients(optimizer: Optimizer) -> dict[Tensor, Tensor]:

@@ -6,17 +6,15 @@ from collections.abc import Callable, Collection
 from torch import Tensor
 from torch.optim import Optimizer
 
-from edgewise.critical.along import along_update, current_gradients, slope_along
+from edgewise.critical.along import along_update
 from edgewise.critical.methods import Line, Trace, check_gradient
 from edgewise.critical.results import BestStepResult
 from edgewise.optimizers.update import Update
 from edgewise.status import Status
 
 _FACTOR = 4.0  # between the rates that are tried
-_MOST_LOWERED, _HALVINGS = (
-    64,
-    6,
-)  # of a rate whose update changes a matrix too much, and of the interval it is in then
+# How often a rate is lowered whose update changes a matrix too much, and the interval halved that it is in then.
+_MOST_LOWERED, _HALVINGS = 64, 6
 
 
 def search_best_step(
@@ -53,16 +51,14 @@ def search_best_step(
         ValueError: no parameter has a gradient.
         LossError: the loss at the current parameters is not a finite scalar, or is another one again.
     """
-    gradients = current_gradients(optimizer)
-    with along_update(optimizer, closure, first=max_lr, known=known) as (loss, update, of_first):
-        slope = of_first
+    with along_update(optimizer, closure, first=max_lr, known=known) as (loss, update, slope_at):
+        slope = slope_at(max_lr)
         if not -math.inf < slope < 0:
             lr, status = 0.0, Status.NOT_A_DESCENT_DIRECTION
         else:
             loss.check_repeats()
             longest = _longest(update, max_lr, max_change, share, matrices)
-            if not update.is_linear:  # the slope at a rate where steps are capped is that of a shorter one
-                slope = slope_along(gradients, update.at(longest), list(gradients), loss.ranks)
+            slope = slope_at(longest)  # where steps are capped, that of a longer one is too small
             line = Line(
                 slope=slope, resolution=loss.resolution, max_forwards=max_forwards - loss.num_forwards
             )

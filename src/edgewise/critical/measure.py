@@ -158,8 +158,9 @@ def search_critical_lr(
     a_closure(closure)
     a_loss_value("known", known)
     current = _current_rate(optimizer)
-    with along_update(optimizer, closure, first=asked.first(current), known=known) as (loss, update, slope):
-        return search_along(asked, loss, update, slope, current=current, doubtful=True)
+    first = asked.first(current)
+    with along_update(optimizer, closure, first=first, known=known) as (loss, update, slope_at):
+        return search_along(asked, loss, update, slope_at(first), current=current, doubtful=True)
 
 
 def _current_rate(optimizer: Optimizer) -> float:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edgewise.parameters import dense
+from edgewise.parameters import dense, inner
 from edgewise.ranks import Ranks, local
 from edgewise.signals.signal import Signal, average
 
@@ -85,13 +85,12 @@ class RateShare(Signal):
         self.kept, self.moved = [], False
 
     def _slope(self, parameters: Sequence[Tensor]) -> float:
-        """Return g·Δθ over the blocks, as `inner` does, in fewer calls: those count where parameters are many."""
-        products = [
-            torch.sum(self._block(p.grad).double() * kept)
+        pairs = [
+            (self._block(p.grad), kept)
             for p, kept in zip(parameters, self.kept, strict=True)
             if p.grad is not None and kept.numel() > 0
         ]
-        return math.fsum(map(float, products))
+        return inner([gradient for gradient, _ in pairs], [kept for _, kept in pairs])
 
     def _block(self, tensor: Tensor) -> Tensor:
         entries = local(dense(tensor).detach()).reshape(-1)

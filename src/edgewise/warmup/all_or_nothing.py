@@ -56,18 +56,9 @@ def _containers(owner: object) -> list[Any]:
         attributes = vars(part)
         found.append(attributes)
         for value in attributes.values():
-            is_part = _is_part(type(value))  # type: ignore[arg-type]  # mypy: a type is not hashable
-            if is_part is False:
+            if isinstance(value, dict | list | deque):
                 found.append(value)
-            elif is_part and id(value) not in seen:
+            elif type(value).__module__.startswith(_OWN) and id(value) not in seen:
                 seen.add(id(value))
                 parts.append(value)
     return found
-
-
-@functools.cache  # this is asked of a hundred values an update
-def _is_part(of: type) -> bool | None:
-    """Whether values of a type are parts with a state of their own, or containers; `None` if they are neither."""
-    if issubclass(of, dict | list | deque):
-        return False
-    return True if of.__module__.startswith(_OWN) else None

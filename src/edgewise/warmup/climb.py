@@ -15,10 +15,8 @@ from edgewise.warmup.state import Saved
 
 _ENOUGH = 0.6  # share ζ of the critical rate at which climbing ends
 _FEWEST_SLOPES = 5  # updates, before which ζ is what a batch or two say
-_LONGEST, _SHORTEST = (
-    5,
-    200,
-)  # climbs, and updates, that a warmup may take where the run's length is not known
+# Climbs, and updates, that a warmup may take where the run's length is not known.
+_LONGEST, _SHORTEST = 5, 200
 _FASTEST = 0.3  # log-growth of the rate an update, without momentum
 
 
