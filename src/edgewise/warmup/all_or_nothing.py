@@ -51,11 +51,11 @@ def all_or_nothing(
 
 def _containers(owner: object) -> list[Any]:
     """Return what an object's state is in, each once, also that of parts of it that this package defines."""
-    found, parts, seen = [], [owner], {id(owner)}
+    found: list[Any] = []
+    parts, seen = [owner], {id(owner)}
     for part in parts:  # which grow in number on the way
-        attributes = vars(part)
-        found.append(attributes)
-        for value in attributes.values():
+        found.append(vars(part))
+        for value in vars(part).values():
             if isinstance(value, dict | list | deque):
                 found.append(value)
             elif type(value).__module__.startswith(_OWN) and id(value) not in seen:
