@@ -94,6 +94,13 @@ def original_of_compiled(function: object) -> object | None:
     return cast("object | None", getattr(function, "_torchdynamo_orig_callable", None))
 
 
+def is_compiled_module(module: nn.Module) -> bool:
+    """Whether torch.compile or `module.compile()` has made this, or its forward."""
+    is_wrapper = isinstance(getattr(module, "_orig_mod", None), nn.Module)
+    in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return is_wrapper or in_place or original_of_compiled(module.forward) is not None
+
+
 def is_compiling() -> bool:
     """Whether torch.compile is at work, also where it runs a function in plain Python, as an optimizer's own."""
     return torch.compiler.is_compiling() or CompileContext.current_compile_id() is not None

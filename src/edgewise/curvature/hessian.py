@@ -36,9 +36,11 @@ from edgewise.curvature.routes.route import HvpRoute
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
 from edgewise.errors import ClosedError, SecondDerivativeError
 from edgewise.isolation import isolated
+from edgewise.isolation.compiled import runs_compiled
 from edgewise.loss.checks import LossFunction
 from edgewise.loss.measuring import Measuring
 from edgewise.loss.objective import Objective
+from edgewise.loss.parts import Part, can_be_parted
 from edgewise.loss.repeats import check_repeats
 from edgewise.optimizers.preconditioner import check_covered
 
@@ -51,7 +53,7 @@ class HessianOperator(SymmetricOperator):
     """∇²L of an objective; counts its products, and says which route they took and why.
 
     A product that shows that torch's second derivative is wrong, see `Doubts`, ends the exact routes: what is wrong in
-    one may be in the other. `in_double` makes the same objective in float64.
+    one may be in the other. `in_double` makes the same objective in float64, `of_part` one of other batches.
 
     With "checked", the first product is taken by central differences as well. An exact one may be off by three times
     their error bar, or by ε^{1/3} of the dtype (0.5 % in float32), which is far more than their rounding and far
@@ -63,6 +65,7 @@ class HessianOperator(SymmetricOperator):
         objective: Objective,
         hvp: Route = "auto",
         in_double: Callable[[], Objective] | None = None,
+        of_part: Callable[[Iterable[Any]], Objective] | None = None,
     ) -> None:
         known_name("hvp", hvp, ROUTES)
         self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
@@ -70,6 +73,7 @@ class HessianOperator(SymmetricOperator):
         self._objective = objective
         self._difference = CentralDifference(objective)
         self._doubts = Doubts(objective, self._difference, in_double)
+        self._hvp, self._of_part = hvp, of_part
         self._routes: list[HvpRoute] = [ReverseRoute(objective), ForwardRoute(objective), self._difference]
         self._left = [
             route for route in self._routes if hvp in ("auto", "checked", route.name)
@@ -142,6 +146,21 @@ class HessianOperator(SymmetricOperator):
     def gradient(self) -> Tensor:
         """Return ∇L, with what it takes in common with products already done for these."""
         return self._route.gradient()
+
+    def part(self, share: float) -> "HessianOperator | None":
+        """Return ∇²L of a part of the samples; `None` where shards need whole batches, or the loss refuses it."""
+        objective = self._objective
+        if self._of_part is None or objective.ranks.sharded:
+            return None
+        batches = objective.evaluation.batches
+        if not can_be_parted(batches, share, objective.ranks):
+            return None
+        try:
+            return HessianOperator(
+                self._of_part(Part(batches, share)), "auto" if self._hvp == "checked" else self._hvp
+            )
+        except Exception:  # what the loss cannot do for a part, it may for the whole
+            return None
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector."""
@@ -299,15 +318,18 @@ def measured_operator(
     known_name("hvp", hvp, ROUTES)
     optimizer = None if optimizer is None else an_optimizer("optimizer", optimizer)
     with isolated(model, optimizer) as snapshot:
-        make = partial(Objective, model, loss_fn, batches, snapshot=snapshot)
-        objective = make(measuring=measuring)
+        make = partial(Objective, model, loss_fn, snapshot=snapshot)
+        objective = make(batches, measuring=measuring)
         if optimizer is not None:
             with objective.ranks.together():
                 check_covered(optimizer, list(objective.originals.values()))
         if not repeats:
             check_repeats(objective.evaluation)
-        in_double = partial(make, measuring=replace(measuring, dtype=torch.float64))
-        operator = HessianOperator(objective, hvp, in_double)
+        in_double = partial(make, batches, measuring=replace(measuring, dtype=torch.float64))
+        of_part = partial(make, measuring=measuring)
+        # A graph of a part would be one more than the budget counts, and what is compiled would be compiled anew.
+        is_whole = measuring.max_graph_bytes is not None or runs_compiled(objective.evaluation.model, loss_fn)
+        operator = HessianOperator(objective, hvp, in_double, None if is_whole else of_part)
         try:
             if optimizer is None:
                 yield operator

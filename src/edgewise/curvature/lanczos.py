@@ -10,7 +10,7 @@ residuals are computed, not inferred from a recurrence, and each pair of vectors
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ _MAX_BASIS = 32  # vectors kept before a restart: bounds memory at about 2 · 32
 _EXTRA_RITZ = 2  # Ritz vectors kept beyond the wanted ones, for restarts and for later calls
 _BLOCK = 4  # rows allotted at a time
 _CHUNKS, _SMALLEST_CHUNK = 64, 8192  # that a sum over all entries is taken in
-_VECTORS, _PRODUCTS = 0, 1  # the two halves of a block
+VECTORS, PRODUCTS = 0, 1  # the two halves of a block
 _NO_CANCELLATION = (
     0.7  # of the norm left by a projection: the rest is orthogonal to rounding (Parlett 1980, ch. 6)
 )
@@ -39,6 +39,7 @@ def top_eigenpairs(
     start: Tensor,
     generator: torch.Generator,
     extra: int = _EXTRA_RITZ,
+    expand: "Expansion | None" = None,
 ) -> EigenResult:
     """Return the `num` most positive eigenpairs, stopped by ‖Av − θv‖ ≤ rtol·|θ| for each.
 
@@ -52,12 +53,14 @@ def top_eigenpairs(
         start: (k, n), k ≥ 1: where to look first; need not be orthonormal.
         generator: for the directions drawn when the start has fewer than `num`, or is an invariant subspace.
         extra: Ritz vectors beyond the `num` in the result's subspace; each is combined from the whole basis.
+        expand: where to look next, of the basis, its Ritz pairs and the index of the first that has not converged;
+            `None` for the residual.
 
     Returns:
         The pairs, the residual of the first, and `Status.BUDGET_EXHAUSTED` if the products ran out, or
         `Status.NOT_FINITE` with infinite values if one of them was not finite.
     """
-    basis = _Basis(operator, generator)
+    basis = Basis(operator, generator)
     # One vector's Krylov space holds one direction of each eigenspace; `num` vectors hold a repeated one.
     missing = random_directions(operator, max(0, num - len(start)), generator)
     for vector in [*start, *missing][:max_products]:
@@ -66,7 +69,7 @@ def top_eigenpairs(
     while True:
         if not basis.projection.isfinite().all():
             return _not_finite(basis, num, extra)
-        ritz = _RitzPairs(basis, num)
+        ritz = RitzPairs(basis, num)
         tolerance = (rtol * ritz.values.abs()).clamp(min=2 * ritz.floor)
         unconverged = (ritz.residual_norms > tolerance).nonzero()
         converged = len(unconverged) == 0 and len(ritz.values) == num
@@ -83,10 +86,10 @@ def top_eigenpairs(
         if basis.width >= _MAX_BASIS + num:
             basis.restart(ritz.coordinates[: num + _EXTRA_RITZ])
         worst = int(unconverged[0]) if len(unconverged) else 0
-        basis.extend(ritz.residuals[worst])
+        basis.extend(ritz.residuals[worst] if expand is None else expand(basis, ritz, worst))
 
 
-class _Basis:
+class Basis:
     """Orthonormal rows V with AV beside them and the projection VAVᵀ in float64."""
 
     def __init__(self, operator: SymmetricOperator, generator: torch.Generator) -> None:
@@ -111,24 +114,28 @@ class _Basis:
         vector = self._new_direction(direction)
         product = self._operator.matvec(vector.to(self._operator.dtype)).to(vector)
         self.num_products += 1
-        other_side = self._inner(vector, _PRODUCTS)
+        other_side = self.inner(vector, PRODUCTS)
         grown = torch.zeros(self.width + 1, self.width + 1, dtype=torch.float64, device="cpu")
         grown[:-1, :-1] = self.projection
         self.projection = grown
         self._write(self.width - 1, vector, product)
-        grown[-1, :] = grown[:, -1] = self._inner(product, _VECTORS)
+        grown[-1, :] = grown[:, -1] = self.inner(product, VECTORS)
         if len(other_side):
             asymmetry, row = (other_side - grown[-1, :-1]).abs().max(0)
-            block, place = divmod(int(row), _BLOCK)
-            self._operator.check_symmetric(float(asymmetry), self._blocks[block][_VECTORS, place], vector)
+            self._operator.check_symmetric(float(asymmetry), self.vector(int(row)), vector)
+
+    def vector(self, row: int) -> Tensor:
+        """Return a row of V, shape (n,)."""
+        block, place = divmod(row, _BLOCK)
+        return self._blocks[block][VECTORS, place]
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Return CV, shape (k, n), for coordinates C of shape (k, width)."""
-        return self._combined(coordinates, _VECTORS)
+        return self._combined(coordinates, VECTORS)
 
     def products(self, coordinates: Tensor) -> Tensor:
         """Return CAV, shape (k, n), for coordinates C of shape (k, width)."""
-        return self._combined(coordinates, _PRODUCTS)
+        return self._combined(coordinates, PRODUCTS)
 
     def _combined(self, coordinates: Tensor, which: int) -> Tensor:
         # V and AV one by one: a product with both would be a batched one, which takes twice as long.
@@ -170,12 +177,12 @@ class _Basis:
             direction = random_directions(self._operator, 1, self._generator)[0]
 
     def _orthogonal_part(self, vector: Tensor) -> Tensor:
-        coordinates = self._inner(vector, _VECTORS).to(vector)
+        coordinates = self.inner(vector, VECTORS).to(vector)
         for rows, part in zip(self._rows(), coordinates.split(_BLOCK), strict=True):
             vector = torch.addmv(vector, rows[0].T, part, alpha=-1)
         return vector
 
-    def _inner(self, vector: Tensor, which: int) -> Tensor:
+    def inner(self, vector: Tensor, which: int) -> Tensor:
         """Return V · vector or AV · vector, shape (width,), in float64 on the CPU.
 
         A float32 sum over a million entries may be off in the fourth digit; over chunks it is not.
@@ -206,10 +213,10 @@ class _Basis:
         self._blocks[block][0, place], self._blocks[block][1, place] = vector, product
 
 
-class _RitzPairs:
+class RitzPairs:
     """The best approximations in a basis, most positive first, with explicit residuals Av − θv."""
 
-    def __init__(self, basis: _Basis, num: int) -> None:
+    def __init__(self, basis: Basis, num: int) -> None:
         values, coordinates = torch.linalg.eigh(basis.projection)
         self.spectral_norm = float(values.abs().max())
         self.coordinates = coordinates.T.flip(0)  # (width, width): one Ritz vector a row
@@ -222,6 +229,9 @@ class _RitzPairs:
         self.residual_norms = basis.norms(self.residuals) + self.floor
 
 
+Expansion = Callable[[Basis, RitzPairs, int], Tensor]
+
+
 def random_directions(operator: SymmetricOperator, num: int, generator: torch.Generator) -> Tensor:
     """Return (num, n) standard normal numbers, the same on every device."""
     return torch.randn(num, operator.size, generator=generator, dtype=torch.float64, device="cpu").to(
@@ -229,7 +239,7 @@ def random_directions(operator: SymmetricOperator, num: int, generator: torch.Ge
     )
 
 
-def _result(basis: _Basis, ritz: _RitzPairs, num: int, extra: int, status: Status) -> EigenResult:
+def _result(basis: Basis, ritz: RitzPairs, num: int, extra: int, status: Status) -> EigenResult:
     subspace = basis.vectors(ritz.coordinates[: num + extra]) if extra else ritz.vectors
     return EigenResult(
         values=ritz.values,
@@ -241,7 +251,7 @@ def _result(basis: _Basis, ritz: _RitzPairs, num: int, extra: int, status: Statu
     )
 
 
-def _not_finite(basis: _Basis, num: int, extra: int) -> EigenResult:
+def _not_finite(basis: Basis, num: int, extra: int) -> EigenResult:
     """Non-finite is "too large", never a lower bound; the vectors are the ones tried."""
     subspace = basis.vectors(torch.eye(basis.width, dtype=torch.float64, device="cpu")[: num + extra])
     return EigenResult(

@@ -62,6 +62,10 @@ class SymmetricOperator(ABC):
         """Return by how much vᵀAv, found to be `value`, may be off, relative, and whether products are others now."""
         return 0.0, False
 
+    def part(self, share: float) -> "SymmetricOperator | None":
+        """Return the same matrix over about that share of the samples; `None` where that cannot be had."""
+        return None
+
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
         """Return A · vector; both of shape (size,)."""
@@ -107,7 +111,7 @@ class PreconditionedOperator(SymmetricOperator):
     """P^{-1/2} A P^{-1/2}: symmetric, with the eigenvalues of P⁻¹A."""
 
     def __init__(self, operator: SymmetricOperator, preconditioner: Diagonal) -> None:
-        self._operator = operator
+        self._operator, self._preconditioner = operator, preconditioner
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
         self.shard = operator.shard
         self._scale = preconditioner.power(-0.5)  # (n,)
@@ -141,6 +145,11 @@ class PreconditionedOperator(SymmetricOperator):
     def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
         """Return what A says of the same value, along P^{-1/2}v."""
         return self._operator.settle_along(self._scale * vector, value)
+
+    def part(self, share: float) -> SymmetricOperator | None:
+        """Return P^{-1/2} C P^{-1/2}, C a part of A's samples, P of all of them."""
+        part = self._operator.part(share)
+        return None if part is None else PreconditionedOperator(part, self._preconditioner)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return P^{-1/2} A P^{-1/2} · vector."""

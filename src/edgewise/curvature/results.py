@@ -55,7 +55,8 @@ class SharpnessResult:
     subspace: Tensor = field(repr=False)  # (n, k), `vectors` first: where a later call starts
     residual: float  # ‖Av − value·v‖, of the top pair
     status: Status
-    num_hvps: int  # Hessian-vector products this call paid for
+    num_hvps: int  # Hessian-vector products of all samples this call paid for
+    cost: float = 0.0  # the same, and those of a part of the samples by its share
     num_warm: int = 0  # warm starts since the last cold one
     hvp: str = "reverse"  # the route the products took
     hvp_reason: str = ""  # why "auto" did not take an earlier one

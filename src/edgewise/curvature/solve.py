@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgewise.curvature.lanczos import random_directions, top_eigenpairs
+from edgewise.curvature.coarse import Coarse
+from edgewise.curvature.lanczos import top_eigenpairs
 from edgewise.curvature.operators import SymmetricOperator
 from edgewise.curvature.results import EigenResult, SharpnessResult, signature
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
@@ -31,10 +33,16 @@ def top_of_spectrum(
 ) -> SharpnessResult:
     """Return what `sharpness` documents, of any operator with evidence; its vectors hold the `parameters`, by name."""
     generator = torch.Generator().manual_seed(seed + operator.shard)
-    solver = partial(top_eigenpairs, operator, num=num, rtol=rtol, generator=generator)
+    coarse: Coarse | None = None
+
+    def solver(**options: Any) -> EigenResult:
+        guide = coarse.guide(rtol, generator) if coarse is not None else None
+        return top_eigenpairs(operator, num=num, rtol=rtol, generator=generator, expand=guide, **options)
+
     solve = partial(_settled, operator, solver)
     if start is None:
-        found, error = solve(start=random_directions(operator, 1, generator), most=max_hvps, extra=1)
+        coarse = Coarse(operator, max_hvps)
+        found, error = solve(start=coarse.start(operator, num, generator), most=max_hvps, extra=1)
         subspace, num_warm = found.subspace, 0
     else:
         earlier = start.subspace.T.to(dtype=operator.dtype, device=operator.device)
@@ -44,7 +52,8 @@ def top_of_spectrum(
         num_warm = start.num_warm + 1
     left = max_hvps - operator.evidence.num_products
     if num_warm >= _COLD_EVERY and left >= num:
-        cold, cold_error = solve(start=random_directions(operator, 1, generator), most=left, extra=1)
+        coarse = Coarse(operator, left)
+        cold, cold_error = solve(start=coarse.start(operator, num, generator), most=left, extra=1)
         num_warm = 0
         if cold.value > found.value:
             found, error, subspace = cold, cold_error, cold.subspace
@@ -57,6 +66,7 @@ def top_of_spectrum(
         residual=found.residual,
         status=found.status,
         num_hvps=evidence.num_products,
+        cost=evidence.num_products + (0.0 if coarse is None else coarse.cost),
         num_warm=num_warm,
         hvp=evidence.route,
         hvp_reason=evidence.reason,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from edgewise.torch_internals import original_of_compiled
+from edgewise.torch_internals import is_compiled_module, original_of_compiled
 
 _MOST_ENTRIES = 1000  # of a container that is looked into
 _MOST_SEEN = 2000  # functions and objects
@@ -26,21 +26,39 @@ def compiled_modules(function: object) -> list[nn.Module]:
     >>> compiled_modules(functools.partial(forward, torch.ones(1, 2))), compiled_modules(model.forward)
     ([Linear(in_features=2, out_features=1, bias=True)], [])
     """
-    found: list[nn.Module] = []
+    return [value for value, is_compiled in _reached(function) if is_compiled and isinstance(value, nn.Module)]
+
+
+def runs_compiled(model: nn.Module, function: object) -> bool:
+    """Whether torch.compile has a part in a module, or in what a function may call: it compiles anew for new shapes.
+
+    >>> import torch
+    >>> forward = torch.compile(lambda model, x: model(x).mean(), backend="eager")
+    >>> runs_compiled(nn.Linear(2, 1), forward), runs_compiled(nn.Linear(2, 1), lambda model, x: model(x).mean())
+    (True, False)
+    """
+    return any(is_compiled_module(module) for module in model.modules()) or any(
+        is_compiled or (isinstance(value, nn.Module) and any(map(is_compiled_module, value.modules())))
+        for value, is_compiled in _reached(function)
+    )
+
+
+def _reached(function: object) -> Iterator[tuple[Any, bool]]:
+    """Yield what a function may call, the nearest first, and whether it is so inside something compiled."""
     seen: set[tuple[int, bool]] = set()
-    waiting: deque[tuple[Any, bool]] = deque([(function, False)])  # the nearest first
+    waiting: deque[tuple[Any, bool]] = deque([(function, False)])
     while waiting and len(seen) < _MOST_SEEN:
         value, is_compiled = waiting.popleft()
         if (id(value), is_compiled) in seen:
             continue
         seen.add((id(value), is_compiled))
+        yield value, is_compiled
         if isinstance(value, nn.Module):
-            found += [value] if is_compiled else []
-        elif (original := original_of_compiled(value)) is not None:
+            continue
+        if (original := original_of_compiled(value)) is not None:
             waiting.append((original, True))  # of what torch.compile returned
         else:
             waiting.extend((child, is_compiled) for child in _children(value, is_compiled))
-    return found
 
 
 def _children(value: Any, is_compiled: bool) -> Iterable[Any]:

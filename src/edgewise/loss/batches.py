@@ -197,11 +197,17 @@ def split(batch: Any, rows: int) -> Iterator[Any]:
     """
     size = batch_size(batch) or 0
     for start in range(0, size, rows):
-        yield _rows(batch, size, start, min(start + rows, size))
+        yield rows_of(batch, slice(start, min(start + rows, size)))
 
 
-def _rows(batch: Any, size: int, start: int, stop: int) -> Any:
-    return map_tensors(lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == size else t, batch)
+def rows_of(batch: Any, chosen: slice) -> Any:
+    """Return a batch of some of the samples; tensors whose first dimension is not the batch's size are as they were.
+
+    >>> rows_of((torch.arange(5), torch.ones(2)), slice(0, None, 2))
+    (tensor([0, 2, 4]), tensor([1., 1.]))
+    """
+    size = batch_size(batch)
+    return map_tensors(lambda t: t[chosen] if t.ndim > 0 and t.shape[0] == size else t, batch)
 
 
 def share_of(piece: Any, batch: Any) -> float:
