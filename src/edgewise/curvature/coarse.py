@@ -22,7 +22,7 @@ from edgewise.curvature.operators import SymmetricOperator
 
 _SHARES = (1 / 16, 1 / 256)  # of the samples, in each part
 _FEWEST_ENTRIES = 1000  # of a vector: below, a product takes Python's time, however few the samples
-_RTOL = 3e-2  # in a part: below its sampling error there is nothing to find
+_RTOL = 0.1  # in a part: below its sampling error there is nothing to find
 _FAR, _SLOW = 0.7, 0.5  # relative residual of a start, and ratio of residuals, from which on a part misleads
 _AHEAD = 0.1  # residual of the corrected part, in units of that of the whole
 _MOST_PRODUCTS = 15  # of a part, between two of the whole

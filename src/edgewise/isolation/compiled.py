@@ -26,7 +26,9 @@ def compiled_modules(function: object) -> list[nn.Module]:
     >>> compiled_modules(functools.partial(forward, torch.ones(1, 2))), compiled_modules(model.forward)
     ([Linear(in_features=2, out_features=1, bias=True)], [])
     """
-    return [value for value, is_compiled in _reached(function) if is_compiled and isinstance(value, nn.Module)]
+    return [
+        value for value, is_compiled in _reached(function) if is_compiled and isinstance(value, nn.Module)
+    ]
 
 
 def runs_compiled(model: nn.Module, function: object) -> bool:

@@ -10,7 +10,7 @@ from edgewise.ranks import Ranks
 class Part:
     """About a share of the samples of some batches: the first batches, and of the last of these rows evenly apart.
 
-    Evenly apart, as the samples of one batch may be sorted. Read anew in each pass, so that of a loader nothing is held.
+    Evenly apart, as the samples of one batch may be sorted. Read anew in each pass: of a loader nothing is held.
 
     Args:
         batches: all of them; each has a size.
