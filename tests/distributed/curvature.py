@@ -3,7 +3,9 @@
 import copy
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 import edgewise as ew
 from cases import mse, train_step
@@ -27,11 +29,30 @@ def ddp(rank: int) -> dict:
     found["one rank lacks a derivative"] = outcome(
         ew.sharpness(model, once_only if rank else mse, mine, rtol=1e-6)
     )
+    wide, batch = wide_network()
+    rows = batch[0][:40], batch[0][40:]  # uneven
+    found["parts"] = outcome(
+        ew.sharpness(DDP(wide), mse, [(rows[rank], rows[rank][:, :6].tanh())], rtol=1e-8)
+    )
+    refuses = lambda m, b: mse(m, b) if rank == 0 or len(b[0]) > 20 else None
+    found["parts refused by one rank"] = outcome(
+        ew.sharpness(DDP(wide), refuses, [(rows[rank], rows[rank][:, :6].tanh())], rtol=1e-8)
+    )
     with ew.hessian(model, mse, mine) as operator:
         found["scipy"] = operator.to_scipy().matvec(torch.ones(operator.size).double().numpy())
     _, model, mine = build_ddp(rank)
     optimizer, found["preconditioned"] = after_training(model, mine, rtol=1e-8)
     return found | {"trained": (model.module, optimizer.state_dict())}
+
+
+def wide_network():
+    """1,190 parameters in float64 and 64 samples: enough for parts of the samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 6)
+    ).double()
+    x = torch.randn(64, 16, dtype=torch.float64)
+    return model, (x, x[:, :6].tanh())
 
 
 def ddp_arguments(rank: int, name: str):

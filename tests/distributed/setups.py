@@ -43,6 +43,7 @@ def outcome(result) -> dict:
         "vectors": result.vectors,
         "shares": result.by_parameter(),
         "num_hvps": result.num_hvps,
+        "cost": result.cost,
         "hvp": result.hvp,
         "reason": result.hvp_reason,
         "converged": result.converged,

@@ -38,7 +38,7 @@ def same(ranks, name, vectors=True):
     first, second = (rank[name] for rank in ranks)
     assert torch.equal(first["values"], second["values"])
     assert not vectors or torch.equal(first["vectors"], second["vectors"])
-    for key in ("value", "num_hvps", "hvp", "converged", "shares"):
+    for key in ("value", "num_hvps", "cost", "hvp", "converged", "shares"):
         assert first[key] == second[key], key
     assert first["converged"]
     return first
@@ -70,6 +70,18 @@ def test_blocks_casts_and_warm_starts_of_whole_parameters(ddp):
     assert warm["num_hvps"] < expected.num_hvps / 2
     block = alone(MLP.name, SHARES, params="0.*")
     assert same(ddp, "block")["value"] == pytest.approx(block.value, rel=CLOSE)
+
+
+def test_ranks_look_at_parts_alike(ddp):
+    """Parts of uneven batches, and of a loss that refuses them on one rank only."""
+    model, batch = curvature.wide_network()
+    expected = ew.sharpness(model, mse, [batch], rtol=1e-8)
+    found = same(ddp, "parts")
+    assert found["value"] == pytest.approx(expected.value, rel=CLOSE)
+    assert found["cost"] > found["num_hvps"]
+    refused = same(ddp, "parts refused by one rank")
+    assert refused["value"] == pytest.approx(expected.value, rel=CLOSE)
+    assert refused["num_hvps"] > found["num_hvps"]
 
 
 def test_products_of_whole_parameters_go_to_scipy(ddp):
