@@ -14,7 +14,7 @@ from torch import nn
 import edgewise as ew
 from cases import BY_NAME, CASES, ids, mlp
 from edgewise.arguments import UnknownNameError
-from edgewise.parameters import flatten, inner, select_parameters, unflatten, weighted_sum
+from edgewise.parameters import FlatSum, flatten, inner, select_parameters, unflatten
 
 shapes = st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1, max_size=5)
 
@@ -111,11 +111,24 @@ def test_inner_and_sums_take_sparse_gradients_as_what_they_stand_for():
     dense = torch.tensor([[0.0, 0], [6, 8], [0, 0], [3, 4], [0, 0]])
     weights = torch.arange(10.0).view(5, 2)
     assert inner([sparse_rows()], [weights]) == float((dense * weights).sum())
-    total = weighted_sum(None, 0.5, [sparse_rows(), None], [weights, torch.ones(2)])
-    assert total.tolist() == [*(0.5 * dense).flatten().tolist(), 0.0, 0.0]
-    again = weighted_sum(total, 2.0, [sparse_rows(), torch.ones(2)], [weights, torch.ones(2)])
-    assert again.tolist() == [*(2.5 * dense).flatten().tolist(), 2.0, 2.0]
-    assert again is total
+    total = FlatSum([weights, torch.ones(2)])
+    total.add(0.5, 0, sparse_rows())
+    assert total.vector().tolist() == [*(0.5 * dense).flatten().tolist(), 0.0, 0.0]
+    total.add(2.0, 1, torch.ones(2))
+    total.add(2.0, 0, sparse_rows())
+    assert total.vector().tolist() == [*(2.5 * dense).flatten().tolist(), 2.0, 2.0]
+
+
+def test_a_sum_is_made_in_one_piece_and_empties_its_parts():
+    parts = [(0.5, [torch.ones(2, 2), None]), (2.0, [torch.ones(2, 2), torch.ones(1)])]
+    total = FlatSum([torch.zeros(2, 2), torch.zeros(1)])
+    assert total.vector().tolist() == [0.0] * 5
+    before = total.vector().data_ptr()
+    for share, tensors in parts:
+        total.add_all(share, tensors)
+        assert tensors == [None, None]
+    assert total.vector().tolist() == [2.5, 2.5, 2.5, 2.5, 2.0]
+    assert total.vector().data_ptr() == before
 
 
 # Complex parameters

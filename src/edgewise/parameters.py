@@ -100,26 +100,56 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
-def weighted_sum(
-    total: Tensor | None, share: float, tensors: list[Tensor | None], like: Sequence[Tensor]
-) -> Tensor:
-    """Return total + share · tensors, shape (n,), in the memory of the total; `like` has all shapes, in order.
+class FlatSum:
+    """Σ share · tensors over several lists, shape (n,), in one piece of memory; `like` has all shapes, in order.
 
-    The list is emptied on the way: of what is added, no second copy as large as the parameters is ever there.
+    What is added may go at once: of one list, no second copy as large as the parameters is ever needed.
+
+    >>> total = FlatSum([torch.ones(2), torch.ones(1)])
+    >>> for share in (0.5, 2.0):
+    ...     total.add(share, 0, torch.ones(2))
+    >>> total.vector()
+    tensor([2.5000, 2.5000, 0.0000])
     """
-    vector = total
-    if vector is None:
-        first = local(like[0])
-        vector = first.new_empty(sum(local(tensor).numel() for tensor in like))
-    for j, part in enumerate(unflatten(vector, like)):
-        tensor, tensors[j] = tensors[j], None
-        if tensor is not None and total is None:
-            torch.mul(dense(local(tensor.detach())), share, out=part)
-        elif tensor is not None:
-            part.add_(dense(local(tensor.detach())), alpha=share)
-        elif total is None:
-            part.zero_()
-    return vector
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self._like = like
+        self._vector: Tensor | None = None
+        self._parts: list[Tensor] = []  # views of it, like the tensors
+        self._is_there = [False] * len(like)
+
+    def add(self, share: float, index: int, tensor: Tensor) -> None:
+        """Add share · tensor to the part of that index."""
+        if self._vector is None:
+            self._allot()
+        summand = dense(local(tensor.detach()))
+        if self._is_there[index]:
+            self._parts[index].add_(summand, alpha=share)
+        else:
+            torch.mul(summand, share, out=self._parts[index])
+            self._is_there[index] = True
+
+    def add_all(self, share: float, tensors: list[Tensor | None]) -> None:
+        """Add share · tensors, which are taken from the list one by one; nothing, where one is missing."""
+        for index in range(len(tensors)):
+            tensor, tensors[index] = tensors[index], None
+            if tensor is not None:
+                self.add(share, index, tensor)
+
+    def vector(self) -> Tensor:
+        """Return the sum; where nothing was added, it is zero."""
+        if self._vector is None:
+            self._allot()
+        for index, part in enumerate(self._parts):
+            if not self._is_there[index]:
+                part.zero_()
+        assert self._vector is not None
+        return self._vector
+
+    def _allot(self) -> None:
+        first = local(self._like[0])
+        self._vector = first.new_empty(sum(local(tensor).numel() for tensor in self._like))
+        self._parts = unflatten(self._vector, self._like)
 
 
 def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

@@ -14,7 +14,6 @@ from cases import BY_NAME, CASES, ids, mlp, mse, train_step, vectors
 from edgewise import sharpness
 from edgewise.errors import LossError
 from edgewise.isolation import isolated
-from edgewise.loss.gradients import summed
 from edgewise.loss.measuring import Measuring
 from edgewise.loss.objective import Objective
 from oracles import dense_gradient, loss_after_step
@@ -85,13 +84,6 @@ def test_a_reentrant_checkpoint_has_its_gradient_by_backward_of_copies(num_batch
             torch.testing.assert_close(objective.gradient(), dense_gradient(model, plain, batches), **CLOSE)
     assert seen == []
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_a_sum_is_made_in_one_piece_and_empties_its_parts():
-    parts = [(0.5, [torch.ones(2, 2), None]), (2.0, [torch.ones(2, 2), torch.ones(1)])]
-    like = [torch.zeros(2, 2), torch.zeros(1)]
-    assert summed(iter(parts), like).tolist() == [2.5, 2.5, 2.5, 2.5, 2.0]
-    assert all(tensors == [None, None] for _, tensors in parts)
 
 
 # Sparse gradients

@@ -10,6 +10,8 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -170,13 +172,17 @@ def test_kept_graphs_go_with_their_route(budget):
     """At once, not when the garbage collector finds them: they may be most of the memory."""
     model, batches = wide_mlp()
     route = ReverseRoute(Objective(model, mse, batches[:1], measuring=Measuring(max_graph_bytes=budget)))
+    outputs = []  # of tanh, which the graph of its second derivative saves
+    watch = model[1].register_forward_hook(
+        lambda m, x, y: outputs.append(StorageWeakRef(y.untyped_storage()))
+    )
     route.gradient()
-    (_, graph), *_ = route._kept
-    held = weakref.ref(graph[0])
+    watch.remove()
+    assert not outputs[-1].expired()
     gc.disable()
     try:
-        del route, graph
-        assert held() is None
+        del route
+        assert outputs[-1].expired()
     finally:
         gc.enable()
 
@@ -207,20 +213,29 @@ class PeakBytes(TorchDispatchMode):
 
 
 def storages(values):
-    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    """Those inside of torch.func's wrappers as well; tangents that are zero have none."""
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    while any(map(is_functorch_wrapped_tensor, tensors)):
+        tensors = [get_unwrapped(t) if is_functorch_wrapped_tensor(t) else t for t in tensors]
+    return [tensor.untyped_storage() for tensor in tensors if not tensor._is_zerotensor()]
 
 
 @pytest.mark.parametrize(
     ("route", "num_batches", "most"),
     [
-        ("reverse", 1, 3.1),
-        ("reverse", 2, 3.0 + 1 / 4 + 0.1),
+        ("reverse", 1, 2.1),
+        ("reverse", 2, 2.0 + 1 / 4 + 0.1),
         ("difference", 1, 3.01),
         ("difference", 2, 3.01),
+        ("forward", 1, 4.7),
     ],
 )
-def test_a_product_takes_about_three_copies_of_the_parameters_more_than_a_gradient(route, num_batches, most):
-    """The snapshot, the gradient or difference, the sum; where graphs are summed, also a layer of four."""
+def test_what_a_product_takes_more_than_a_gradient(route, num_batches, most):
+    """The snapshot, the sum, what autograd has found of the product but not summed; for graphs, a layer of four more.
+
+    By differences the snapshot, the difference, a gradient and the sum. By forward derivatives the snapshot, the
+    vector, the gradient and its derivative; the first product waits while it is compared with another one.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(256, 256), nn.Tanh())])
     batches = [(torch.randn(4, 256), torch.randn(4, 256)) for _ in range(num_batches)]
@@ -232,4 +247,4 @@ def test_a_product_takes_about_three_copies_of_the_parameters_more_than_a_gradie
     model.zero_grad()
     with PeakBytes() as measured, hessian(model, mse, batches, hvp=route) as operator:
         operator.matvec(vector)
-    assert 2.5 < (measured.peak - plain.peak) / (4 * size) <= most
+    assert most - 0.5 < (measured.peak - plain.peak) / (4 * size) <= most

@@ -121,9 +121,7 @@ class Evaluation:
         """Return Lᵢ of a batch or micro-batch, with a graph unless gradients are off."""
 
         def evaluate() -> Tensor:
-            self.rewind()
-            for tensor, direction in zip(self.tensors, self._shift, strict=False):
-                tensor.data.add_(direction, alpha=self._step)
+            self._start()
             ready = self._cast(batch)
             return self._checked(index, ready, lambda: self._loss_fn(self.model, ready), finite=finite)
 
@@ -150,9 +148,9 @@ class Evaluation:
     def function_of(self, index: int, batch: Any) -> Callable[[dict[str, Tensor]], Tensor]:
         """Return Lᵢ as a function of the named parameters, for torch.func, which starts from the state of now.
 
-        What is rewound is so here: torch.func forbids to write to tensors inside, or to make leaves.
+        What is rewound and shifted is so here: torch.func forbids to write to tensors inside, or to make leaves.
         """
-        self.rewind()
+        self._start()
         ready = self._cast(batch)
 
         def evaluate(parameters: dict[str, Tensor]) -> Tensor:
@@ -173,6 +171,12 @@ class Evaluation:
                 parameter.grad = None
         if self._copies is not None:
             self._copies.refresh()
+
+    def _start(self) -> None:
+        """Let an evaluation find what all find, and θ where it is to be."""
+        self.rewind()
+        for tensor, direction in zip(self.tensors, self._shift, strict=False):
+            tensor.data.add_(direction, alpha=self._step)
 
     def _cast(self, batch: Any) -> Any:
         return batch if self._copies is None else cast(batch, self.dtype)

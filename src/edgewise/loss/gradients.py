@@ -1,6 +1,6 @@
 """First derivatives of the loss: of one batch, and summed over this rank's batches in place."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from edgewise.errors import LossError
 from edgewise.loss.checks import differentiable_loss
 from edgewise.loss.evaluation import Evaluation
 from edgewise.loss.graph_budget import GraphBudget
-from edgewise.parameters import unflatten, weighted_sum
+from edgewise.parameters import FlatSum, unflatten
 
 _REENTRANT = "incompatible with .grad()"  # torch's refusal of torch.autograd.grad over a reentrant checkpoint
 
@@ -31,8 +31,10 @@ class Gradients:
         """Return this rank's part of ∇L, shape (size,); of sharded parameters, its shards of the sum of all parts."""
         if self._evaluation.ranks.sharded:
             return self._sharded()[1]
-        fresh = ((share, self._of_batch(i, batch)[1]) for i, share, batch in self.pieces())
-        return summed(fresh, self._evaluation.tensors)
+        total = FlatSum(self._evaluation.tensors)
+        for i, share, batch in self.pieces():
+            total.add_all(share, self._of_batch(i, batch)[1])
+        return total.vector()
 
     def values_and_gradients(self) -> tuple[list[float], list[Tensor | None]]:
         """Do what `Objective.values_and_gradients` documents."""
@@ -104,8 +106,7 @@ class Gradients:
         """
         evaluation = self._evaluation
         ranks, tensors = evaluation.ranks, evaluation.tensors
-        size = sum(tensor.numel() for tensor in tensors)
-        values, total = [], torch.zeros(size, dtype=evaluation.dtype, device=tensors[0].device)
+        values, total = [], FlatSum(tensors)
         for i, share, batch in evaluation.weighted():
             with torch.enable_grad():
                 loss = evaluation.loss(i, batch)
@@ -119,19 +120,6 @@ class Gradients:
                     f"no gradient of batch {i} arrived at the shards: call set_requires_gradient_sync(True) on the "
                     "model, and select parameters that the loss depends on."
                 )
-            total = weighted_sum(total, 1.0, gradients, tensors)
+            total.add_all(1.0, gradients)
         evaluation.rewind()  # drops the gradients
-        return values, total
-
-
-def summed(parts: Iterable[tuple[float, list[Tensor | None]]], like: Sequence[Tensor]) -> Tensor:
-    """Return Σ share · tensors over the parts, shape (n,), in one piece of memory; `like` has all shapes, in order.
-
-    >>> summed([(0.5, [torch.ones(2)]), (2.0, [None])], [torch.ones(2)])
-    tensor([0.5000, 0.5000])
-    """
-    total = None
-    for share, tensors in parts:
-        total = weighted_sum(total, share, tensors, like)
-    assert total is not None  # there is a batch
-    return total
+        return values, total.vector()

@@ -4,9 +4,8 @@ from torch import Tensor
 
 from edgewise.curvature.routes.route import HvpRoute
 from edgewise.curvature.routes.second_derivative import forward_over_reverse
-from edgewise.loss.gradients import summed
 from edgewise.loss.objective import Objective
-from edgewise.parameters import unflatten
+from edgewise.parameters import FlatSum, unflatten
 
 
 class ForwardRoute(HvpRoute):
@@ -30,28 +29,35 @@ class ForwardRoute(HvpRoute):
 
     def product(self, vector: Tensor) -> Tensor:
         """Return ∇²L(θ) · vector; both of shape (size,)."""
-        product = self.product_aside(vector, 0.0)
+        # Without a snapshot, each evaluation draws anew.
+        is_known = self._same_draws or self._evaluation.snapshot is None
+        product = self._product(vector, is_known=is_known)
+        self._same_draws = True
         self.num_products += 1
         return product
 
     def product_aside(self, vector: Tensor, step: float) -> Tensor:
-        """Return ∇²L(θ + step·vector) · vector, for checks, which count their products themselves."""
+        """Return ∇²L(θ + step·vector) · vector, for checks, which count their products themselves.
+
+        Needs a snapshot, from which θ comes back.
+        """
+        with self._evaluation.shifted(vector, step):
+            return self._product(vector, is_known=True)
+
+    def _product(self, vector: Tensor, *, is_known: bool) -> Tensor:
+        """Return the product; a loss that is not known not to be another one under torch.func is compared."""
         objective, evaluation = self._objective, self._evaluation
         objective.ranks.check_whole("forward-over-reverse")
         tangents = dict(zip(evaluation.parameters, unflatten(vector, objective.tensors), strict=True))
         primals = {name: parameter.detach() for name, parameter in evaluation.parameters.items()}
-        if step:
-            primals = {name: primal.add(tangents[name], alpha=step) for name, primal in primals.items()}
-        # Without a snapshot, each evaluation draws anew.
-        is_known = self._same_draws or step != 0 or evaluation.snapshot is None
 
         def of_piece(index: int, batch: object) -> list[Tensor | None]:
             expected = None if is_known else evaluation.known_value(index, batch)
             loss = evaluation.function_of(index, batch)
             return forward_over_reverse(loss, primals, tangents, expected, evaluation.noise)
 
+        total = FlatSum(objective.tensors)
         with evaluation.together():
-            pieces = objective.gradients.pieces()
-            product = summed(((share, of_piece(i, batch)) for i, share, batch in pieces), objective.tensors)
-        self._same_draws = True
-        return objective.add_up(product)
+            for i, share, batch in objective.gradients.pieces():
+                total.add_all(share, of_piece(i, batch))
+        return objective.add_up(total.vector())

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from edgewise.curvature.routes.attention import plain_attention
 from edgewise.curvature.routes.route import HvpRoute
-from edgewise.curvature.routes.second_derivative import differentiate, gradient_with_graph
+from edgewise.curvature.routes.second_derivative import GradientGraph, gradient_with_graph
 from edgewise.errors import SecondDerivativeError
-from edgewise.loss.gradients import summed
 from edgewise.loss.objective import Objective
-from edgewise.parameters import unflatten
-
-_Graph = list[Tensor | None]  # ∇Lᵢ, like the parameters, to be differentiated again
+from edgewise.parameters import FlatSum, unflatten
 
 
 class ReverseRoute(HvpRoute):
@@ -37,65 +34,69 @@ class ReverseRoute(HvpRoute):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective)
-        self._kept: list[tuple[float, _Graph]] = []  # share of the samples, graph
+        self._kept: list[tuple[float, GradientGraph]] = []  # share of the samples, graph of ∇Lᵢ
 
     def product(self, vector: Tensor) -> Tensor:
         """Return ∇²L(θ) · vector; both of shape (size,)."""
         self._objective.ranks.check_whole("reverse-over-reverse")
-        parts = unflatten(vector, self._objective.tensors)
+        parts, total = unflatten(vector, self._objective.tensors), FlatSum(self._objective.tensors)
         with self._evaluation.together():
             self._keep_graphs()
-            product = summed(self._products(parts), self._objective.tensors)
-        product = self._objective.add_up(product)
+            keep = bool(self._kept)
+            for share, graph in self._kept or self._fresh_graphs():
+                product = graph.differentiate(parts, keep=keep)
+                del graph  # before the sum, and before the next is built: the budget is for one
+                total.add_all(share, product)
         self.num_products += 1
-        return product
+        return self._objective.add_up(total.vector())
 
     def gradient(self) -> Tensor:
-        """Return ∇L(θ), shape (size,), of the kept graphs where there are any, so that products build no second one."""
+        """Return ∇L(θ), shape (size,), of the graphs that are kept for products, where these are built for it."""
         if self._objective.ranks.sharded:
             return self._objective.gradient()
+        total = FlatSum(self._objective.tensors)
         with self._evaluation.together():
             # A product will say why there is no graph; the gradient is there all the same.
+            is_whole = False
             with suppress(SecondDerivativeError):
-                self._keep_graphs()
-            kept = [(share, list(graph)) for share, graph in self._kept]
-            gradient = summed(kept, self._objective.tensors) if kept else self._objective.gradients.total()
+                is_whole = self._keep_graphs(total)
+            gradient = total.vector() if is_whole else self._objective.gradients.total()
         return self._objective.add_up(gradient)
 
     def release(self) -> None:
         """Keep no graph from here on."""
         self._kept, self.graph_bytes, self._objective.budget.keeps = [], 0, False
 
-    def _products(self, parts: list[Tensor]) -> Iterator[tuple[float, list[Tensor | None]]]:
-        keep = bool(self._kept)
-        for share, graph in self._kept or self._fresh_graphs():
-            product = differentiate(graph, parts, self._objective.tensors, keep=keep)
-            del graph  # before the next is built: the budget is for one
-            yield share, product
-
-    def _fresh_graphs(self) -> Iterator[tuple[float, _Graph]]:
+    def _fresh_graphs(self) -> Iterator[tuple[float, GradientGraph]]:
         for i, share, batch in self._objective.budget.pieces():
             yield share, self._graph(i, batch)
 
-    def _keep_graphs(self) -> None:
-        """Build the graphs of the gradient, once, where they are to be kept."""
+    def _keep_graphs(self, total: FlatSum | None = None) -> bool:
+        """Build the graphs, once, where they are to be kept; return whether ∇L was then added to the total."""
         budget = self._objective.budget
         budget.plan(True, loss=self._evaluation.value, gradient=self._graph)
         if self._kept or not budget.keeps:
-            return
+            return False
         saved = budget.saved_bytes()
         graphs = []
         for i, share, batch in budget.pieces():
             with nullcontext() if budget.most is None else saved.counting(batch):
-                graphs.append((share, self._graph(i, batch)))
+                graphs.append((share, self._graph(i, batch, share, total)))
         budget.keeps = budget.most is None or saved.total <= budget.most
         if budget.keeps:  # what was extrapolated has proved true
             self._kept, self.graph_bytes = graphs, saved.total
+        return total is not None
 
-    def _graph(self, index: int, batch: Any) -> _Graph:
+    def _graph(
+        self, index: int, batch: Any, share: float = 0.0, total: FlatSum | None = None
+    ) -> GradientGraph:
+        """Return the graph of ∇Lᵢ, and add share · ∇Lᵢ to a total."""
         # The fast attention kernels have no second derivative; the plain one is the same function.
         with self._evaluation.measuring(), torch.enable_grad(), plain_attention():
             loss = self._evaluation.differentiable(index, batch)
-            graph, is_custom = gradient_with_graph(loss, self._objective.tensors)
+            gradient, is_custom = gradient_with_graph(loss, self._objective.tensors)
         self.has_custom_functions |= is_custom
+        graph = GradientGraph(gradient, self._objective.tensors)
+        if total is not None:
+            total.add_all(share, gradient)
         return graph

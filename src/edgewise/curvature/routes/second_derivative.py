@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import get_gradient_edge
 
 from edgewise.curvature.routes.attention import plain_attention
 from edgewise.errors import EdgewiseError, SecondDerivativeError
@@ -17,25 +18,42 @@ class WrongDerivativeError(SecondDerivativeError):
     """There is a second derivative by this route, and it is not that of the loss: other formulas may be wrong too."""
 
 
-def differentiate(
-    graph: list[Tensor | None], parts: list[Tensor], parameters: list[Tensor], *, keep: bool
-) -> list[Tensor | None]:
-    """Return Σⱼ ∂graphⱼ/∂θ · partsⱼ; gradients that do not depend on θ (linear entries) contribute zero."""
-    pairs = [(g, v) for g, v in zip(graph, parts, strict=True) if g is not None and g.requires_grad]
-    if not pairs:
-        return [None] * len(parameters)
-    outputs, vectors = zip(*pairs, strict=True)
-    _check_twice_differentiable(outputs)
-    with as_second_derivative_error("reverse-over-reverse"):
-        return list(torch.autograd.grad(outputs, parameters, vectors, retain_graph=keep, allow_unused=True))
-
-
 def gradient_with_graph(loss: Tensor, parameters: list[Tensor]) -> tuple[list[Tensor | None], bool]:
     """Return ∇L with a graph, to be differentiated again, and whether custom functions have a part in it."""
-    is_custom = any(isinstance(node, BackwardCFunction) for node in _nodes([loss]))
+    is_custom = any(isinstance(node, BackwardCFunction) for node in _nodes([loss.grad_fn]))
     with as_second_derivative_error("reverse-over-reverse"):
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         return [gradient if gradient is None else dense(gradient) for gradient in gradients], is_custom
+
+
+class GradientGraph:
+    """The graph of ∇L, to be differentiated again; ∇L itself, a copy of the parameters, is not held.
+
+    Args:
+        gradient: ∇L, with its graph.
+        parameters: θ.
+    """
+
+    def __init__(self, gradient: list[Tensor | None], parameters: list[Tensor]) -> None:
+        self._parameters = parameters
+        # Of the entries that depend on θ: those of linear terms contribute nothing.
+        self._edges = {
+            i: get_gradient_edge(g) for i, g in enumerate(gradient) if g is not None and g.requires_grad
+        }
+        self._is_checked = False
+
+    def differentiate(self, vectors: list[Tensor], *, keep: bool) -> list[Tensor | None]:
+        """Return Σⱼ ∂(∇L)ⱼ/∂θ · vectorsⱼ."""
+        if not self._edges:
+            return [None] * len(self._parameters)
+        edges = list(self._edges.values())
+        if not self._is_checked:
+            _check_twice_differentiable([edge.node for edge in edges])
+            self._is_checked = True
+        parts = [vectors[i] for i in self._edges]
+        with as_second_derivative_error("reverse-over-reverse"):
+            found = torch.autograd.grad(edges, self._parameters, parts, retain_graph=keep, allow_unused=True)
+        return list(found)
 
 
 def forward_over_reverse(
@@ -62,7 +80,7 @@ def forward_over_reverse(
     return list(product.values())
 
 
-def _check_twice_differentiable(gradients: tuple[Tensor, ...]) -> None:
+def _check_twice_differentiable(gradients: list[Any]) -> None:
     """Raise where a custom function is marked once_differentiable.
 
     torch raises on such a node only when the path behind it is asked for; here it ends at a detached tensor, and
@@ -76,9 +94,9 @@ def _check_twice_differentiable(gradients: tuple[Tensor, ...]) -> None:
             )
 
 
-def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
-    """Yield the nodes of the graph that the tensors come from, each once."""
-    pending: list[Any] = [tensor.grad_fn for tensor in tensors]
+def _nodes(last: Iterable[Any]) -> Iterator[Any]:
+    """Yield the nodes of the graph that ends in the last ones, each once."""
+    pending = list(last)
     seen = set()
     while pending:
         node = pending.pop()
