@@ -1,6 +1,6 @@
 """Pictures and tables for the page on EdgeWarmup, from the stored runs of its recipe.
 
-`edgewise figure edge-warmup --scale paper --out DIR`, then `python docs/studies/edge_plots.py DIR`: writes
+`edgewise figure edge-warmup --scale embedded --out DIR`, then `python docs/studies/edge_plots.py DIR`: writes
 docs/images/edge-warmup-*, prints the claims, and for each task and optimizer the gap to the best length of the grid. Of
 an unfinished sweep, the seeds count of which all runs of a task are stored.
 """
@@ -33,7 +33,7 @@ from edgewise.lab.recipes.edge_warmup.grid import DEVELOPMENT, HELD_OUT, LENGTHS
 from edgewise.lab.recipes.recipe import optimizer_label
 from edgewise.lab.report import panels, plots
 from edgewise.lab.report.figures import FigureResults
-from edgewise.lab.results.phase_diagram import TEST_LOSS
+from edgewise.lab.results.phase_diagram import TEST_LOSS, cell_of
 from edgewise.lab.results.runs import Run
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
@@ -41,7 +41,6 @@ from edgewise.signals.losses import RiseAlarm, SpikeGuard
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 SHOWN = "LM, B = 64"  # task of the rates, of the diagram and of the alarm
-RISES = 3  # which of its targets, lowest first, shows what the alarm does
 NEAR_THE_EDGE = "FCN, SP, MSE"  # task of the runs with and without the guard
 FAILS = 0.5  # test loss there at which a run that failed is drawn
 CLIP = 0.2  # of the histogram: a larger gap stands in the last bin
@@ -141,7 +140,7 @@ def gaps(cells: Sequence[CellResult]) -> Figure:
         ax.set_xlabel("final test loss ÷ that of the best of six lengths − 1")
         ax.set_xticks([-0.2, -0.1, 0.0, 0.1, 0.2], ["≤ −20 %", "−10 %", "0", "10 %", "≥ 20 %"])
     axes[0].set_ylabel("cells")
-    axes[1].legend(fontsize=9, loc="upper right", bbox_to_anchor=(1.0, 0.8))
+    figure.legend(*axes[1].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -190,33 +189,27 @@ def guard(runs: Sequence[Run]) -> Figure:
 
 
 def alarm(runs: Sequence[Run]) -> Figure:
-    """Return loss and rate of one run as stored, and of the same run where no rise of the loss halves the rate."""
+    """Return loss and rate of a run that was halved most, at the highest target, and of the same without the alarm."""
     torch.set_num_threads(1)
-    own = [
-        run
-        for run in runs
-        if task_of(run.config) == SHOWN
-        and optimizer_label(run.config) == "SGD with momentum"
-        and is_edge(run.config)
-        and run.config.seed == 0
-    ]
-    shown = sorted(own, key=lambda run: run.config.optimizer.lr)[RISES]
+    own = [run for run in runs if task_of(run.config) == SHOWN and is_edge(run.config)]
+    shown = max(own, key=lambda run: (run.outcome["warmup"]["num_step_backs"], run.config.optimizer.lr))
     with mock.patch.object(RiseAlarm, "add"):
-        without = train(shown.config).rows
+        trained = train(shown.config)
+    without = trained.rows
+    cells = [cell_of(outcome).value for outcome in (shown.outcome, trained.outcome)]
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     axes = figure.subplots(1, 2)
     labels = {"train_loss": "training loss of the batch", "lr": "learning rate η"}
     for ax, (name, label) in zip(axes, labels.items(), strict=True):
         values = np.array([row[name] for row in without])
-        ax.plot(values, color=panels.COLORS[1], lw=1.2, label="without the alarm: diverges")
-        ax.plot(*shown.measured(name), color=panels.COLORS[0], lw=1.2, label="as it is")
+        ax.plot(values, color=panels.COLORS[1], lw=1.2, label=f"without the alarm: {cells[1]}")
+        ax.plot(*shown.measured(name), color=panels.COLORS[0], lw=1.2, label=f"with it: {cells[0]}")
         ax.set(yscale="log", xlabel="update", ylabel=label)
         ax.grid(alpha=0.25)
-    axes[0].set_ylim(1, 1e4)
     axes[0].legend(fontsize=9, loc="upper left")
     target = axes[1].axhline(shown.config.optimizer.lr, color="0.3", ls="--", lw=0.8, label="target")
     axes[1].legend(handles=[target], fontsize=9, loc="lower center")
-    figure.suptitle(f"{SHOWN}, SGD with momentum, target {shown.config.optimizer.lr:.3g}")
+    figure.suptitle(f"{SHOWN}, {optimizer_label(shown.config)}, target {shown.config.optimizer.lr:.3g}")
     return figure
 
 

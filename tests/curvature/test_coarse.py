@@ -131,7 +131,7 @@ def test_a_part_that_misleads_costs_two_directions():
 
 
 def a_network():
-    """1,169 parameters in float64, and 64 samples of two classes."""
+    """1,174 parameters in float64, and 64 samples of two classes."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 6)
@@ -294,6 +294,7 @@ def test_a_part_fetches_no_batch_that_it_does_not_take():
 
 def test_what_has_no_rows_has_no_part():
     alone = Ranks()
-    assert can_be_parted(Batches([torch.ones(16)]), 1 / 16, alone)
-    assert not can_be_parted(Batches([torch.ones(15)]), 1 / 16, alone)
+    assert can_be_parted(Batches([torch.ones(60), torch.ones(4)]), 1 / 64, alone)
+    assert not can_be_parted(Batches([torch.ones(64)]), 1 / 65, alone)
+    assert not can_be_parted(Batches([torch.ones(63)]), 1 / 16, alone)
     assert not can_be_parted(Batches([torch.tensor(1.0)]), 1 / 16, alone)

@@ -30,7 +30,7 @@ def ddp(rank: int) -> dict:
         ew.sharpness(model, once_only if rank else mse, mine, rtol=1e-6)
     )
     wide, batch = wide_network()
-    rows = batch[0][:40], batch[0][40:]  # uneven
+    rows = batch[0][:96], batch[0][96:]  # uneven
     found["parts"] = outcome(
         ew.sharpness(DDP(wide), mse, [(rows[rank], rows[rank][:, :6].tanh())], rtol=1e-8)
     )
@@ -46,12 +46,12 @@ def ddp(rank: int) -> dict:
 
 
 def wide_network():
-    """1,190 parameters in float64 and 64 samples: enough for parts of the samples."""
+    """1,174 parameters in float64 and 160 samples: enough for parts of the samples."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 6)
     ).double()
-    x = torch.randn(64, 16, dtype=torch.float64)
+    x = torch.randn(160, 16, dtype=torch.float64)
     return model, (x, x[:, :6].tanh())
 
 

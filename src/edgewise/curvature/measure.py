@@ -65,12 +65,13 @@ def sharpness(
             the dtype to 1.
         num: how many of the most positive eigenvalues.
         start: an earlier result of the same parameters to start from; costs less when the model has changed little.
-            Without it, the loss is first seen to repeat: evaluated twice, on the first batch. Every 50th result
-            in a row that started from another is checked by a cold start within `max_hvps`.
+            Without it, the loss is first seen to repeat: evaluated twice, on the first batch. Then it is evaluated on
+            parts of the samples, which say where to look. Every 50th result in a row that started from another is
+            checked by a cold start within `max_hvps`.
         hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse) or "difference" (of
             gradients, with an error bar). "auto" takes the first of these that the loss allows; "checked" does as
             well, and compares the first product with that of differences.
-        max_hvps: budget of Hessian-vector products.
+        max_hvps: budget of Hessian-vector products, of all samples.
         params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
             inside `DistributedDataParallel`.
         dtype: precision to measure in, float32 or float64; `None` for that of the parameters, float32 if they are of
@@ -150,12 +151,13 @@ def preconditioned_sharpness(
             the dtype to 1.
         num: how many of the most positive eigenvalues.
         start: an earlier result of the same parameters to start from; costs less when the model has changed little.
-            Without it, the loss is first seen to repeat: evaluated twice, on the first batch. Every 50th result
-            in a row that started from another is checked by a cold start within `max_hvps`.
+            Without it, the loss is first seen to repeat: evaluated twice, on the first batch. Then it is evaluated on
+            parts of the samples, which say where to look. Every 50th result in a row that started from another is
+            checked by a cold start within `max_hvps`.
         hvp: how to take products: "reverse" (over a kept graph), "forward" (over reverse) or "difference" (of
             gradients, with an error bar). "auto" takes the first of these that the loss allows; "checked" does as
             well, and compares the first product with that of differences.
-        max_hvps: budget of Hessian-vector products.
+        max_hvps: budget of Hessian-vector products, of all samples.
         params: name patterns of the parameters to differentiate by, for the Hessian of one block; names are those
             inside `DistributedDataParallel`.
         dtype: precision to measure in, float32 or float64; `None` for that of the parameters, float32 if they are of

@@ -6,6 +6,8 @@ from typing import Any
 from edgewise.loss.batches import Batches, rows_of
 from edgewise.ranks import Ranks
 
+_FEWEST_SAMPLES = 64  # of all: with fewer, a part of them is mostly noise, and takes Python's time
+
 
 class Part:
     """About a share of the samples of some batches: the first batches, and of the last of these rows evenly apart.
@@ -43,6 +45,7 @@ class Part:
 
 
 def can_be_parted(batches: Batches, share: float, ranks: Ranks) -> bool:
-    """Whether every rank has a sample at least in such a share of its batches; collective."""
+    """Whether every rank has samples enough, and one at least in such a share of its batches; collective."""
     samples = sum(size or 0 for size in batches.sizes)
-    return all(ranks.gather(None not in batches.sizes and share * samples >= 1))
+    enough = samples >= _FEWEST_SAMPLES and share * samples >= 1
+    return all(ranks.gather(None not in batches.sizes and enough))
