@@ -2,9 +2,10 @@
 
 Each library measures the top Hessian eigenvalue of the same loss through its own API, at its default setting and at
 settings swept for the cheapest with a true relative error of at most 1e-3 (medians over seeds). The sweep counts
-products: in it all libraries draw on one store, so that no product is taken twice. The settings that reach the goal are
-then timed with products of their own, in turn with a plain gradient of the same batch, which is the unit. The true
-value is edgewise's at rtol 1e-6 in float64, and is set beside eigsh's on one task.
+products: in it all libraries draw on one store, so that no product is taken twice; those of a part of the samples count
+by its share. The settings that reach the goal are then timed with products of their own, in turn with a plain gradient
+of the same batch, which is the unit. The true value is edgewise's at rtol 1e-6 in float64, and is set beside eigsh's on
+one task.
 
 Fast attention kernels have no second derivative: the peers are measured inside `sdpa_kernel(SDPBackend.MATH)`, as a
 user would help them.
@@ -82,7 +83,7 @@ class Products:
     """Hessian-vector products of one task, each taken once, and a count of those asked for."""
 
     route: ReverseRoute
-    count: int = 0
+    count: float = 0
     _known: dict[bytes, Tensor] = field(default_factory=dict)
 
     def __call__(self, vector: Tensor) -> Tensor:
@@ -94,6 +95,11 @@ class Products:
         if key not in self._known:
             self._known[key] = _HVP(self.route, vector)
         return self._known[key].clone()
+
+    def of_part(self, route: ReverseRoute, vector: Tensor, share: float) -> Tensor:
+        """Return a product of a part of the samples, which counts by its share and is not kept."""
+        self.count += share
+        return _HVP(route, vector)
 
     def of_lists(self, vectors: list[Tensor]) -> list[Tensor]:
         """Return the product in the parameters' shapes."""
@@ -159,6 +165,11 @@ def curvlinops_eigsh(task: Task, seed: int, *, check: bool = True, **setting: fl
 
 # --- the sweep ---
 
+
+def num_samples(route: ReverseRoute) -> int:
+    return sum(size or 0 for size in route._objective.evaluation.batches.sizes)
+
+
 Setting = dict[str, Any]
 # The first setting is the default. The others are swept from cheap to dear, for a peer up to the first that reaches the
 # goal. (eigsh at a loose tolerance stops once its first `ncv` products suffice, which is the least it can take.)
@@ -180,7 +191,8 @@ def counted(products: Products) -> Iterator[None]:
 
     def product(route: ReverseRoute, vector: Tensor) -> Tensor:
         route.num_products += 1
-        return products(vector)
+        share = num_samples(route) / num_samples(products.route)
+        return products(vector) if share == 1 else products.of_part(route, vector, share)
 
     with (
         mock.patch.object(ReverseRoute, "product", product),
@@ -298,7 +310,7 @@ def compare(task: Task, seeds: Sequence[int]) -> list[Row]:
     gradients = time_in_gradients(task, [o.method for o in listed if worth_a_time(o, outcomes)], seeds)
     rows = []
     for reached in listed:
-        products = f"{reached.products:.0f}" if math.isfinite(reached.error) else f"> {MAX_PRODUCTS}"
+        products = f"{reached.products:.3g}" if math.isfinite(reached.error) else f"> {MAX_PRODUCTS}"
         cost = f"{gradients[reached.method]:.1f}" if reached.method in gradients else "–"
         rows.append((task.name, str(reached.method), f"{reached.error:+.1e}", products, cost))
     ours = [cost for method, cost in gradients.items() if method.library == "edgewise"]
