@@ -314,7 +314,7 @@ FAULTS = [
     Fault(
         name="what is compiled is run on parts",
         file="curvature/hessian.py",
-        old=" or runs_compiled(objective.evaluation.model, loss_fn)",
+        old=" or runs_compiled(model, loss_fn)",
         new="",
         test="curvature/test_coarse.py",
     ),

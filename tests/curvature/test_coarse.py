@@ -202,7 +202,7 @@ def test_a_loss_that_refuses_parts_is_measured_without(monkeypatch):
     monkeypatch.setattr(coarse, "_SHARES", ())
     plain = sharpness(model, mse, [batch])
     assert refused.converged
-    assert refused.num_hvps <= plain.num_hvps + 1  # another random start
+    assert refused.cost == refused.num_hvps
     assert refused.value == pytest.approx(plain.value, rel=1e-5)
 
 
@@ -235,6 +235,14 @@ def test_parts_are_a_sixteenth():
     assert sizes == {NUM_SAMPLES, NUM_SAMPLES // 16}
 
 
+@pytest.fixture
+def compiler():
+    """What is compiled inside is not known outside."""
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiler")
 def test_nothing_compiled_sees_another_shape():
     model, batch = a_network()
     compiled = torch.compile(mse, backend="eager")

@@ -52,7 +52,7 @@ class Coarse:
 
         One pair more than asked for is found, as the order of two that are close may be another in the whole.
         """
-        start = random_directions(operator, 2, generator)
+        start = random_directions(operator, 2 if self._parts else 1, generator)
         wanted = min(num + 1, operator.dimension)
         try:
             for _, part in reversed(self._parts):

@@ -53,7 +53,7 @@ class HessianOperator(SymmetricOperator):
     """∇²L of an objective; counts its products, and says which route they took and why.
 
     A product that shows that torch's second derivative is wrong, see `Doubts`, ends the exact routes: what is wrong in
-    one may be in the other. `in_double` makes the same objective in float64, `of_part` one of other batches.
+    one may be in the other. `in_double` makes the same objective in float64, `of_part` that of a part of the samples.
 
     With "checked", the first product is taken by central differences as well. An exact one may be off by three times
     their error bar, or by ε^{1/3} of the dtype (0.5 % in float32), which is far more than their rounding and far
@@ -65,7 +65,7 @@ class HessianOperator(SymmetricOperator):
         objective: Objective,
         hvp: Route = "auto",
         in_double: Callable[[], Objective] | None = None,
-        of_part: Callable[[Iterable[Any]], Objective] | None = None,
+        of_part: Callable[[Part], Objective | None] | None = None,
     ) -> None:
         known_name("hvp", hvp, ROUTES)
         self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
@@ -156,11 +156,12 @@ class HessianOperator(SymmetricOperator):
         if not can_be_parted(batches, share, objective.ranks):
             return None
         try:
-            return HessianOperator(
-                self._of_part(Part(batches, share)), "auto" if self._hvp == "checked" else self._hvp
-            )
+            part = self._of_part(Part(batches, share))
         except Exception:  # what the loss cannot do for a part, it may for the whole
             return None
+        return (
+            None if part is None else HessianOperator(part, "auto" if self._hvp == "checked" else self._hvp)
+        )
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector."""
@@ -326,10 +327,13 @@ def measured_operator(
         if not repeats:
             check_repeats(objective.evaluation)
         in_double = partial(make, batches, measuring=replace(measuring, dtype=torch.float64))
-        of_part = partial(make, measuring=measuring)
-        # A graph of a part would be one more than the budget counts, and what is compiled would be compiled anew.
-        is_whole = measuring.max_graph_bytes is not None or runs_compiled(objective.evaluation.model, loss_fn)
-        operator = HessianOperator(objective, hvp, in_double, None if is_whole else of_part)
+
+        def of_part(part: Part) -> Objective | None:
+            # A graph of a part would be one more than the budget counts, and what is compiled would be compiled anew.
+            is_whole = measuring.max_graph_bytes is not None or runs_compiled(model, loss_fn)
+            return None if is_whole else make(part, measuring=measuring)
+
+        operator = HessianOperator(objective, hvp, in_double, of_part)
         try:
             if optimizer is None:
                 yield operator
