@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import torch
-from tasks import Task, conv_task, digits_task, small_lm_task, trained
+from tasks import Task, conv_task, digits_task, trained
 
 import edgewise as ew
 from edgewise.curvature import coarse
@@ -23,7 +23,7 @@ FAR = 0.05  # relative: what counts as far below
 
 def rows(num_seeds: int = NUM_SEEDS) -> Iterator[Row]:
     """Yield for each task what its cold starts miss and cost, with parts of the samples and without."""
-    for task in (digits_task(), trained(digits_task()), trained(small_lm_task()), conv_task()):
+    for task in (digits_task(), trained(digits_task()), conv_task()):
         top = max(_measure(task, seed, rtol=1e-4).value for seed in range(3))
         for name, shares in (("by parts first", coarse._SHARES), ("the whole alone", ())):
             with mock.patch.object(coarse, "_SHARES", shares):

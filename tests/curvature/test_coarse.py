@@ -186,8 +186,10 @@ def test_the_preconditioner_is_that_of_the_whole():
 def test_a_start_needs_no_parts():
     model, batch = a_network()
     first = sharpness(model, mse, [batch])
+    assert f"parts worth {first.cost - first.num_hvps:.2g} more)" in str(first)
     again = sharpness(model, mse, [batch], start=first)
     assert again.cost == again.num_hvps < first.num_hvps
+    assert "parts" not in str(again)
 
 
 def refuses_parts(model, batch):

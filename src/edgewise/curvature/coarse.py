@@ -37,23 +37,23 @@ class Coarse:
     """
 
     def __init__(self, operator: SymmetricOperator, most: int) -> None:
+        self._operator, self._most = operator, most
         shares = _SHARES if operator.dimension >= _FEWEST_ENTRIES else ()
         parts = ((share, operator.part(share)) for share in shares)
         self._parts = [(share, part) for share, part in parts if part is not None]
-        self._most = most
 
     @property
     def cost(self) -> float:
         """Products so far, each counted by its share of the samples."""
         return sum(share * part.evidence.num_products for share, part in self._parts)
 
-    def start(self, operator: SymmetricOperator, num: int, generator: torch.Generator) -> Tensor:
+    def start(self, num: int, generator: torch.Generator) -> Tensor:
         """Return (k, n): where to look first in the whole, by the parts from the smallest on; else a random direction.
 
         One pair more than asked for is found, as the order of two that are close may be another in the whole.
         """
-        start = random_directions(operator, 2 if self._parts else 1, generator)
-        wanted = min(num + 1, operator.dimension)
+        start = random_directions(self._operator, 2 if self._parts else 1, generator)
+        wanted = min(num + 1, self._operator.dimension)
         try:
             for _, part in reversed(self._parts):
                 found = top_eigenpairs(

@@ -144,7 +144,7 @@ class HessianOperator(SymmetricOperator):
         return self._difference.settle_along(vector, value)
 
     def gradient(self) -> Tensor:
-        """Return ∇L, with what it takes in common with products already done for these."""
+        """Return ∇L, with what products to come need of it, too."""
         return self._route.gradient()
 
     def part(self, share: float) -> "HessianOperator | None":

@@ -114,4 +114,5 @@ class SharpnessResult:
         finite = math.isfinite(self.value)
         error = self.residual + self.hvp_error * abs(self.value) if finite else math.inf
         products = f"{self.num_hvps} product{'' if self.num_hvps == 1 else 's'} by {self.hvp}"
-        return f"{self.value:.6g} ± {error:.2g} ({self.status.name}, {products})"
+        parts = f", parts worth {self.cost - self.num_hvps:.2g} more" if self.cost > self.num_hvps else ""
+        return f"{self.value:.6g} ± {error:.2g} ({self.status.name}, {products}{parts})"

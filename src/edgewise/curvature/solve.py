@@ -42,7 +42,7 @@ def top_of_spectrum(
     solve = partial(_settled, operator, solver)
     if start is None:
         coarse = Coarse(operator, max_hvps)
-        found, error = solve(start=coarse.start(operator, num, generator), most=max_hvps, extra=1)
+        found, error = solve(start=coarse.start(num, generator), most=max_hvps, extra=1)
         subspace, num_warm = found.subspace, 0
     else:
         earlier = start.subspace.T.to(dtype=operator.dtype, device=operator.device)
@@ -53,7 +53,7 @@ def top_of_spectrum(
     left = max_hvps - operator.evidence.num_products
     if num_warm >= _COLD_EVERY and left >= num:
         coarse = Coarse(operator, left)
-        cold, cold_error = solve(start=coarse.start(operator, num, generator), most=left, extra=1)
+        cold, cold_error = solve(start=coarse.start(num, generator), most=left, extra=1)
         num_warm = 0
         if cold.value > found.value:
             found, error, subspace = cold, cold_error, cold.subspace

@@ -38,7 +38,7 @@ class HvpRoute(ABC):
         """
 
     def gradient(self) -> Tensor:
-        """Return ∇L(θ), shape (size,), with what it takes in common with products already done for these."""
+        """Return ∇L(θ), shape (size,), with what products to come need of it, too."""
         return self._objective.gradient()
 
     def release(self) -> None:  # noqa: B027 - most keep nothing

@@ -2,7 +2,7 @@
 
 from edgewise.lab.recipes.edge_warmup.cells import panel_label
 from edgewise.lab.recipes.edge_warmup.claims import claims
-from edgewise.lab.recipes.edge_warmup.grid import OPTIMIZERS, configs
+from edgewise.lab.recipes.edge_warmup.grid import configs
 from edgewise.lab.recipes.recipe import PhaseDiagrams, Recipe
 
 RECIPE = Recipe(
@@ -12,5 +12,5 @@ RECIPE = Recipe(
     "catapults, which have no length. Each panel is one optimizer on one task.",
     configs=configs,
     claims=claims,
-    layout=PhaseDiagrams(panel=panel_label, columns=len(OPTIMIZERS) + 1, climbs=False),  # RAdam beside Adam,
+    layout=PhaseDiagrams(panel=panel_label, columns=4, climbs=False),  # two rows a task, RAdam beside Adam
 )
