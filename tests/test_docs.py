@@ -4,6 +4,8 @@ Oracle: the documents themselves, executed. Cannot see: whether a sentence is tr
 """
 
 import re
+import tomllib
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ import edgewise as ew
 from edgewise.advice import setup_file
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "integrations").glob("*.md")]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+REFERENCE = "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs/reference").glob("*.md")))
+FIRST_RUN = (ROOT / "examples" / "first_run.py").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHARPNESS = (ROOT / "docs" / "sharpness.md").read_text(encoding="utf-8")
 WARMUPS = (ROOT / "docs" / "warmups.md").read_text(encoding="utf-8")
@@ -32,19 +36,28 @@ def loss_fn(model, batch):
     return torch.nn.functional.mse_loss(model(inputs), targets)
 
 
-def test_readme_examples_run_in_order():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    loader = [(torch.randn(16, 4), torch.randn(16, 1)) for _ in range(5)]
-    names = {"model": model, "loader": loader, "loss_fn": loss_fn}
-    before = [p.clone() for p in model.parameters()]
-    for block in PYTHON_BLOCKS:
-        exec(compile(block, "README.md", "exec"), names)
-    assert len(PYTHON_BLOCKS) == 3
-    assert all(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
-    assert names["warmup"].found.lr > 0
+def test_readme_examples_run_in_order(capsys):
+    names = {}
+    first, trainers, measuring = PYTHON_BLOCKS
+    exec(compile(first, "README.md", "exec"), names)
     assert names["warmup"].fallback is None
-    assert names["found"].converged
+    assert names["warmup"].status is ew.Status.HELD_BELOW_TARGET
+    assert names["warmup"].lr_held < 0.03  # where 0.3 was asked for
+    said = capsys.readouterr().out
+    assert float(re.search(r"final loss: (\S+)", said)[1]) < 0.01
+    assert {line.strip().split(",")[0] for line in said.splitlines()[1:]} <= {
+        line.strip().split(",")[0] for line in README.splitlines()
+    }
+    compile(trainers, "README.md", "exec")  # run, line by line, on the pages that they come from
+    exec(compile(measuring, "README.md", "exec"), names)
+    assert capsys.readouterr().out.count("(CONVERGED") == 2
     assert names["monitor"].observe(names["batch"]) is None  # the first one has been taken
+
+
+def test_the_first_run_of_the_readme_is_the_example_of_that_name():
+    code = FIRST_RUN.split('"""\n')[-1].replace("  # edgewise", "").strip()
+    assert PYTHON_BLOCKS[0].strip() == code
+    assert len([line for line in code.splitlines() if line]) <= 25
 
 
 def test_the_sharpness_page_follows_a_run():
@@ -110,21 +123,31 @@ def sharpness_page_names():
     }
 
 
-def test_training_example_stays_short():
-    """Ten lines that are not blank, besides the imports: the promise of the first screen."""
-    lines = [line for line in PYTHON_BLOCKS[0].splitlines() if line and not line.startswith("import")]
-    assert len(lines) == 10
+def test_the_readme_stays_short():
+    """Six hundred words before what is for those who read on; code is not counted."""
+    before = re.sub(r"```.*?```", "", README.split("## More")[0], flags=re.S)
+    assert len(before.split()) <= 600
+
+
+def test_the_badges_are_true():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badges = dict(re.findall(r"badge/(\w+)-(.+?)-blue\)", urllib.parse.unquote(README)))
+    torch_versions = next(each for each in project["dependencies"] if each.startswith("torch"))
+    assert badges == {
+        "python": project["requires-python"].replace(">=", "≥ "),
+        "torch": torch_versions.replace("torch>=", "≥ "),
+        "types": "mypy strict",
+        "licence": project["license"],
+    }
 
 
 def test_every_public_name_is_in_the_reference():
-    documented = re.findall(
-        r"^::: edgewise\.(?:\w+\.)*(\w+)$", (ROOT / "docs/reference.md").read_text(), flags=re.M
-    )
+    documented = re.findall(r"^::: edgewise\.(\w+)$", REFERENCE, flags=re.M)
     assert sorted(documented) == sorted(ew.__all__)
 
 
 def test_the_reference_has_a_line_for_every_status():
-    lines = re.findall(r"^\| .* \| `[A-Z_].*$", (ROOT / "docs/reference.md").read_text(), flags=re.M)
+    lines = re.findall(r"^\| .* \| `[A-Z_].*$", REFERENCE, flags=re.M)
     assert {name for line in lines for name in re.findall(r"`([A-Z_]+)`", line)} == set(ew.Status.__members__)
 
 

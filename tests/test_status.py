@@ -13,7 +13,7 @@ from edgewise import Status
 from edgewise.monitor.regime import REGIME_CODES
 from edgewise.status import flat_metrics
 
-REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference" / "results.md"
 STATUS_CODES = {
     10: "CONVERGED",
     11: "NOT_FINITE",

@@ -1,4 +1,4 @@
-"""The recipes on the pages of docs/integrations/ run as they stand. Oracle: what their schedules come to at the end."""
+"""The recipes on the pages of docs/how-to/ run as they stand. Oracle: what their schedules come to at the end."""
 
 import re
 import types
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-PAGES = Path(__file__).resolve().parents[2] / "docs" / "integrations"
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "how-to"
 NUM_BATCHES = 8
 
 

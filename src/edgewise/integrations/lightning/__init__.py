@@ -2,7 +2,7 @@
 
     trainer = L.Trainer(callbacks=[EdgeWarmupCallback(), MonitorCallback(max_overhead=0.02)])
 
-The page docs/integrations/lightning.md says what they do and when.
+The page docs/how-to/lightning.md says what they do and when.
 """
 
 try:
