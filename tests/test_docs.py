@@ -50,7 +50,7 @@ def test_readme_examples_run_in_order(capsys):
     }
     compile(trainers, "README.md", "exec")  # run, line by line, on the pages that they come from
     exec(compile(measuring, "README.md", "exec"), names)
-    assert capsys.readouterr().out.count("(CONVERGED") == 2
+    assert capsys.readouterr().out.count("(CONVERGED") == 3
     assert names["monitor"].observe(names["batch"]) is None  # the first one has been taken
 
 
@@ -198,7 +198,7 @@ def test_what_contributing_names_in_a_file_is_there():
 
 
 def test_every_page_is_in_the_menu():
-    menu = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M)
+    menu = re.findall(r"[:-] ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M)
     assert {str(page.relative_to(ROOT / "docs")) for page in PAGES} <= set(menu)
     assert len(menu) == len(set(menu))
 
