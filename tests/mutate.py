@@ -805,7 +805,7 @@ FAULTS = [
     Fault(
         name="a ladder that climbs on after a failure",
         file="lab/ladders.py",
-        old="if (cell is Cell.TRAINED or too_small) and",
+        old="if leads_on(cell, self._trained[i]) and",
         new="if",
         test="lab/test_ladders.py",
     ),

@@ -1,0 +1,328 @@
+"""Slurm jobs, submitted by submitit as arrays; each climbs its share of the ladders, with one thread.
+
+A job stores its runs itself, so that nothing is lost with the sweep, whose results folder must lie on a file system that
+the nodes share. What a run raised comes back through submitit, which pickles it. Those files, and the logs, lie in a new
+folder beside the results, for this sweep alone: no pickle is ever read from a results folder. A job that dies, by
+whatever, is followed by another one.
+"""
+
+import contextlib
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgewise.lab.configs import RunConfig
+from edgewise.lab.engines import worker
+from edgewise.lab.engines.slurm_settings import Settings
+from edgewise.lab.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
+from edgewise.lab.ladders import Climb, Work, leads_on
+from edgewise.lab.results import lock
+from edgewise.lab.results.files import Folder
+from edgewise.lab.results.phase_diagram import Cell, cell_of
+from edgewise.lab.results.runs import StoredRuns
+from edgewise.lab.results.store import Store
+
+_POLL_SECONDS = 0.5
+_SECONDS_TO_END = 5.0  # that a cancelled process on this machine has
+_LINES_SHOWN = 5  # of the log of a job that died
+_PROGRAMS = ("sbatch", "srun", "sacct", "scancel")
+_ENDED = {  # states of Slurm's in which nothing follows, jobs being submitted with --no-requeue; then those of processes
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+    *("REVOKED", "TIMEOUT", "FINISHED", "INTERRUPTED"),
+}
+
+
+def run(
+    work: Work,
+    store: Store,
+    workers: int,
+    on_progress: Callable[[dict[str, int]], None],
+    settings: Settings | None = None,
+) -> None:
+    """Train and store what there is to do; `on_progress` gets run id → steps, of the runs that are finished.
+
+    Args:
+        work: what there is to do.
+        store: where it goes.
+        workers: jobs at a time, where processes of this machine stand in for the cluster.
+        on_progress: called often.
+        settings: of the jobs.
+
+    Raises:
+        MissingLibraryError: submitit is not installed.
+        WorkerError: this machine cannot submit jobs, or Slurm refuses them.
+        StoreError: results cannot be written.
+        RecipeError: the recipe raises in the jobs.
+        Exception: the first error of a run, once the others are finished and stored.
+    """
+    settings = settings or Settings()
+    check(settings)
+    files = _made_beside(store.path.absolute())
+    jobs = _Jobs(work, store, _executor(files, settings), settings.jobs_at_a_time(workers))
+    try:
+        while jobs.are_needed():
+            jobs.submit()
+            on_progress(dict(jobs.steps))
+            time.sleep(_POLL_SECONDS)
+            jobs.collect()
+        on_progress(dict(jobs.steps))
+    finally:
+        jobs.cancel()
+        if not jobs.log_wanted:
+            shutil.rmtree(files, ignore_errors=True)
+    work.raise_first_error()
+
+
+def check(settings: Settings) -> None:
+    """See that jobs can be submitted from here; nothing is done.
+
+    Raises:
+        MissingLibraryError: submitit is not installed.
+        WorkerError: programs of Slurm's are missing.
+    """
+    imported()
+    missing = [program for program in _PROGRAMS if shutil.which(program) is None]
+    if settings.cluster == "slurm" and missing:
+        raise WorkerError(
+            f"engine 'slurm' needs Slurm, and {', '.join(missing)} cannot be found here: run this on a machine from which "
+            "jobs are submitted, try it on this one with --slurm cluster=local, or choose engine 'local'."
+        )
+
+
+def imported() -> Any:
+    """Return submitit.
+
+    Raises:
+        MissingLibraryError: it is not installed.
+    """
+    try:
+        import submitit  # noqa: PLC0415 - only who chooses this engine needs it
+    except ModuleNotFoundError as error:
+        raise MissingLibraryError(
+            f"engine 'slurm' needs submitit ({error}): pip install 'edgewise[slurm]', or choose engine 'local'."
+        ) from error
+    return submitit
+
+
+def _made_beside(results: Path) -> Path:
+    """Make a folder that nobody else can have put a pickle into."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"{results.name}.slurm-", dir=results.parent))
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the files of the jobs beside {results}: {error}. Nothing was trained: mend the permissions "
+            "or choose another folder with --out."
+        ) from error
+
+
+def _executor(files: Path, settings: Settings) -> Any:
+    executor = imported().AutoExecutor(folder=files, cluster=settings.cluster)
+    executor.update_parameters(**settings.of_submitit())
+    return executor
+
+
+@dataclass(kw_only=True)
+class _Report:
+    """What became of a job's share."""
+
+    stored: list[RunConfig] = field(default_factory=list)
+    raised: list[tuple[RunConfig, Exception, str]] = field(default_factory=list)  # with where it was raised
+    stopped: Exception | None = None  # what keeps all runs from being trained
+
+
+class _Jobs:
+    """The jobs of a sweep: who has which climbs, and which runs are still to be finished."""
+
+    def __init__(self, work: Work, store: Store, executor: Any, most: int) -> None:
+        self._work, self._store, self._executor, self._most = work, store, executor, most
+        self._planned = {config.run_id: config for config in work.configs}
+        self._open = {config.run_id: config for config in work.start()}
+        self._shares: dict[Any, list[Climb]] = {}  # of the jobs that have not ended
+        self._deaths: Counter[str] = Counter()  # run id → jobs that died under it
+        self.steps = {run_id: self._planned[run_id].num_steps for run_id in self._stored()}
+        self._stored_before = len(self.steps)
+        self.log_wanted = False
+
+    def are_needed(self) -> bool:
+        """Whether there is something left to train."""
+        return bool(self._open)
+
+    def submit(self) -> None:
+        """Submit an array of jobs for the runs that are in no job's hands.
+
+        Raises:
+            WorkerError: Slurm refuses, and no job is left whose end could change its mind.
+        """
+        held = {config.run_id for share in self._shares.values() for climb in share for config in climb.rungs}
+        waiting = [self._work.climb(config) for run_id, config in self._open.items() if run_id not in held]
+        number = min(self._most - len(self._shares), len(waiting))
+        if number < 1:
+            return
+        shares = [waiting[i::number] for i in range(number)]
+        submitit = imported()
+        try:
+            with submitit.helpers.clean_env():  # a job that submits would pass its own settings on
+                jobs = self._executor.map_array(_Climber(self._store), shares)
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            if not self._shares:
+                raise WorkerError(
+                    f"Slurm refused {number} jobs ({error}): finished runs are kept; mend the settings of --slurm, such "
+                    "as partition, account, time or jobs, and run the same command again."
+                ) from error
+            return
+        self._shares |= zip(jobs, shares, strict=True)
+
+    def collect(self) -> None:
+        """Take in what jobs stored, and what became of those that ended.
+
+        Raises:
+            StoreError, RecipeError: a job says that no run can be stored or trained.
+        """
+        ended = [job for job in self._shares if _has_ended(job)]
+        reports = [_report(job) for job in ended]
+        self._take_stored()  # all that those stored
+        for job, report in zip(ended, reports, strict=True):
+            share = self._shares.pop(job)
+            if report is None:
+                rungs = [config for climb in share for config in climb.rungs]
+                self._count_deaths([c for c in rungs if c.run_id in self._open][:1], job)  # the one under way
+                continue
+            if report.stopped is not None:
+                raise report.stopped
+            for config, error, where in report.raised:
+                if self._open.pop(config.run_id, None) is not None:
+                    error.__cause__ = WorkerError(f"\n{where}")
+                    self._work.fail(config, error)
+            self._count_deaths([c for c in report.stored if c.run_id in self._open], job)  # not to be seen here
+
+    def cancel(self) -> None:
+        """End the jobs that are left."""
+        for job in self._shares:
+            with contextlib.suppress(OSError):
+                job.cancel(check=False)
+        deadline = time.monotonic() + _SECONDS_TO_END
+        while time.monotonic() < deadline and any(job.state == "RUNNING" for job in self._shares):
+            time.sleep(_POLL_SECONDS / 10)
+
+    def _stored(self) -> list[str]:
+        """Return the planned runs that are stored; listing the folder also refreshes what a network disk says of it."""
+        return [
+            run_id for run_id in self._store.runs.ids() if run_id in self._planned and self._store.runs.has(run_id)
+        ]
+
+    def _take_stored(self) -> None:
+        for run_id in self._stored():
+            if run_id not in self.steps:
+                config = self._planned[run_id]
+                self.steps[run_id] = config.num_steps
+                self._open.pop(run_id, None)
+                self._open |= {following.run_id: following for following in self._work.after(config)}
+
+    def _count_deaths(self, configs: Sequence[RunConfig], job: Any) -> None:
+        """Try the runs again, or give them up; all of them, if no job ever came to store one."""
+        for config in configs:
+            self._deaths[config.run_id] += 1
+            if self._deaths[config.run_id] > worker.RETRIES:
+                del self._open[config.run_id]
+                self._work.fail(config, WorkerError(_last_words(job, self._deaths[config.run_id])))
+                self.log_wanted = True
+                if len(self.steps) == self._stored_before:
+                    self._open.clear()
+
+
+def _has_ended(job: Any) -> bool:
+    return job.paths.result_pickle.exists() or _state(job) in _ENDED
+
+
+def _state(job: Any) -> str:
+    """Return Slurm's word for the state of a job; it may add to it who cancelled the job."""
+    return next(iter(job.state.split()), "UNKNOWN")
+
+
+def _report(job: Any) -> _Report | None:
+    """Return what a job that ended reports; nothing if it died."""
+    if not job.paths.result_pickle.exists() and _state(job) != "COMPLETED":  # then the file may be on its way
+        return None
+    submitit = imported()
+    try:
+        return job.result()
+    except submitit.core.utils.FailedJobError as error:  # raised outside of the runs
+        return _Report(stopped=WorkerError(f"a job could not begin: {error}"))
+    except submitit.core.utils.UncompletedJobError:
+        return None
+
+
+def _last_words(job: Any, deaths: int) -> str:
+    """Return why a run is given up, with the end of the log of the job that died last."""
+    log = job.paths.stderr
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_SHOWN:]
+        said = "".join(f"\n  {line}" for line in lines)
+        return (
+            f"{deaths} jobs died under this run, the last one in state {_state(job)}, with {log} ending in:{said}\n"
+            "It may need more --slurm time or memory; the same command tries it again."
+        )
+    return f"{deaths} jobs died under this run, the last one in state {_state(job)}, before it had a log: {log}."
+
+
+class _Climber:
+    """What a job does; it is sent there."""
+
+    def __init__(self, store: Store) -> None:
+        self._results, self._holder = store.path.absolute(), store.holder
+        self._recipe_file, self._path = store.recipe_file, sys.path
+
+    def __call__(self, share: Sequence[Climb]) -> _Report:
+        """Train a share of the climbs."""
+        _be_killed_by_signals()
+        sys.path[:] = self._path  # finds what the sweep finds, also without an installation
+        report = _Report()
+        try:
+            worker.prepare(self._recipe_file)
+            for climb in share:
+                self._train(climb, report)
+        except (RecipeError, StoreError) as error:
+            report.stopped = error
+        return report
+
+    def _train(self, climb: Climb, report: _Report) -> None:
+        """Train the rungs up to the first that does not train."""
+        folder, trained_below = Folder(self._results), climb.trained_below
+        runs = StoredRuns(folder, unchecked=frozenset())
+        for config in climb.rungs:
+            if not lock.holds(folder, self._holder):
+                raise StoreError(
+                    f"{platform.node()} does not see {folder.path} as the sweep does that submitted jobs: choose a folder "
+                    "on a file system that all nodes share with --out. Or that sweep has ended since."
+                )
+            if not runs.has(config.run_id):
+                try:
+                    result = worker.trained(config)
+                except Exception as error:
+                    report.raised.append((config, error, traceback.format_exc()))
+                    return
+                runs.save(config, result.rows, result.outcome)
+            report.stored.append(config)
+            cell = cell_of(runs.outcome(config.run_id))
+            if not leads_on(cell, trained_below):
+                return
+            trained_below |= cell is Cell.TRAINED
+
+
+def _be_killed_by_signals() -> None:
+    """Let signals end the job, which is then followed by another; submitit raises, as if the run did.
+
+    The one that announces the end of the job's time is not heeded: until then the run may be finished.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    announcing = f"SIG{imported().JobEnvironment.USR_SIG}"
+    signal.signal(getattr(signal, announcing), signal.SIG_IGN)
