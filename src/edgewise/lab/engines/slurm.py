@@ -1,8 +1,8 @@
 """Slurm jobs, submitted by submitit as arrays; each climbs its share of the ladders, with one thread.
 
-A job stores its runs itself, so that nothing is lost with the sweep, whose results folder must lie on a file system that
-the nodes share. What a run raised comes back through submitit, which pickles it. Those files, and the logs, lie in a new
-folder beside the results, for this sweep alone: no pickle is ever read from a results folder. A job that dies, by
+A job stores its runs itself, so that nothing is lost with the sweep. The results folder must lie on a file system that
+the nodes share. What a run raised comes back through submitit, which pickles it. Those files, and the logs, lie in a
+new folder beside the results, for this sweep alone: no pickle is ever read from a results folder. A job that dies, by
 whatever, is followed by another one.
 """
 
@@ -35,7 +35,7 @@ _POLL_SECONDS = 0.5
 _SECONDS_TO_END = 5.0  # that a cancelled process on this machine has
 _LINES_SHOWN = 5  # of the log of a job that died
 _PROGRAMS = ("sbatch", "srun", "sacct", "scancel")
-_ENDED = {  # states of Slurm's in which nothing follows, jobs being submitted with --no-requeue; then those of processes
+_ENDED = {  # Slurm's states after which nothing follows, as jobs have --no-requeue; the last two are of processes here
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT", "FINISHED", "INTERRUPTED"),
 }
@@ -93,8 +93,8 @@ def check(settings: Settings) -> None:
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if settings.cluster == "slurm" and missing:
         raise WorkerError(
-            f"engine 'slurm' needs Slurm, and {', '.join(missing)} cannot be found here: run this on a machine from which "
-            "jobs are submitted, try it on this one with --slurm cluster=local, or choose engine 'local'."
+            f"engine 'slurm' needs Slurm, and {', '.join(missing)} cannot be found here: run this where jobs are "
+            "submitted, try it on this machine with --slurm cluster=local, or choose engine 'local'."
         )
 
 
@@ -175,8 +175,8 @@ class _Jobs:
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
             if not self._shares:
                 raise WorkerError(
-                    f"Slurm refused {number} jobs ({error}): finished runs are kept; mend the settings of --slurm, such "
-                    "as partition, account, time or jobs, and run the same command again."
+                    f"Slurm refused {number} jobs ({error}): finished runs are kept; mend the settings of --slurm, "
+                    "such as partition, account, time or jobs, and run the same command again."
                 ) from error
             return
         self._shares |= zip(jobs, shares, strict=True)
@@ -202,7 +202,9 @@ class _Jobs:
                 if self._open.pop(config.run_id, None) is not None:
                     error.__cause__ = WorkerError(f"\n{where}")
                     self._work.fail(config, error)
-            self._count_deaths([c for c in report.stored if c.run_id in self._open], job)  # not to be seen here
+            self._count_deaths(
+                [c for c in report.stored if c.run_id in self._open], job
+            )  # not to be seen here
 
     def cancel(self) -> None:
         """End the jobs that are left."""
@@ -216,7 +218,9 @@ class _Jobs:
     def _stored(self) -> list[str]:
         """Return the planned runs that are stored; listing the folder also refreshes what a network disk says of it."""
         return [
-            run_id for run_id in self._store.runs.ids() if run_id in self._planned and self._store.runs.has(run_id)
+            run_id
+            for run_id in self._store.runs.ids()
+            if run_id in self._planned and self._store.runs.has(run_id)
         ]
 
     def _take_stored(self) -> None:
@@ -271,7 +275,9 @@ def _last_words(job: Any, deaths: int) -> str:
             f"{deaths} jobs died under this run, the last one in state {_state(job)}, with {log} ending in:{said}\n"
             "It may need more --slurm time or memory; the same command tries it again."
         )
-    return f"{deaths} jobs died under this run, the last one in state {_state(job)}, before it had a log: {log}."
+    return (
+        f"{deaths} jobs died under this run, the last one in state {_state(job)}, before it had a log: {log}."
+    )
 
 
 class _Climber:
@@ -301,8 +307,8 @@ class _Climber:
         for config in climb.rungs:
             if not lock.holds(folder, self._holder):
                 raise StoreError(
-                    f"{platform.node()} does not see {folder.path} as the sweep does that submitted jobs: choose a folder "
-                    "on a file system that all nodes share with --out. Or that sweep has ended since."
+                    f"{platform.node()} does not see {folder.path} as the sweep does that submitted this job, or that "
+                    "sweep has ended: choose a folder on a file system that all nodes share with --out."
                 )
             if not runs.has(config.run_id):
                 try:
