@@ -18,7 +18,7 @@ import torch
 from edgewise.arguments import UnknownNameError
 from edgewise.errors import EdgewiseError
 from edgewise.lab import sweep
-from edgewise.lab.engines import engine, slurm, worker
+from edgewise.lab.engines import engine, slurm, slurm_job, worker
 from edgewise.lab.engines.slurm_settings import settings
 from edgewise.lab.errors import RecipeError, StoreError, WorkerError
 from edgewise.lab.ladders import Climb
@@ -226,13 +226,13 @@ def climber_for(path, configs, holder):
     figure = FigureRuns(figure="fig1", scale="demo", run_ids=tuple(config.run_id for config in configs))
     store = Store.create(path, [figure])
     store.holder = holder
-    return slurm._Climber(store), store
+    return slurm_job.Climber(store), store
 
 
 def test_a_job_trains_nothing_that_is_stored_and_nothing_where_the_sweep_is_not_at_work(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(slurm, "_be_killed_by_signals", lambda: None)
+    monkeypatch.setattr(slurm_job, "_be_killed_by_signals", lambda: None)
     monkeypatch.setattr(sys, "path", [*sys.path])
     threads = torch.get_num_threads()
     config, other = tiny(), tiny(seed=1)

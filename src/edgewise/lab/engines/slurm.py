@@ -7,28 +7,20 @@ whatever, is followed by another one.
 """
 
 import contextlib
-import platform
 import shutil
-import signal
-import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import worker
+from edgewise.lab.engines.slurm_job import Climber, Report
 from edgewise.lab.engines.slurm_settings import Settings
-from edgewise.lab.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
-from edgewise.lab.ladders import Climb, Work, leads_on
-from edgewise.lab.results import lock
-from edgewise.lab.results.files import Folder
-from edgewise.lab.results.phase_diagram import Cell, cell_of
-from edgewise.lab.results.runs import StoredRuns
+from edgewise.lab.errors import MissingLibraryError, StoreError, WorkerError
+from edgewise.lab.ladders import Climb, Work
 from edgewise.lab.results.store import Store
 
 _POLL_SECONDS = 0.5
@@ -130,15 +122,6 @@ def _executor(files: Path, settings: Settings) -> Any:
     return executor
 
 
-@dataclass(kw_only=True)
-class _Report:
-    """What became of a job's share."""
-
-    stored: list[RunConfig] = field(default_factory=list)
-    raised: list[tuple[RunConfig, Exception, str]] = field(default_factory=list)  # with where it was raised
-    stopped: Exception | None = None  # what keeps all runs from being trained
-
-
 class _Jobs:
     """The jobs of a sweep: who has which climbs, and which runs are still to be finished."""
 
@@ -171,7 +154,7 @@ class _Jobs:
         submitit = imported()
         try:
             with submitit.helpers.clean_env():  # a job that submits would pass its own settings on
-                jobs = self._executor.map_array(_Climber(self._store), shares)
+                jobs = self._executor.map_array(Climber(self._store), shares)
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
             if not self._shares:
                 raise WorkerError(
@@ -252,7 +235,7 @@ def _state(job: Any) -> str:
     return next(iter(job.state.split()), "UNKNOWN")
 
 
-def _report(job: Any) -> _Report | None:
+def _report(job: Any) -> Report | None:
     """Return what a job that ended reports; nothing if it died."""
     if not job.paths.result_pickle.exists() and _state(job) != "COMPLETED":  # then the file may be on its way
         return None
@@ -260,7 +243,7 @@ def _report(job: Any) -> _Report | None:
     try:
         return job.result()
     except submitit.core.utils.FailedJobError as error:  # raised outside of the runs
-        return _Report(stopped=WorkerError(f"a job could not begin: {error}"))
+        return Report(stopped=WorkerError(f"a job could not begin: {error}"))
     except submitit.core.utils.UncompletedJobError:
         return None
 
@@ -278,57 +261,3 @@ def _last_words(job: Any, deaths: int) -> str:
     return (
         f"{deaths} jobs died under this run, the last one in state {_state(job)}, before it had a log: {log}."
     )
-
-
-class _Climber:
-    """What a job does; it is sent there."""
-
-    def __init__(self, store: Store) -> None:
-        self._results, self._holder = store.path.absolute(), store.holder
-        self._recipe_file, self._path = store.recipe_file, sys.path
-
-    def __call__(self, share: Sequence[Climb]) -> _Report:
-        """Train a share of the climbs."""
-        _be_killed_by_signals()
-        sys.path[:] = self._path  # finds what the sweep finds, also without an installation
-        report = _Report()
-        try:
-            worker.prepare(self._recipe_file)
-            for climb in share:
-                self._train(climb, report)
-        except (RecipeError, StoreError) as error:
-            report.stopped = error
-        return report
-
-    def _train(self, climb: Climb, report: _Report) -> None:
-        """Train the rungs up to the first that does not train."""
-        folder, trained_below = Folder(self._results), climb.trained_below
-        runs = StoredRuns(folder, unchecked=frozenset())
-        for config in climb.rungs:
-            if not lock.holds(folder, self._holder):
-                raise StoreError(
-                    f"{platform.node()} does not see {folder.path} as the sweep does that submitted this job, or that "
-                    "sweep has ended: choose a folder on a file system that all nodes share with --out."
-                )
-            if not runs.has(config.run_id):
-                try:
-                    result = worker.trained(config)
-                except Exception as error:
-                    report.raised.append((config, error, traceback.format_exc()))
-                    return
-                runs.save(config, result.rows, result.outcome)
-            report.stored.append(config)
-            cell = cell_of(runs.outcome(config.run_id))
-            if not leads_on(cell, trained_below):
-                return
-            trained_below |= cell is Cell.TRAINED
-
-
-def _be_killed_by_signals() -> None:
-    """Let signals end the job, which is then followed by another; submitit raises, as if the run did.
-
-    The one that announces the end of the job's time is not heeded: until then the run may be finished.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    announcing = f"SIG{imported().JobEnvironment.USR_SIG}"
-    signal.signal(getattr(signal, announcing), signal.SIG_IGN)
