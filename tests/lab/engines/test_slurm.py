@@ -145,27 +145,35 @@ def test_a_run_whose_job_dies_is_tried_again_and_a_warning_of_the_end_is_no_end(
             assert_stored_as_trained(store, config)
 
 
-def test_a_run_under_which_all_jobs_die_is_given_up_and_the_others_are_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "RETRIES", 1)
-    (whole, doomed, last), run = sweep_of(tmp_path, ["fcn", "doomed", "fcn"], ("cluster=local", "jobs=1"))
-    with pytest.raises(
-        WorkerError, match=r"(?s)2 jobs died under this run, .*\n  too large\n.*--slurm time or me"
-    ):
+def test_a_run_under_which_all_jobs_die_is_given_up_and_blamed_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "RETRIES", 2)
+    (broken, doomed, whole), run = sweep_of(
+        tmp_path, ["broken", "doomed", "fcn"], ("cluster=local", "jobs=1")
+    )
+    with pytest.raises(ArithmeticError):  # though its first job died under the next run
         run()
-    assert (tmp_path / "doomed").read_text() == ".."
+    assert (tmp_path / "doomed").read_text() == "...."  # the first time beside the one that raised
     store = Store.open(tmp_path / "out")
-    assert store.runs.finished() == {whole.run_id, last.run_id}
-    assert store.failures.ids() == {doomed.run_id}
+    assert store.runs.finished() == {whole.run_id}
+    assert store.failures.ids() == {broken.run_id, doomed.run_id}
+    assert store.failures.last_line(broken.run_id) == "ArithmeticError: no network"
+    said = store.failures.file(doomed.run_id).read_text()
+    assert "WorkerError: jobs died under this run (3), the last one in state FINISHED, with " in said
+    assert "\n  too large\n" in said
+    assert "more --slurm time or memory" in said
     assert without_results(tmp_path)  # with the log that is named
 
 
-def test_where_every_job_dies_the_sweep_ends_with_the_first_run_that_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "RETRIES", 0)
+@pytest.mark.parametrize("retries", [0, 1])
+def test_where_every_job_dies_the_sweep_ends_when_as_many_died_as_under_one_run(
+    tmp_path, monkeypatch, retries
+):
+    monkeypatch.setattr(worker, "RETRIES", retries)
     configs, run = sweep_of(tmp_path, ["doomed"] * 3, ("cluster=local", "jobs=1"))
-    with pytest.raises(WorkerError, match="1 jobs died"):
+    with pytest.raises(WorkerError, match=r"jobs died under this run \(1\)"):
         run()
-    assert (tmp_path / "doomed").read_text() == "."
-    assert Store.open(tmp_path / "out").failures.ids() == {configs[0].run_id}
+    assert (tmp_path / "doomed").read_text() == "." * (1 + retries)
+    assert Store.open(tmp_path / "out").failures.ids() == {configs[retries].run_id}
 
 
 def test_an_error_is_recorded_and_the_others_are_finished(tmp_path):

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,10 @@ class _Jobs:
         self._open = {config.run_id: config for config in work.start()}
         self._shares: dict[Any, list[Climb]] = {}  # of the jobs that have not ended
         self._deaths: Counter[str] = Counter()  # run id → jobs that died under it
-        self.steps = {run_id: self._planned[run_id].num_steps for run_id in self._stored()}
-        self._stored_before = len(self.steps)
+        self._one_worked = False
+        self._fallen = 0  # jobs in a row, each submitted after the one before had died
+        self._forerunners: dict[Any, int] = {}  # of each job: what the above was when it was submitted
+        self.steps = {config.run_id: config.num_steps for config in self._newly_stored()}
         self.log_wanted = False
 
     def are_needed(self) -> bool:
@@ -140,17 +142,14 @@ class _Jobs:
         return bool(self._open)
 
     def submit(self) -> None:
-        """Submit an array of jobs for the runs that are in no job's hands.
+        """Submit an array of jobs for the runs that are in no job's hands; one under which a job died has its own.
 
         Raises:
             WorkerError: Slurm refuses, and no job is left whose end could change its mind.
         """
-        held = {config.run_id for share in self._shares.values() for climb in share for config in climb.rungs}
-        waiting = [self._work.climb(config) for run_id, config in self._open.items() if run_id not in held]
-        number = min(self._most - len(self._shares), len(waiting))
-        if number < 1:
+        shares = self._dealt()
+        if not shares:
             return
-        shares = [waiting[i::number] for i in range(number)]
         submitit = imported()
         try:
             with submitit.helpers.clean_env():  # a job that submits would pass its own settings on
@@ -158,17 +157,19 @@ class _Jobs:
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
             if not self._shares:
                 raise WorkerError(
-                    f"Slurm refused {number} jobs ({error}): finished runs are kept; mend the settings of --slurm, "
-                    "such as partition, account, time or jobs, and run the same command again."
+                    f"Slurm refused {len(shares)} jobs ({error}): finished runs are kept; mend the settings of "
+                    "--slurm, such as partition, account, time or jobs, and run the same command again."
                 ) from error
             return
         self._shares |= zip(jobs, shares, strict=True)
+        self._forerunners |= dict.fromkeys(jobs, self._fallen)
 
     def collect(self) -> None:
         """Take in what jobs stored, and what became of those that ended.
 
         Raises:
             StoreError, RecipeError: a job says that no run can be stored or trained.
+            WorkerError: a job cannot begin.
         """
         ended = [job for job in self._shares if _has_ended(job)]
         reports = [_report(job) for job in ended]
@@ -176,18 +177,11 @@ class _Jobs:
         for job, report in zip(ended, reports, strict=True):
             share = self._shares.pop(job)
             if report is None:
-                rungs = [config for climb in share for config in climb.rungs]
-                self._count_deaths([c for c in rungs if c.run_id in self._open][:1], job)  # the one under way
-                continue
-            if report.stopped is not None:
+                self._bury(job, [config for climb in share for config in climb.rungs])
+            elif report.stopped is not None:
                 raise report.stopped
-            for config, error, where in report.raised:
-                if self._open.pop(config.run_id, None) is not None:
-                    error.__cause__ = WorkerError(f"\n{where}")
-                    self._work.fail(config, error)
-            self._count_deaths(
-                [c for c in report.stored if c.run_id in self._open], job
-            )  # not to be seen here
+            else:
+                self._take(report, job)
 
     def cancel(self) -> None:
         """End the jobs that are left."""
@@ -198,32 +192,59 @@ class _Jobs:
         while time.monotonic() < deadline and any(job.state == "RUNNING" for job in self._shares):
             time.sleep(_POLL_SECONDS / 10)
 
-    def _stored(self) -> list[str]:
-        """Return the planned runs that are stored; listing the folder also refreshes what a network disk says of it."""
-        return [
-            run_id
-            for run_id in self._store.runs.ids()
-            if run_id in self._planned and self._store.runs.has(run_id)
+    def _dealt(self) -> list[list[Climb]]:
+        """Return what jobs are to be submitted for."""
+        held = {config.run_id for share in self._shares.values() for climb in share for config in climb.rungs}
+        waiting = [self._work.climb(config) for run_id, config in self._open.items() if run_id not in held]
+        alone = [
+            [climb] for climb in waiting if self._deaths[climb.rungs[0].run_id]
+        ]  # as it would drag others along
+        others = [climb for climb in waiting if not self._deaths[climb.rungs[0].run_id]]
+        free = self._most - len(self._shares)
+        number = min(free, len(others))
+        return [others[i::number] for i in range(number)] + alone[: free - number]
+
+    def _newly_stored(self, known: Collection[str] = ()) -> list[RunConfig]:
+        """Return the planned runs that are stored; listing their folder refreshes what a network disk says of it."""
+        found = [
+            run_id for run_id in self._store.runs.ids() if run_id in self._planned and run_id not in known
         ]
+        return [self._planned[run_id] for run_id in found if self._store.runs.has(run_id)]
 
     def _take_stored(self) -> None:
-        for run_id in self._stored():
-            if run_id not in self.steps:
-                config = self._planned[run_id]
-                self.steps[run_id] = config.num_steps
-                self._open.pop(run_id, None)
-                self._open |= {following.run_id: following for following in self._work.after(config)}
+        for config in self._newly_stored(self.steps):
+            self._one_worked = True
+            self.steps[config.run_id] = config.num_steps
+            self._open.pop(config.run_id, None)
+            self._open |= {following.run_id: following for following in self._work.after(config)}
 
-    def _count_deaths(self, configs: Sequence[RunConfig], job: Any) -> None:
-        """Try the runs again, or give them up; all of them, if no job ever came to store one."""
-        for config in configs:
-            self._deaths[config.run_id] += 1
-            if self._deaths[config.run_id] > worker.RETRIES:
-                del self._open[config.run_id]
-                self._work.fail(config, WorkerError(_last_words(job, self._deaths[config.run_id])))
-                self.log_wanted = True
-                if len(self.steps) == self._stored_before:
-                    self._open.clear()
+    def _take(self, report: Report, job: Any) -> None:
+        self._one_worked = True
+        for config, error, where in report.raised:
+            if self._open.pop(config.run_id, None) is not None:
+                error.__cause__ = WorkerError(f"\n{where}")
+                self._work.fail(config, error)
+        for config in report.stored:  # what is not to be seen here is tried again
+            self._count_death(config, job)
+
+    def _bury(self, job: Any, rungs: Sequence[RunConfig]) -> None:
+        """Take in that a job died, under the first of its runs that is not finished."""
+        self._fallen = max(self._fallen, self._forerunners[job] + 1)
+        for config in [config for config in rungs if config.run_id in self._open][:1]:
+            self._count_death(config, job)
+
+    def _count_death(self, config: RunConfig, job: Any) -> None:
+        """Try a run again, or give it up; all of them, if job after job died and none did anything."""
+        if config.run_id not in self._open:
+            return
+        self._deaths[config.run_id] += 1
+        hopeless = self._fallen > worker.RETRIES and not self._one_worked
+        if hopeless or self._deaths[config.run_id] > worker.RETRIES:
+            self._work.fail(config, WorkerError(_last_words(job, self._deaths[config.run_id])))
+            self.log_wanted = True
+            del self._open[config.run_id]
+            if hopeless:
+                self._open.clear()
 
 
 def _has_ended(job: Any) -> bool:
@@ -255,9 +276,7 @@ def _last_words(job: Any, deaths: int) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_SHOWN:]
         said = "".join(f"\n  {line}" for line in lines)
         return (
-            f"{deaths} jobs died under this run, the last one in state {_state(job)}, with {log} ending in:{said}\n"
+            f"jobs died under this run ({deaths}), the last one in state {_state(job)}, with {log} ending in:{said}\n"
             "It may need more --slurm time or memory; the same command tries it again."
         )
-    return (
-        f"{deaths} jobs died under this run, the last one in state {_state(job)}, before it had a log: {log}."
-    )
+    return f"jobs died under this run ({deaths}), the last one in state {_state(job)}, before it had a log: {log}."
