@@ -21,7 +21,7 @@ from edgewise.lab import sweep
 from edgewise.lab.engines import engine, slurm, slurm_job, worker
 from edgewise.lab.engines.slurm_settings import settings
 from edgewise.lab.errors import RecipeError, StoreError, WorkerError
-from edgewise.lab.ladders import Climb
+from edgewise.lab.ladders import Climb, Work
 from edgewise.lab.recipes import own
 from edgewise.lab.results import lock
 from edgewise.lab.results.files import Folder
@@ -30,7 +30,7 @@ from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 from lab_cases import tiny
 
-pytest.importorskip("submitit")
+submitit = pytest.importorskip("submitit")
 
 HERE = ("cluster=local", "jobs=2")
 DIVERGING = tiny(optimizer={"lr": 1e12}, warmup={"steps": 1}, num_steps=40)
@@ -415,6 +415,20 @@ def test_what_slurm_refuses_is_a_sentence_with_its_own_words(tmp_path, cluster, 
     ):
         sweep.run({"fig1": [(tiny(),)]}, "demo", tmp_path / "out", engine="slurm", slurm=["partition=lang"])
     assert not without_results(tmp_path)
+
+
+def test_a_refusal_is_waited_out_while_jobs_are_at_work(tmp_path):
+    class Busy:
+        def map_array(self, function, shares):
+            raise submitit.core.utils.FailedJobError("Socket timed out")
+
+    store = Store.create(tmp_path, [FigureRuns(figure="fig1", scale="demo", run_ids=(tiny().run_id,))])
+    jobs = slurm._Jobs(Work([(tiny(),)], store), store, Busy(), most=2)
+    with pytest.raises(WorkerError, match="Socket timed out"):
+        jobs.submit()
+    jobs._shares[object()] = []
+    jobs.submit()
+    assert jobs.are_needed()
 
 
 @pytest.mark.parametrize(
