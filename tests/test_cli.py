@@ -54,8 +54,8 @@ SNAPSHOT = {
     (): {"--help"},
     ("demo",): {"--help", "--out", "--workers"},
     ("inspect",): {"--help", "--max-updates", "--seed", "--json", "--page"},
-    ("figure",): {"--help", "--scale", "--out", "--engine", "--workers"},
-    ("sweep",): {"--help", "--out", "--engine", "--workers"},
+    ("figure",): {"--help", "--scale", "--out", "--engine", "--slurm", "--workers"},
+    ("sweep",): {"--help", "--out", "--engine", "--slurm", "--workers"},
     ("status",): {"--help"},
     ("report",): {"--help"},
     ("prepare",): {"--help", "--source"},
@@ -118,6 +118,8 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
         (("prepare", "cifar"), "unknown data set 'cifar'; known: cifar10, cifar100, tiny-imagenet, wikitext-103"),
         (("prepare", "cifar10", "--source", "foreign"), "foreign holds no data set: expected train*.parquet"),
         (("figure", "fig1", "--engine", "loca"), "unknown engine 'loca'; known: local, ray, "),
+        (("figure", "fig1", "--engine", "slurm", "--slurm", "tim=5"), "unknown setting of --slurm 'tim'; known: "),
+        (("sweep", "mine.py", "--slurm", "time=5"), "--slurm time=5 is for engine 'slurm', not for 'local'."),
         (("figure", "fig1", "--workers", "0"), "workers must be 1 or greater, got 0."),
         (("demo", "--workers", "-2"), "workers must be 1 or greater, got -2."),
         (("figure", "fig1", "--out", "foreign"), f"foreign {FOREIGN}"),
@@ -458,13 +460,16 @@ def test_damage_is_named_by_every_command_and_mended_by_the_one_that_trains(edge
     assert "note:" not in edgewise("status", "results")[1]
 
 
-def test_a_missing_ray_is_one_sentence_before_anything_is_done(edgewise, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+@pytest.mark.parametrize(("engine", "library"), [("ray", "Ray"), ("slurm", "submitit")])
+def test_a_missing_library_is_one_sentence_before_anything_is_done(
+    edgewise, tmp_path, monkeypatch, engine, library
+):
+    monkeypatch.setitem(sys.modules, library.lower(), None)
     (tmp_path / "mine.py").write_text("raise ArithmeticError('too early')")
     for command in (("figure", "fig1"), ("sweep", "mine.py")):
-        status, out, err = edgewise(*command, "--engine", "ray")
+        status, out, err = edgewise(*command, "--engine", engine)
         assert (status, out) == (1, "")
-        assert err.startswith("edgewise: engine 'ray' needs Ray")
+        assert err.startswith(f"edgewise: engine '{engine}' needs {library}")
         assert err.count("\n") == 1
     assert os.listdir(tmp_path) == ["mine.py"]
 

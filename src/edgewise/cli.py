@@ -45,6 +45,7 @@ def figure(
     scale: str = "embedded",
     out: Path | None = None,
     engine: str = "local",
+    slurm: tuple[str, ...] = (),
     workers: int | None = None,
 ) -> None:
     """Train, draw and check one figure of the paper, or "all" of them.
@@ -53,13 +54,14 @@ def figure(
         name: fig1 to fig31, table1, all of these, edge-warmup or warmups.
         scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
         out: results folder, runs/NAME-SCALE if not given; a second call continues there.
-        engine: what runs the training: "local", "vectorized" or "ray".
+        engine: what runs the training: "local", "vectorized", "ray" or "slurm".
+        slurm: settings of engine "slurm", such as partition=cpu time=120: see docs/laboratory.md.
         workers: processes; all cores if not given.
     """
     known_name("figure", name, [*RECIPES, "all"])
-    engine_of(engine)
+    engine_of(engine, slurm)
     planned = sweep.plan(list(PAPER) if name == "all" else [name], scale)
-    _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers)
+    _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers, slurm=slurm)
 
 
 def sweep_own(
@@ -67,6 +69,7 @@ def sweep_own(
     *,
     out: Path | None = None,
     engine: str = "local",
+    slurm: tuple[str, ...] = (),
     workers: int | None = None,
 ) -> None:
     """Train, draw and check the runs of your own recipe.
@@ -74,13 +77,14 @@ def sweep_own(
     Args:
         file: a Python file with a function configs() that returns a list of RunConfig.
         out: results folder, runs/NAME if not given; a second call continues there.
-        engine: what runs the training: "local", "vectorized" or "ray".
+        engine: what runs the training: "local", "vectorized", "ray" or "slurm".
+        slurm: settings of engine "slurm", such as partition=cpu time=120: see docs/laboratory.md.
         workers: processes; all cores if not given.
     """
-    engine_of(engine)
+    engine_of(engine, slurm)
     file = file.resolve()
     own = recipe(file.stem, file)
-    _run({own.id: own.ladders(OWN)}, OWN, out or Path("runs") / own.id, engine, workers, file)
+    _run({own.id: own.ladders(OWN)}, OWN, out or Path("runs") / own.id, engine, workers, file, slurm)
 
 
 def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -170,6 +174,7 @@ def _run(
     engine: str,
     workers: int | None,
     recipe_file: Path | None = None,
+    slurm: tuple[str, ...] = (),
 ) -> None:
     console = Console()
     try:
@@ -179,6 +184,7 @@ def _run(
                 scale,
                 out,
                 engine=engine,
+                slurm=slurm,
                 workers=workers,
                 recipe_file=recipe_file,
                 on_progress=move,

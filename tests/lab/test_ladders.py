@@ -5,7 +5,7 @@ Oracle: ladders written out by hand, with made-up outcomes. Cannot see: whether 
 
 import pytest
 
-from edgewise.lab.ladders import Work, ladders
+from edgewise.lab.ladders import Climb, Work, ladders
 from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.store import Store
 from lab_cases import diverged, made, save, tiny
@@ -45,6 +45,17 @@ def test_the_next_rung_waits_for_the_one_below(store):
         assert work.beyond() == set()
         save(store, made(config))
         assert work.after(config) == following
+
+
+def test_who_climbs_alone_gets_what_is_left_of_the_ladder_and_whether_a_rung_below_trained(store):
+    work = Work([(LOW, MIDDLE, HIGH), (OTHER,)], store)
+    work.start()
+    assert work.climb(LOW) == Climb(rungs=(LOW, MIDDLE, HIGH), trained_below=False)
+    assert work.climb(OTHER) == Climb(rungs=(OTHER,), trained_below=False)
+    save(store, made(LOW))
+    assert work.after(LOW) == [MIDDLE]
+    assert work.climb(MIDDLE) == Climb(rungs=(MIDDLE, HIGH), trained_below=True)
+    assert work.climb(LOW) == Climb(rungs=(LOW,), trained_below=False)
 
 
 @pytest.mark.parametrize("end", [failed, lambda config: diverged(made(config))], ids=["failed", "diverged"])

@@ -41,7 +41,7 @@ def record_engine(monkeypatch, make=made):
         calls.append((trained, workers))
         on_progress({config.run_id: config.num_steps for config in trained})
 
-    monkeypatch.setattr(sweep, "engine_of", lambda name: engine)
+    monkeypatch.setattr(sweep, "engine_of", lambda name, slurm: engine)
     return calls
 
 
@@ -223,7 +223,7 @@ def test_what_lies_beyond_is_recorded_also_where_another_run_raised(tmp_path, mo
         work.start()
         raise ArithmeticError
 
-    monkeypatch.setattr(sweep, "engine_of", lambda name: engine)
+    monkeypatch.setattr(sweep, "engine_of", lambda name, slurm: engine)
     with pytest.raises(ArithmeticError):
         sweep.run({"fig4": [ladder]}, "demo", tmp_path)
     assert Store.open(tmp_path).beyond == {ladder[2].run_id}
@@ -236,7 +236,7 @@ def test_how_figures_are_shown_is_stored_before_anything_is_trained(tmp_path, mo
         assert shown.title == RECIPES["fig1"].title
         raise ArithmeticError
 
-    monkeypatch.setattr(sweep, "engine_of", lambda name: engine)
+    monkeypatch.setattr(sweep, "engine_of", lambda name, slurm: engine)
     with pytest.raises(ArithmeticError):
         sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path)
     (shown,) = presentation.read(Store.open(tmp_path))

@@ -3,7 +3,7 @@
 import itertools
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.results.phase_diagram import Cell, cell_of
@@ -19,6 +19,19 @@ def ladders(configs: Sequence[RunConfig]) -> list[Ladder]:
         same = replace(config, optimizer=replace(config.optimizer, lr=1.0))
         rungs.setdefault(same, []).append(config)
     return [tuple(sorted(ladder, key=lambda config: config.optimizer.lr)) for ladder in rungs.values()]
+
+
+def leads_on(cell: Cell, trained_below: bool) -> bool:
+    """Whether the rung above is to be trained: this one trained, or failed before any did."""
+    return cell is Cell.TRAINED or (cell is Cell.FAILED and not trained_below)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """A ladder from one rung on, for whoever climbs it without asking after each rung."""
+
+    rungs: Ladder
+    trained_below: bool  # whether a rung below the first of these did
 
 
 class Work:
@@ -47,6 +60,13 @@ class Work:
     def after(self, finished: RunConfig) -> list[RunConfig]:
         """Return what may be trained now that this run is stored."""
         return self._ready(self._ladders_with[finished.run_id])
+
+    def climb(self, config: RunConfig) -> Climb:
+        """Return a run that was handed out, and what may be to be trained above it."""
+        for i in self._ladders_with[config.run_id]:
+            if self._ladders[i][self._rung[i]] == config:
+                return Climb(rungs=self._ladders[i][self._rung[i] :], trained_below=self._trained[i])
+        return Climb(rungs=(config,), trained_below=False)  # finished by someone else since
 
     def fail(self, config: RunConfig, error: Exception) -> None:
         """Record that the run raised, in the store too; what waits for it is not trained."""
@@ -88,9 +108,8 @@ class Work:
         ladder = self._ladders[i]
         while not self._ended[i] and self._store.runs.has(ladder[self._rung[i]].run_id):
             cell = cell_of(self._store.runs.outcome(ladder[self._rung[i]].run_id))
-            self._trained[i] |= cell is Cell.TRAINED
-            too_small = cell is Cell.FAILED and not self._trained[i]
-            if (cell is Cell.TRAINED or too_small) and self._rung[i] + 1 < len(ladder):
+            if leads_on(cell, self._trained[i]) and self._rung[i] + 1 < len(ladder):
                 self._rung[i] += 1
             else:
                 self._ended[i] = True
+            self._trained[i] |= cell is Cell.TRAINED

@@ -52,6 +52,7 @@ def run(
     out: Path,
     *,
     engine: str = "local",
+    slurm: Sequence[str] = (),
     workers: int | None = None,
     recipe_file: Path | None = None,
     on_progress: Progress = lambda state: None,
@@ -66,13 +67,15 @@ def run(
         scale: the scale it was planned at.
         out: the results folder; made if absent, continued if it holds the same sweep.
         engine: one of `edgewise.lab.engines.ENGINES`.
+        slurm: settings of the jobs of engine "slurm", NAME=VALUE each.
         workers: processes; all cores if not given.
         recipe_file: where the recipe is, if it is none of the paper's.
         on_progress: called often.
         on_notice: called with a sentence for each thing that is wrong with the folder and was mended.
 
     Raises:
-        UnknownNameError: an unknown engine, or a figure that is in no recipe.
+        UnknownNameError: an unknown engine or setting of its jobs, or a figure that is in no recipe.
+        WorkerError: the engine cannot run here.
         MissingLibraryError: the engine's library is not installed.
         RecipeError: the recipe file has no label for a run.
         DataError: a data set is not prepared.
@@ -80,7 +83,7 @@ def run(
             written to.
         Exception: the first error that a run raised, once the others are finished.
     """
-    execute = engine_of(engine)
+    execute = engine_of(engine, slurm)
     configs = {figure: list(chain.from_iterable(ladders)) for figure, ladders in planned.items()}
     for name in {config.data.name for config in chain.from_iterable(configs.values())}:
         check_prepared(name)

@@ -22,7 +22,6 @@ from edgewise.lab.results.files import Folder
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import RunResult
 
-_RETRIES = 3  # of a run whose worker dies
 _POLL_SECONDS = 0.5
 
 
@@ -43,7 +42,7 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
         Exception: the first error of a run, once the others are finished and stored.
     """
     ray = _started(workers)
-    train_there = ray.remote(num_cpus=1, max_retries=_RETRIES)(_train)
+    train_there = ray.remote(num_cpus=1, max_retries=worker.RETRIES)(_train)
     pending: dict[Any, RunConfig] = {}
     steps: dict[str, int] = {}
 

@@ -12,6 +12,8 @@ from edgewise.lab.configs import RunConfig
 from edgewise.lab.errors import RecipeError, WorkerError
 from edgewise.lab.training import RunResult, train
 
+RETRIES = 3  # of a run whose worker dies, on a cluster
+
 
 def prepare(recipe_file: Path | None) -> None:
     """Train with one thread from now on, and know the data and networks of the recipe.
