@@ -79,7 +79,7 @@ def test_an_error_names_its_run_and_leaves_the_others_stored(tmp_path):
 
 def test_engines_are_found_by_name():
     assert engines.engine("local") is local.run
-    with pytest.raises(UnknownNameError, match=r"unknown engine 'locl'; known: local, ray, vec"):
+    with pytest.raises(UnknownNameError, match=r"unknown engine 'locl'; known: local, ray, slurm, vec"):
         engines.engine("locl")
 
 
