@@ -216,13 +216,13 @@ def loss_of(model, batch):
     return model(batch)
 
 
-@pytest.mark.parametrize("hvp", ["auto", "reverse"])
 @pytest.mark.parametrize("spectral", SPECTRA)
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_loss_whose_double_backward_is_not_symmetric(error, spectral, dtype, hvp):
+def test_a_loss_whose_double_backward_is_not_symmetric(error, spectral, dtype):
     """Of a result by the exact route, the symmetric part of what was multiplied has the eigenvalue; else S has it."""
     for i, scale in enumerate([1e-9, 1e-5, 1e-4, 1e-3, 1e-2, 1.0]):
+        hvp = ("reverse", "auto")[i % 3 == 2]
         size, rtol = SIZES[(i + len(spectral)) % len(SIZES)], (1e-3, 1e-5)[i % 2]
         right, taken = pair(size, spectral, error, scale, i, dtype)
         model = Quadratic(right, taken, i)

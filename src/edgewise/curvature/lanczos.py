@@ -80,11 +80,10 @@ def top_eigenpairs(
             basis.extend(random_directions(operator, 1, generator)[0])
             doubted = True
             continue
-        if converged:
+        if converged or exhausted:
             _check_symmetric(operator, basis, ritz, tolerance)
-            return _result(basis, ritz, num, extra, Status.CONVERGED)
-        if exhausted:
-            return _result(basis, ritz, num, extra, Status.BUDGET_EXHAUSTED)
+            status = Status.CONVERGED if converged else Status.BUDGET_EXHAUSTED
+            return _result(basis, ritz, num, extra, status)
         if basis.width >= _MAX_BASIS + num:
             basis.restart(ritz.coordinates[: num + _EXTRA_RITZ])
         worst = int(unconverged[0]) if len(unconverged) else 0
