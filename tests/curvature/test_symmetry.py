@@ -244,7 +244,7 @@ def test_a_loss_whose_double_backward_is_not_symmetric(error, spectral, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_wide_preconditioner_hides_no_asymmetry(dtype):
-    """P = 10⁻⁸ of one parameter makes vectors 10⁴ long; what rounding makes of them says nothing of λ = 1 in the other."""
+    """P = 10⁻⁸ of one parameter makes vectors 10⁴ long, whose rounding says nothing of λ = 1 in the other."""
     right = torch.diag(torch.tensor([1e-9, 1e-9, 1.0, 0.5, 0.2, 0.1], dtype=dtype))
     taken = right.clone()
     taken[3, 2] = 0.3
