@@ -128,7 +128,7 @@ def _scalar(
 ) -> Callable[[list[Tensor]], Tensor]:
     """Return ⟨c, module⟩ as a function of the tensors of `_point`, with the same random c in each call."""
     names = [name for name, parameter in module.named_parameters() if _is_real(parameter)]
-    seed = int(torch.randint(2**31, (), generator=generator))
+    seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
 
     def scalar(tensors: list[Tensor]) -> Tensor:
         left = iter(tensors)

@@ -248,7 +248,8 @@ def _check_symmetric(operator: SymmetricOperator, basis: Basis, ritz: RitzPairs,
 
     In the basis, Av and Aᵀv are apart by V(A − Aᵀ)v = Ky for v = Vᵀy: most along w = VᵀKy/‖Ky‖, by wᵀAv − vᵀAw = ‖Ky‖.
     """
-    for vector, y, most in zip(ritz.vectors, ritz.coordinates, _ASYMMETRY * tolerance, strict=False):
+    allowed = (_ASYMMETRY * tolerance).clamp(min=2 * ritz.floor)
+    for vector, y, most in zip(ritz.vectors, ritz.coordinates, allowed, strict=False):
         apart = basis.asymmetry @ y
         size = float(apart.norm())
         if size > most:
