@@ -536,13 +536,6 @@ FAULTS = [
         test="curvature/test_symmetry.py",
     ),
     Fault(
-        name="a kink taken for a wrong second derivative",
-        file="curvature/culprit.py",
-        old="return apart[0] <= _CLEARLY / 5 * _norm(short) and apart[1] > _CLEARLY * _norm(short)",
-        new="return apart[1] > _CLEARLY * _norm(short)",
-        test="curvature/test_symmetry.py",
-    ),
-    Fault(
         name="modules around the one at fault blamed as well",
         file="curvature/culprit.py",
         old="or not faulty.isdisjoint(module.modules())",
