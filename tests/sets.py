@@ -43,6 +43,7 @@ SLOW = {  # neither, but seconds of work
     "test_a_flat_start_sharpens_until_it_meets_the_edge",
     "test_a_group_added_under_way_goes_along_with_its_own_target",
     "test_a_half_precision_model_is_measured_as_its_cast_copy",
+    "test_a_loss_whose_double_backward_is_not_symmetric",
     "test_a_measurement_has_no_side_effect",
     "test_a_new_level_of_the_loss_is_no_reason_to_halve_for_ever",
     "test_a_presentation_that_lacks_something_is_damaged",

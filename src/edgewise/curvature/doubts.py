@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from edgewise.curvature.culprit import culprits
 from edgewise.curvature.routes.difference import CentralDifference
 from edgewise.curvature.routes.forward import ForwardRoute
 from edgewise.curvature.routes.route import HvpRoute
@@ -19,6 +20,7 @@ from edgewise.loss.objective import Objective
 from edgewise.loss.precision import rounding_of_products
 
 _SHORTER = (1.0, 1 / 8, 1 / 64)  # steps aside, of which the shortest tells a jump from a change
+_IN_DOUBLE = torch.finfo(torch.float64).eps ** 0.75  # rounding of a product in float64, relative, at the most
 _MEND = 'use hvp="difference", or another implementation of that operation.'
 
 
@@ -51,7 +53,9 @@ class Doubts:
     def check_finite(self, route: HvpRoute, vector: Tensor, product: Tensor) -> None:
         """Raise where a product is not finite, though gradients and their differences around θ are."""
         if route.is_exact and not is_finite(product) and self._difference.has_limit(vector):
-            raise _wrong(route, "a second derivative is not finite, though gradients are, as of a norm at 0")
+            raise self._wrong(
+                route, "a second derivative is not finite, though gradients are, as of a norm at 0"
+            )
 
     def check_zero(self, route: HvpRoute, vector: Tensor, product: Tensor) -> None:
         """Raise where the first product is zero, and the loss not linear; `LossError` where it depends on no parameter.
@@ -66,7 +70,7 @@ class Doubts:
             return
         self._objective.values_and_gradients()  # raises the LossError
         if route.is_exact and self._difference.curves(vector):
-            raise _wrong(route, "a product is zero, though gradients differ around here")
+            raise self._wrong(route, "a product is zero, though gradients differ around here")
 
     def check_custom(self, route: HvpRoute, has_custom: bool, vector: Tensor, product: Tensor) -> None:
         """Raise where there is a custom function, and the product is not that of differences that are precise.
@@ -82,7 +86,9 @@ class Doubts:
         bar = max(3 * self._difference.relative_error, torch.finfo(self._objective.dtype).eps ** (1 / 3))
         off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
         if off > bar and self._difference.follows_loss():
-            raise _wrong(route, f"a custom autograd.Function's is off by {off:.2g} from what gradients say")
+            raise self._wrong(
+                route, f"a custom autograd.Function's is off by {off:.2g} from what gradients say"
+            )
 
     def check_steady(self, route: HvpRoute, vector: Tensor, product: Tensor) -> None:
         """Raise where a forward product jumps as θ moves by √ε: at single points, a formula may leave a term out."""
@@ -92,7 +98,9 @@ class Doubts:
         if jump > 0:
             jump = self._in_double(self._jump_in_double, route, vector, otherwise=jump)
         if jump > 0:
-            raise _wrong(route, f"its products change by {jump:.1%} as soon as the parameters move at all")
+            raise self._wrong(
+                route, f"its products change by {jump:.1%} as soon as the parameters move at all"
+            )
 
     def _jump_in_double(self, route: ForwardRoute, vector: Tensor) -> float:
         self.num_products += 1
@@ -111,23 +119,31 @@ class Doubts:
                 return 0.0
         return jumps[-1] if jumps[-1] > jumps[0] / 2 else 0.0
 
-    def check_symmetric(self, route: HvpRoute, asymmetry: float, one: Tensor, other: Tensor) -> None:
+    def check_symmetric(
+        self, route: HvpRoute, asymmetry: float, one: Tensor, other: Tensor, allowed: float = math.inf
+    ) -> None:
         """Raise where |vᵀ∇²L v′ − v′ᵀ∇²L v| is more than rounding makes of products with the vectors so far.
 
-        Routes that are not exact have an error bar for that.
+        √ε of them may be rounding, or else a formula that is a little wrong: that matters where it is more than is
+        `allowed`, and float64 tells it. Routes that are not exact have an error bar for that.
         """
         if not route.is_exact:
             return
-        most = rounding_of_products(self._objective.dtype, self._objective.device)
-        most *= self._largest * self._longest**2
-        if asymmetry <= max(most, 10 * self._rounding):
+        dtype, size = self._objective.dtype, self._largest * self._longest**2
+        share = rounding_of_products(dtype, self._objective.device)
+        if share > torch.finfo(dtype).eps ** 0.5:  # multiplied in less: all of that is rounding
+            allowed = math.inf
+        most = share * size
+        if asymmetry <= min(max(most, 10 * self._rounding), allowed):
             return
-        seen = self._in_double(self._asymmetry, route, one, other, otherwise=asymmetry)
-        if seen > most:
-            raise _wrong(
-                route, f"its products are not symmetric, by {seen:.2g} where rounding explains {most:.1g}"
+        can_tell = asymmetry > most or dtype is torch.float64
+        seen = self._in_double(self._asymmetry, route, one, other, otherwise=asymmetry if can_tell else 0.0)
+        explained = min(most, max(allowed, _IN_DOUBLE * size))
+        if seen > explained:
+            raise self._wrong(
+                route, f"its products are not symmetric, by {seen:.2g}, more than {explained:.1g}"
             )
-        self._rounding = asymmetry
+        self._rounding = max(self._rounding, asymmetry)
 
     def _asymmetry(self, route: HvpRoute, one: Tensor, other: Tensor) -> float:
         self.num_products += 2
@@ -144,11 +160,12 @@ class Doubts:
         except Exception:  # the loss knows float32 only
             return otherwise
 
+    def _wrong(self, route: HvpRoute, what: str) -> WrongDerivativeError:
+        names = culprits(self._objective)
+        where = f"in {names}" if names else "it could not be told in which module"
+        return WrongDerivativeError(f"{route.name} is not possible for this loss ({what}; {where}): {_MEND}")
+
 
 def is_finite(vector: Tensor) -> bool:
     """Whether all entries are; a second vector of its size is only made where they may not be."""
     return math.isfinite(vector.norm()) or bool(vector.isfinite().all())
-
-
-def _wrong(route: HvpRoute, what: str) -> WrongDerivativeError:
-    return WrongDerivativeError(f"{route.name} is not possible for this loss ({what}): {_MEND}")

@@ -7,6 +7,7 @@
 | difference | two gradients | nothing but gradients; comes with an error bar |
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -133,9 +134,11 @@ class HessianOperator(SymmetricOperator):
                 "inside `with edgewise.hessian(...) as operator:`."
             )
 
-    def check_symmetric(self, asymmetry: float, one: Tensor, other: Tensor) -> None:
+    def check_symmetric(
+        self, asymmetry: float, one: Tensor, other: Tensor, allowed: float = math.inf
+    ) -> None:
         """Raise where |vᵀAv′ − v′ᵀAv| is more than rounding; differences have an error bar for that."""
-        self._doubts.check_symmetric(self._route, asymmetry, one, other)
+        self._doubts.check_symmetric(self._route, asymmetry, one, other, allowed)
 
     def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
         """Return what differences say of vᵀAv, see `CentralDifference`; an exact route has nothing to say."""

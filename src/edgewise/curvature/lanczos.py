@@ -19,6 +19,7 @@ from edgewise.curvature.operators import SymmetricOperator
 from edgewise.curvature.results import EigenResult
 from edgewise.status import Status
 
+_ASYMMETRY = 0.1  # of a residual's tolerance, that (A − Aᵀ)v may have unseen
 FLOOR = 16  # times ε: a residual below this share of ‖A‖ is rounding
 _MAX_BASIS = 32  # vectors kept before a restart: bounds memory at about 2 · 32 vectors
 _EXTRA_RITZ = 2  # Ritz vectors kept beyond the wanted ones, for restarts and for later calls
@@ -79,10 +80,10 @@ def top_eigenpairs(
             basis.extend(random_directions(operator, 1, generator)[0])
             doubted = True
             continue
-        if converged:
-            return _result(basis, ritz, num, extra, Status.CONVERGED)
-        if exhausted:
-            return _result(basis, ritz, num, extra, Status.BUDGET_EXHAUSTED)
+        if converged or exhausted:
+            _check_symmetric(operator, basis, ritz, tolerance)
+            status = Status.CONVERGED if converged else Status.BUDGET_EXHAUSTED
+            return _result(basis, ritz, num, extra, status)
         if basis.width >= _MAX_BASIS + num:
             basis.restart(ritz.coordinates[: num + _EXTRA_RITZ])
         worst = int(unconverged[0]) if len(unconverged) else 0
@@ -90,7 +91,7 @@ def top_eigenpairs(
 
 
 class Basis:
-    """Orthonormal rows V with AV beside them and the projection VAVᵀ in float64."""
+    """Orthonormal rows V with AV beside them, the projection VAVᵀ and the asymmetry V(A − Aᵀ)Vᵀ in float64."""
 
     def __init__(self, operator: SymmetricOperator, generator: torch.Generator) -> None:
         self._operator = operator
@@ -102,6 +103,7 @@ class Basis:
             Tensor
         ] = []  # (2, _BLOCK, n): rows of V and AV; one matrix would be copied to grow
         self.projection = torch.empty(0, 0, dtype=torch.float64, device="cpu")  # (width, width), on the CPU
+        self.asymmetry = self.projection  # likewise; rounding, if A is symmetric
         self.num_products = 0
 
     @property
@@ -115,14 +117,14 @@ class Basis:
         product = self._operator.matvec(vector.to(self._operator.dtype)).to(vector)
         self.num_products += 1
         other_side = self.inner(vector, PRODUCTS)
-        grown = torch.zeros(self.width + 1, self.width + 1, dtype=torch.float64, device="cpu")
-        grown[:-1, :-1] = self.projection
-        self.projection = grown
+        self.projection, self.asymmetry = _grown(self.projection), _grown(self.asymmetry)
         self._write(self.width - 1, vector, product)
-        grown[-1, :] = grown[:, -1] = self.inner(product, VECTORS)
+        self.projection[-1, :] = self.projection[:, -1] = self.inner(product, VECTORS)
         if len(other_side):
-            asymmetry, row = (other_side - grown[-1, :-1]).abs().max(0)
-            self._operator.check_symmetric(float(asymmetry), self.vector(int(row)), vector)
+            difference = other_side - self.projection[-1, :-1]
+            self.asymmetry[-1, :-1], self.asymmetry[:-1, -1] = difference, -difference
+            largest, row = difference.abs().max(0)
+            self._operator.check_symmetric(float(largest), self.vector(int(row)), vector)
 
     def vector(self, row: int) -> Tensor:
         """Return a row of V, shape (n,)."""
@@ -149,7 +151,9 @@ class Basis:
     def restart(self, coordinates: Tensor) -> None:
         """Keep only the span of the given Ritz vectors; coordinates: (k, width), orthonormal rows."""
         kept = self.vectors(coordinates), self.products(coordinates)
-        self.projection = coordinates @ self.projection @ coordinates.T
+        self.projection, self.asymmetry = (
+            coordinates @ matrix @ coordinates.T for matrix in (self.projection, self.asymmetry)
+        )
         del self._blocks[-(-len(coordinates) // _BLOCK) :]
         for i, (vector, product) in enumerate(zip(*kept, strict=True)):
             self._write(i, vector, product)
@@ -237,6 +241,26 @@ def random_directions(operator: SymmetricOperator, num: int, generator: torch.Ge
     return torch.randn(num, operator.size, generator=generator, dtype=torch.float64, device="cpu").to(
         dtype=operator.dtype, device=operator.device
     )
+
+
+def _check_symmetric(operator: SymmetricOperator, basis: Basis, ritz: RitzPairs, tolerance: Tensor) -> None:
+    """Have an asymmetry looked at that is small beside ‖A‖, and still not small beside what a pair promises.
+
+    In the basis, Av and Aᵀv are apart by V(A − Aᵀ)v = Ky for v = Vᵀy: most along w = VᵀKy/‖Ky‖, by wᵀAv − vᵀAw = ‖Ky‖.
+    """
+    allowed = (_ASYMMETRY * tolerance).clamp(min=2 * ritz.floor)
+    for vector, y, most in zip(ritz.vectors, ritz.coordinates, allowed, strict=False):
+        apart = basis.asymmetry @ y
+        size = float(apart.norm())
+        if size > most:
+            operator.check_symmetric(size, vector, basis.vectors(apart[None] / size)[0], float(most))
+
+
+def _grown(matrix: Tensor) -> Tensor:
+    """Return a matrix with a row and a column of zeros more."""
+    grown = matrix.new_zeros(len(matrix) + 1, len(matrix) + 1)
+    grown[:-1, :-1] = matrix
+    return grown
 
 
 def _result(basis: Basis, ritz: RitzPairs, num: int, extra: int, status: Status) -> EigenResult:

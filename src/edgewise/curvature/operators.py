@@ -1,5 +1,6 @@
 """Symmetric matrices known only by their products with vectors."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,8 +42,13 @@ class SymmetricOperator(ABC):
     def check_open(self) -> None:  # noqa: B027 - a plain matrix is always open
         """Raise `ClosedError` where products are no longer possible."""
 
-    def check_symmetric(self, asymmetry: float, one: Tensor, other: Tensor) -> None:  # noqa: B027 - for all we know
-        """Raise where the asymmetry |vᵀAv′ − v′ᵀAv| of two vectors is more than rounding."""
+    def check_symmetric(  # noqa: B027 - for all we know
+        self, asymmetry: float, one: Tensor, other: Tensor, allowed: float = math.inf
+    ) -> None:
+        """Raise where the asymmetry |vᵀAv′ − v′ᵀAv| of two vectors is more than rounding.
+
+        What might be rounding is to be looked at more closely where it is also more than `allowed`.
+        """
 
     @property
     def dimension(self) -> int:
@@ -129,9 +135,11 @@ class PreconditionedOperator(SymmetricOperator):
         """Raise what A raises."""
         self._operator.check_open()
 
-    def check_symmetric(self, asymmetry: float, one: Tensor, other: Tensor) -> None:
+    def check_symmetric(
+        self, asymmetry: float, one: Tensor, other: Tensor, allowed: float = math.inf
+    ) -> None:
         """Raise what A raises of P^{-1/2}v and P^{-1/2}v′, whose asymmetry is the same."""
-        self._operator.check_symmetric(asymmetry, self._scale * one, self._scale * other)
+        self._operator.check_symmetric(asymmetry, self._scale * one, self._scale * other, allowed)
 
     @property
     def evidence(self) -> Evidence:
