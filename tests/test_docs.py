@@ -3,11 +3,14 @@
 Oracle: the documents themselves, executed. Cannot see: whether a sentence is true, or a measured figure up to date.
 """
 
+import math
 import re
 import tomllib
 import urllib.parse
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHARPNESS = (ROOT / "docs" / "sharpness.md").read_text(encoding="utf-8")
 WARMUPS = (ROOT / "docs" / "warmups.md").read_text(encoding="utf-8")
 INSPECT = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+WITH_A_FRAMEWORK = {"accelerate", "distributed", "lightning", "timm", "trackers", "transformers"}  # tests/integrations
 
 
 def blocks(text):
@@ -121,6 +125,192 @@ def sharpness_page_names():
         "batch": batch,
         "loader": [batch] * 3,
     }
+
+
+def page_names():
+    """What a reader has: a classifier that learns which of four inputs is the largest, and 24 batches."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    batches = [(inputs, inputs[:, :4].argmax(1)) for inputs in torch.randn(24, 32, 16)]
+    return {
+        "torch": torch,
+        "model": model,
+        "loss_fn": lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        "loader": batches,
+        "batch": batches[0],
+    }
+
+
+def run_page(page, names=None, swap=("", "")):
+    """Run the blocks of a page in order, with one text in the place of another, and return all names."""
+    names = page_names() if names is None else names
+    for number, block in enumerate(blocks((ROOT / "docs" / page).read_text(encoding="utf-8"))):
+        exec(compile(block.replace(*swap), f"{page}, block {number}", "exec"), names)
+    return names
+
+
+def held_by_mixed_precision(names):
+    assert names["warmup"].fallback is None
+    assert names["warmup"].report().updates == 24
+    overflowing = run_page(
+        "how-to/mixed-precision.md", swap=('GradScaler("cpu")', 'GradScaler("cpu", init_scale=2.0**28)')
+    )
+    made = overflowing["warmup"].report().updates
+    assert made == 24 - math.log2(2.0**28 / overflowing["scaler"].get_scale()) < 24  # a skipped step halves it
+    assert overflowing["warmup"].fallback is None
+    with pytest.warns(UserWarning, match="unscale them first"):
+        run_page("how-to/mixed-precision.md", swap=("scaler.unscale_(optimizer)", "pass"))
+    for rate, falls_back in (("3e-2", False), ("1e-4", True)):
+        names = page_names()
+        names["model"].bfloat16()
+        names["loader"] = [(inputs.bfloat16(), targets) for inputs, targets in names["loader"]]
+        block = blocks((ROOT / "docs/how-to/mixed-precision.md").read_text(encoding="utf-8"))[0]
+        with warnings.catch_warnings(record=True):
+            exec(block.replace("3e-2", rate), names)
+        assert (names["warmup"].fallback is not None) == falls_back
+        assert not falls_back or "not precise enough" in names["warmup"].fallback
+
+
+def held_by_accumulation(names):
+    """As one batch of four times the samples; the last update, of one more micro-batch, has a quarter of its loss."""
+    first, _ = blocks((ROOT / "docs/how-to/accumulation.md").read_text(encoding="utf-8"))
+    found = []
+    for page, size in ((first, 1), (first.replace("% 4", "% 1").replace("/ 4", "/ 1"), 4)):
+        names = page_names()
+        names["model"].double()
+        batches = [(inputs.double(), targets) for inputs, targets in [*names["loader"], names["batch"]]]
+        whole = [batches[i : i + size] for i in range(0, 25, size)]
+        names["loader"] = [tuple(map(torch.cat, zip(*group, strict=True))) for group in whole]
+        if size == 4:  # the last group is of one: its loss is divided by 4 all the same
+            own = names["loss_fn"]
+            names["loss_fn"] = lambda model, batch: own(model, batch) / (1 if len(batch[1]) == 128 else 4)
+            page = page.replace("-(-len(loader) // 1)", "len(loader)").replace("-(-len(loader) / 1)", "7")
+        exec(compile(page, "accumulation.md", "exec"), names)
+        found.append(names)
+    few, whole = found
+    assert few["warmup"].report().updates == whole["warmup"].report().updates == 7
+    assert few["warmup"].export() == pytest.approx(whole["warmup"].export(), rel=1e-9)
+    for mine, other in zip(few["model"].parameters(), whole["model"].parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+
+
+def held_by_resume(names):
+    """The whole run without a stop, bit for bit, at both lengths: the warmup is under way when it is saved."""
+    assert torch.load("checkpoint.pt")[2]["handed_over"] is False
+    longer, page = names["run"], run_page("how-to/resume.md")
+    for num_steps, resumed in ((24, None), (40, longer)):
+        if resumed is None:
+            names = run_page("how-to/resume.md", swap=("num_steps=40", "num_steps=24"))
+            resumed = names["setup"](24)
+            for part, state in zip(resumed, torch.load("checkpoint.pt"), strict=True):
+                part.load_state_dict(state)
+            names["train"](*resumed, names["loader"][10:])
+            whole = names["setup"](24)
+            names["train"](*whole, names["loader"])
+        else:
+            whole = page["setup"](24)
+            page["train"](*whole, page["loader"][:10])
+            whole[2].num_steps = num_steps
+            page["train"](*whole, page["loader"][10:] + page["loader"][:16])
+        assert whole[2].get_last_lr() == resumed[2].get_last_lr()
+        assert whole[2].last_epoch == resumed[2].last_epoch == num_steps
+        for mine, other in zip(whole[0].parameters(), resumed[0].parameters(), strict=True):
+            assert torch.equal(mine, other)
+
+
+def held_by_own_optimizer(names):
+    """P is what a step divides by, and its sharpness that of the dense matrix."""
+    names = page_names()
+    first, teaching, _ = blocks((ROOT / "docs/how-to/own-optimizer.md").read_text(encoding="utf-8"))
+    for block in (first, teaching):
+        exec(compile(block, "own-optimizer.md", "exec"), names)
+    model, batch, optimizer = names["model"], names["batch"], names["optimizer"]
+    optimizer.zero_grad()
+    names["loss_fn"](model, batch).backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    divisors = [
+        names["divisor"](optimizer, optimizer.param_groups[0], optimizer.state[p], p, p.grad)
+        for p in model.parameters()
+    ]
+    with ew.hessian(model, names["loss_fn"], [batch], dtype=torch.float64) as operator:
+        dense = torch.stack([operator.matvec(row) for row in torch.eye(operator.size, dtype=torch.float64)])
+    root = torch.cat([d.flatten() for d in divisors]).double().rsqrt()
+    top = float(torch.linalg.eigvalsh(root[:, None] * dense * root)[-1])
+    measured = ew.preconditioned_sharpness(model, names["loss_fn"], [batch], optimizer, dtype=torch.float64)
+    assert measured.value == pytest.approx(top, rel=1e-3)
+    lr = optimizer.param_groups[0]["lr"]
+    gradients = [p.grad.clone() for p in model.parameters()]
+    optimizer.step()
+    for p, old, gradient, divisor in zip(model.parameters(), before, gradients, divisors, strict=True):
+        torch.testing.assert_close(p.detach(), old - lr * gradient / divisor)
+    assert ew.stability_limit(optimizer).value == pytest.approx(2)
+    full = run_page("how-to/own-optimizer.md")
+    assert [warmup.fallback for warmup in full["warmups"]] == [None, None]
+    assert len({warmup.report().lr_start / warmup.report().lr_target for warmup in full["warmups"]}) == 2
+
+
+def held_by_spikes(names):
+    """What the page says of its rows."""
+    losses = {row.step: loss for row, loss in names["rows"]}
+    fractions = {row.step: row.fraction for row, _ in names["rows"]}
+    lowest = min((losses[step], step) for step in range(75, 105, 5))[1]
+    peak = max((losses[step], step) for step in range(lowest, 120, 5))[1]
+    assert losses[peak] > 30 * losses[lowest]
+    assert max(fractions[step] for step in range(75, lowest + 5, 5)) > 0.95  # before it
+    assert fractions[115] < 0.9
+    (name,) = dict(names["rows"])[names["rows"][17][0]] and names["rows"][17][0].top_parameters
+    assert name == "2.weight"
+    halved = {row.step: (loss, row.fraction) for row, loss in names["halved"]}
+    assert max(loss for step, (loss, _) in halved.items() if step >= 85) == halved[85][0]
+    assert all(fraction < 0.7 for step, (_, fraction) in halved.items() if step >= 85)
+
+
+def held_by_choosing_a_rate(names):
+    assert names["warmup"].status is ew.Status.HELD_BELOW_TARGET
+    assert names["lr"] == names["warmup"].lr_held < 0.1
+    assert float(names["later"].base_lrs[0]) == names["lr"]
+
+
+def held_by_export(names):
+    """All ways of replaying give the rates that were trained with."""
+    warmup, optimizer, scheduler = names["warmup"], names["optimizer"], names["scheduler"]
+    rates = [0.3 * warmup.factor_at(update) for update in range(24)]
+    replayed = []
+    for _ in range(24):
+        replayed += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    length = len(names["factors"])
+    assert 1 < length <= 24
+    assert replayed == rates
+    assert names["rate"](np.arange(length)) == pytest.approx(rates[:length])
+    assert float(names["rate"](999)) < 1e-4 * rates[-1]
+    assert float(names["rate"](1000)) == 0.0
+    longer = names["stretched"](names["factors"], 2 * length - 1)
+    assert longer[::2] == pytest.approx(names["factors"])
+
+
+HELD = {
+    "mixed-precision": held_by_mixed_precision,
+    "accumulation": held_by_accumulation,
+    "resume": held_by_resume,
+    "own-optimizer": held_by_own_optimizer,
+    "spikes": held_by_spikes,
+    "choosing-a-rate": held_by_choosing_a_rate,
+    "export": held_by_export,
+}
+
+
+@pytest.mark.parametrize("page", HELD)
+def test_a_how_to_runs_as_it_stands(page, tmp_path, monkeypatch):
+    """In order, in one namespace that starts from `page_names`; then what the page promises is held against it."""
+    monkeypatch.chdir(tmp_path)
+    HELD[page](run_page(f"how-to/{page}.md"))
+
+
+def test_every_how_to_with_code_is_run():
+    with_code = {page.stem for page in (ROOT / "docs/how-to").glob("*.md") if blocks(page.read_text("utf-8"))}
+    assert with_code == {*HELD, *WITH_A_FRAMEWORK, "own-recipe"}  # the last in tests/lab
 
 
 def test_the_readme_stays_short():
