@@ -1,4 +1,4 @@
-"""The recipes of docs/laboratory.md.
+"""The recipe of docs/how-to/own-recipe.md.
 
 Oracle: the page's own code, run as a reader would. Cannot see: whether the page is clear.
 """
@@ -11,8 +11,8 @@ from edgewise.lab import data, models, sweep
 from edgewise.lab.configs import DataConfig, ModelConfig
 from edgewise.lab.recipes import PhaseDiagrams, own
 
-PAGE = Path(__file__).parents[2] / "docs" / "laboratory.md"
-RECIPE, PLUGINS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-recipe.md"
+RECIPE, PLUGINS, CLAIMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
 
 
 def test_the_recipe_is_short_and_runs(tmp_path):
