@@ -5,9 +5,10 @@ Oracle: the documents themselves, executed. Cannot see: whether a sentence is tr
 
 import math
 import re
+import sys
 import tomllib
 import urllib.parse
-import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,27 @@ import pytest
 import torch
 
 import edgewise as ew
+from edgewise import cli
 from edgewise.advice import setup_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-REFERENCE = "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs/reference").glob("*.md")))
+REFERENCE = "".join(
+    page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs/reference").glob("*.md"))
+)
 FIRST_RUN = (ROOT / "examples" / "first_run.py").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHARPNESS = (ROOT / "docs" / "sharpness.md").read_text(encoding="utf-8")
 WARMUPS = (ROOT / "docs" / "warmups.md").read_text(encoding="utf-8")
 INSPECT = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
-WITH_A_FRAMEWORK = {"accelerate", "distributed", "lightning", "timm", "trackers", "transformers"}  # tests/integrations
+WITH_A_FRAMEWORK = {
+    "accelerate",
+    "distributed",
+    "lightning",
+    "timm",
+    "trackers",
+    "transformers",
+}  # tests/integrations
 
 
 def blocks(text):
@@ -156,65 +167,72 @@ def held_by_mixed_precision(names):
         "how-to/mixed-precision.md", swap=('GradScaler("cpu")', 'GradScaler("cpu", init_scale=2.0**28)')
     )
     made = overflowing["warmup"].report().updates
-    assert made == 24 - math.log2(2.0**28 / overflowing["scaler"].get_scale()) < 24  # a skipped step halves it
+    assert (
+        made == 24 - math.log2(2.0**28 / overflowing["scaler"].get_scale()) < 24
+    )  # a skipped step halves it
     assert overflowing["warmup"].fallback is None
+    clipping = "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n"
     with pytest.warns(UserWarning, match="unscale them first"):
-        run_page("how-to/mixed-precision.md", swap=("scaler.unscale_(optimizer)", "pass"))
+        run_page("how-to/mixed-precision.md", swap=("    scaler.unscale_(optimizer)\n" + clipping, ""))
     for rate, falls_back in (("3e-2", False), ("1e-4", True)):
         names = page_names()
         names["model"].bfloat16()
         names["loader"] = [(inputs.bfloat16(), targets) for inputs, targets in names["loader"]]
         block = blocks((ROOT / "docs/how-to/mixed-precision.md").read_text(encoding="utf-8"))[0]
-        with warnings.catch_warnings(record=True):
+        with pytest.warns(UserWarning, match="not precise enough") if falls_back else nullcontext():
             exec(block.replace("3e-2", rate), names)
         assert (names["warmup"].fallback is not None) == falls_back
-        assert not falls_back or "not precise enough" in names["warmup"].fallback
 
 
 def held_by_accumulation(names):
-    """As one batch of four times the samples; the last update, of one more micro-batch, has a quarter of its loss."""
-    first, _ = blocks((ROOT / "docs/how-to/accumulation.md").read_text(encoding="utf-8"))
-    found = []
-    for page, size in ((first, 1), (first.replace("% 4", "% 1").replace("/ 4", "/ 1"), 4)):
-        names = page_names()
-        names["model"].double()
-        batches = [(inputs.double(), targets) for inputs, targets in [*names["loader"], names["batch"]]]
-        whole = [batches[i : i + size] for i in range(0, 25, size)]
-        names["loader"] = [tuple(map(torch.cat, zip(*group, strict=True))) for group in whole]
-        if size == 4:  # the last group is of one: its loss is divided by 4 all the same
-            own = names["loss_fn"]
-            names["loss_fn"] = lambda model, batch: own(model, batch) / (1 if len(batch[1]) == 128 else 4)
-            page = page.replace("-(-len(loader) // 1)", "len(loader)").replace("-(-len(loader) / 1)", "7")
-        exec(compile(page, "accumulation.md", "exec"), names)
-        found.append(names)
-    few, whole = found
-    assert few["warmup"].report().updates == whole["warmup"].report().updates == 7
-    assert few["warmup"].export() == pytest.approx(whole["warmup"].export(), rel=1e-9)
-    for mine, other in zip(few["model"].parameters(), whole["model"].parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+    """A plain loop whose batches are the micro-batches of an update put together, in float64.
+
+    There are 25, so that the last update is of one, whose loss is divided by four all the same.
+    """
+    page, _ = blocks((ROOT / "docs/how-to/accumulation.md").read_text(encoding="utf-8"))
+    found = page_names()
+    found["model"].double()
+    micro_batches = [(inputs.double(), targets) for inputs, targets in [*found["loader"], found["batch"]]]
+    found["loader"] = micro_batches
+    exec(page, found)
+
+    names = page_names()
+    model, loss_fn = names["model"].double(), names["loss_fn"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
+    warmup = ew.EdgeWarmup(optimizer, num_steps=7)
+    scheduler = warmup.then_until(7, "cosine")
+    for start in range(0, 25, 4):
+        together = micro_batches[start : start + 4]
+        whole = [torch.cat(parts) for parts in zip(*together, strict=True)]
+        share = len(together) / 4
+        closure = lambda whole=whole, share=share: share * loss_fn(model, whole)
+        optimizer.zero_grad()
+        closure().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        warmup.observe(closure, loss=closure())
+        optimizer.step()
+        scheduler.step()
+    assert found["warmup"].report().updates == warmup.report().updates == 7
+    assert found["warmup"].export() == pytest.approx(warmup.export(), rel=1e-9)
+    for mine, plain in zip(found["model"].parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-12)
 
 
 def held_by_resume(names):
-    """The whole run without a stop, bit for bit, at both lengths: the warmup is under way when it is saved."""
+    """The same updates without a stop, bit for bit; the warmup is under way when it is saved."""
     assert torch.load("checkpoint.pt")[2]["handed_over"] is False
-    longer, page = names["run"], run_page("how-to/resume.md")
-    for num_steps, resumed in ((24, None), (40, longer)):
-        if resumed is None:
-            names = run_page("how-to/resume.md", swap=("num_steps=40", "num_steps=24"))
-            resumed = names["setup"](24)
-            for part, state in zip(resumed, torch.load("checkpoint.pt"), strict=True):
-                part.load_state_dict(state)
-            names["train"](*resumed, names["loader"][10:])
-            whole = names["setup"](24)
-            names["train"](*whole, names["loader"])
-        else:
-            whole = page["setup"](24)
-            page["train"](*whole, page["loader"][:10])
-            whole[2].num_steps = num_steps
-            page["train"](*whole, page["loader"][10:] + page["loader"][:16])
-        assert whole[2].get_last_lr() == resumed[2].get_last_lr()
-        assert whole[2].last_epoch == resumed[2].last_epoch == num_steps
-        for mine, other in zip(whole[0].parameters(), resumed[0].parameters(), strict=True):
+    loader, page = names["loader"], (ROOT / "docs/how-to/resume.md").read_text(encoding="utf-8")
+    for num_blocks, num_steps, rest in ((2, 24, loader[10:]), (3, 40, loader[10:] + loader[:16])):
+        resumed = page_names()
+        for block in (blocks(page)[0], blocks(page)[num_blocks - 1]):
+            exec(block, resumed)
+        model, _, scheduler = whole = names["setup"](24)
+        names["train"](*whole, loader[:10])
+        scheduler.num_steps = num_steps
+        names["train"](*whole, rest)
+        assert scheduler.get_last_lr() == resumed["scheduler"].get_last_lr()
+        assert scheduler.last_epoch == resumed["scheduler"].last_epoch == num_steps
+        for mine, other in zip(model.parameters(), resumed["model"].parameters(), strict=True):
             assert torch.equal(mine, other)
 
 
@@ -258,8 +276,7 @@ def held_by_spikes(names):
     assert losses[peak] > 30 * losses[lowest]
     assert max(fractions[step] for step in range(75, lowest + 5, 5)) > 0.95  # before it
     assert fractions[115] < 0.9
-    (name,) = dict(names["rows"])[names["rows"][17][0]] and names["rows"][17][0].top_parameters
-    assert name == "2.weight"
+    assert list(names["rows"][17][0].top_parameters) == ["2.weight"]
     halved = {row.step: (loss, row.fraction) for row, loss in names["halved"]}
     assert max(loss for step, (loss, _) in halved.items() if step >= 85) == halved[85][0]
     assert all(fraction < 0.7 for step, (_, fraction) in halved.items() if step >= 85)
@@ -299,6 +316,7 @@ HELD = {
     "choosing-a-rate": held_by_choosing_a_rate,
     "export": held_by_export,
 }
+ALPHABET = "abcdefghijklmnopqrstuvwxyzζμ"
 
 
 @pytest.mark.parametrize("page", HELD)
@@ -306,6 +324,73 @@ def test_a_how_to_runs_as_it_stands(page, tmp_path, monkeypatch):
     """In order, in one namespace that starts from `page_names`; then what the page promises is held against it."""
     monkeypatch.chdir(tmp_path)
     HELD[page](run_page(f"how-to/{page}.md"))
+
+
+def test_the_questions_run_as_they_stand():
+    names = run_page("faq.md")
+    assert names["scheduler"].num_steps == len(names["loader"])
+    assert names["decay"].T_max + 8 == len(names["loader"])
+
+
+@pytest.mark.parametrize("page", sorted(page.stem for page in (ROOT / "docs/how-to").glob("*.md")))
+def test_a_how_to_comes_up_first_in_a_search_and_begins_with_what_to_type(page):
+    text = (ROOT / f"docs/how-to/{page}.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nsearch:\n  boost: 2\n---\n\n# ")
+    assert text.index("```") < 1500
+
+
+def test_commands_and_options_exist(capsys, monkeypatch):
+    """Those of `edgewise` in the blocks of commands of all pages, as `--help` has them."""
+    found = 0
+    for page in PAGES:
+        for line in spans(str(page.relative_to(ROOT))):
+            if "edgewise " not in line or line.startswith("pip"):
+                continue
+            command = re.search(r"\bedgewise (demo|inspect|figure|sweep|status|report|prepare)\b(.*)", line)
+            if command is None:
+                continue
+            monkeypatch.setattr(sys, "argv", ["edgewise", command[1], "--help"])
+            with pytest.raises(SystemExit):
+                cli.main()
+            known = capsys.readouterr().out
+            for option in re.findall(r"--[a-z-]+", command[2]):
+                assert option in known, line
+                found += 1
+    assert found >= 10
+
+
+def test_the_words_are_in_order():
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    words = [
+        re.sub(r"[^a-zζμ]", "", word.lower()) for word in re.findall(r"^\| \*\*(.+?)\*\*", text, flags=re.M)
+    ]
+    assert len(words) > 30
+    assert words == sorted(words, key=lambda word: [ALPHABET.index(letter) for letter in word])
+
+
+def test_what_to_cite_is_what_the_citation_file_says():
+    page = (ROOT / "docs/citation.md").read_text(encoding="utf-8")
+    cff = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    paper = cff[cff.index("references:") :]
+    title, version = (re.search(rf"^{name}: (.+)$", cff, flags=re.M)[1] for name in ("title", "version"))
+    assert f"title   = {{{title}}}" in page
+    assert f"version = {{{version}}}" in page
+    assert version == ew.__version__
+    assert "{" + re.search(r'title: "(.+)"', paper)[1] + "}" in page
+    assert re.search(r"url: (\S+)", paper)[1] in page
+    assert re.search(r"arXiv:(\S+)", paper)[1] in page
+    names = zip(
+        re.findall(r"family-names: (.+)", paper), re.findall(r"given-names: (.+)", paper), strict=True
+    )
+    assert " and ".join(f"{family}, {given}" for family, given in names) in page
+
+
+def test_every_picture_is_in_the_gallery():
+    gallery = (ROOT / "docs/gallery.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\(images/(\S+\.png)\)", gallery)
+    assert sorted(shown) == sorted(path.name for path in (ROOT / "docs/images").glob("*.png"))
+    for path in re.findall(r"\b(?:docs/studies|benchmarks|examples)/\w+\.py", gallery):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_how_to_with_code_is_run():
