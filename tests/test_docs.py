@@ -286,6 +286,10 @@ def held_by_choosing_a_rate(names):
     assert names["warmup"].status is ew.Status.HELD_BELOW_TARGET
     assert names["lr"] == names["warmup"].lr_held < 0.1
     assert float(names["later"].base_lrs[0]) == names["lr"]
+    linear = ew.LinearWarmup(torch.optim.SGD(names["model"].parameters(), lr=1.0), warmup_steps=1000)
+    given_up = sum(1 - linear.factor_at(update) for update in range(1000))
+    assert 2 * given_up == pytest.approx(1000, rel=2e-3)  # the rule, of a linear warmup itself
+    assert 1 < names["later"].warmup_steps < 24
 
 
 def held_by_export(names):
