@@ -420,6 +420,12 @@ def test_the_badges_are_true():
     }
 
 
+def test_names_of_the_library_on_the_pages_exist():
+    named = {name for page in PAGES for name in re.findall(r"\bew\.(\w+)", page.read_text(encoding="utf-8"))}
+    assert len(named) > 10
+    assert sorted(named - set(ew.__all__) - {"__version__"}) == []
+
+
 def test_every_public_name_is_in_the_reference():
     documented = re.findall(r"^::: edgewise\.(\w+)$", REFERENCE, flags=re.M)
     assert sorted(documented) == sorted(ew.__all__)
