@@ -162,9 +162,8 @@ def status(store: Store, now: float) -> Table:
     finished, failed = store.runs.finished(), store.failures.ids()
     noted, steps = progress.read(store.folder)
     running = set(steps) - finished if abs(now - noted) < _STALE_SECONDS else set()
-    table = Table(
-        title=escape(one_line(str(store.path))), box=HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    title = escape(one_line(str(store.path)))
+    table = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     columns = ("figure", "scale", "runs", "done", "running", "failed", "beyond", "waiting")
     for name in columns:
         table.add_column(name, justify="left" if name in columns[:2] else "right")
