@@ -163,10 +163,11 @@ def status(store: Store, now: float) -> Table:
     noted, steps = progress.read(store.folder)
     running = set(steps) - finished if abs(now - noted) < _STALE_SECONDS else set()
     title = escape(one_line(str(store.path)))
-    table = Table(title=title, box=HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
+    table = Table(title=title, box=HORIZONTALS, padding=0, show_edge=False, expand=True)
     columns = ("figure", "scale", "runs", "done", "running", "failed", "beyond", "waiting")
     for name in columns:
-        table.add_column(name, justify="left" if name in columns[:2] else "right")
+        is_word = name in columns[:2]
+        table.add_column(name, justify="left" if is_word else "right", no_wrap=not is_word, overflow="fold")
     for figure in store.figures:
         ids = set(figure.run_ids)
         beyond = (ids & store.beyond) - finished
@@ -245,7 +246,7 @@ def show_overview(rows: Sequence[Row], console: Console) -> None:
             line = f"{row.figure:<12}  {row.takes:<7}  {trained:<20}  {row.title}"
             console.print(line, soft_wrap=True, markup=False, highlight=False)
         return
-    table = Table(box=HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=HORIZONTALS, padding=(0, 1, 0, 0), show_edge=False)
     for name, is_broken in (("figure", False), ("what it shows", True), ("takes", False), ("trained", True)):
         table.add_column(name, no_wrap=not is_broken)
     for row in rows:
