@@ -1023,8 +1023,8 @@ FAULTS = [
     Fault(
         name="the index sent with each run",
         file="lab/engines/local.py",
-        old="pending[pool.submit(_train_and_store, index[config.run_id], config)] = config",
-        new="pending[pool.submit(_train_and_store, index[config.run_id], config, store)] = config",
+        old="pool.submit(_train_and_store, index[config.run_id], config)",
+        new="pool.submit(_train_and_store, index[config.run_id], config, store)",
         test="lab/engines/test_local.py",
     ),
     Fault(

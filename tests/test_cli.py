@@ -346,6 +346,7 @@ def test_a_figure_from_end_to_end_and_again(edgewise, tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
+import signal
 import sys
 from edgewise import cli
 from edgewise.lab.recipes import RECIPES
@@ -353,6 +354,7 @@ from dataclasses import replace
 from lab_cases import tiny
 
 RECIPES["fig1"] = replace(RECIPES["fig1"], configs=lambda scale: (tiny(), tiny(seed=1, num_steps=10**7)))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also below a shell's &
 sys.argv = ["edgewise", "figure", "fig1", "--out", sys.argv[1], "--workers", "2"]
 cli.main()
 """
@@ -372,9 +374,6 @@ def test_ctrl_c_ends_soon_keeps_what_is_finished_and_says_so(tmp_path, waits_for
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        ),  # also below a shell's `&`
     )
     deadline = time.monotonic() + 60
     while not (out / waits_for).exists():

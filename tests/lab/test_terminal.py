@@ -256,7 +256,7 @@ def test_bars_and_tables_are_readable_in_sixty_columns(tmp_path):
     configs = [tiny(seed=seed) for seed in range(12)]
     recorder = console(width=60)
     with terminal.bars({"edge-warmup": [tuple(configs)]}, recorder) as move:
-        move(state({c: 3 for c in configs} | {configs[0]: 6}, finished=configs[:1], failed=configs[1:2]))
+        move(state(dict.fromkeys(configs, 3) | {configs[0]: 6}, finished=configs[:1], failed=configs[1:2]))
     last = recorder.export_text().rstrip().splitlines()[-1]
     for words in ("edge-warmup", " 54%", "1/12 10 running 1 failed", "left"):
         assert words in last
