@@ -260,7 +260,7 @@ def _print_notices(notices: list[str], console: Console) -> None:
         console.print(f"note: {notice}", soft_wrap=True, markup=False, highlight=False)
 
 
-COMMANDS = {
+COMMANDS: dict[str, command_line.Command] = {
     "demo": demo,
     "list": list_figures,
     "inspect": inspect_setup,
