@@ -223,13 +223,13 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end():
         clock.now = 1061
         move(state({a: 100, b: 100}, finished=[a, b]))
     assert recorder.file.getvalue().splitlines() == [
-        "0%  0/2 runs",
-        "6%  0/2 1 running runs  0:03:08 left",
-        "12%  0/2 1 running runs  0:02:56 left",
-        "18%  0/2 1 running runs  0:02:44 left",
-        "24%  0/2 1 running runs  0:02:32 left",
-        "30%  0/2 1 running runs  0:02:20 left",
-        "100%  2/2 runs",
+        "0%  runs 0/2",
+        "6%  runs 0/2 1 running  0:03:08 left",
+        "12%  runs 0/2 1 running  0:02:56 left",
+        "18%  runs 0/2 1 running  0:02:44 left",
+        "24%  runs 0/2 1 running  0:02:32 left",
+        "30%  runs 0/2 1 running  0:02:20 left",
+        "100%  runs 2/2",
     ]
 
 
@@ -240,7 +240,7 @@ def test_a_log_of_a_continued_sweep_reckons_the_time_left_by_what_it_does_itself
         move(state({a: 100, b: 0}, finished=[a]))
         clock.now += 20
         move(state({a: 100, b: 10}, finished=[a]))
-    assert recorder.file.getvalue().splitlines()[-1] == "55%  1/2 1 running runs  0:03:00 left"
+    assert recorder.file.getvalue().splitlines()[-1] == "55%  runs 1/2 1 running  0:03:00 left"
 
 
 def test_a_log_of_an_inspection_says_what_is_done():

@@ -61,14 +61,13 @@ def bars(
     runs = {figure: list(chain.from_iterable(ladders)) for figure, ladders in planned.items()}
     totals = {figure: sum(config.num_steps for config in configs) for figure, configs in runs.items()}
     if not console.is_interactive:
-        lines = _Lines(console, clock)
         distinct = list({config.run_id: config for configs in runs.values() for config in configs}.values())
+        total = sum(config.num_steps for config in distinct)
+        lines = _Lines(console, clock)
 
         def tell(state: sweep.State) -> None:
             steps = sum(state.steps[config.run_id] for config in distinct)
-            lines.tell(
-                steps, sum(config.num_steps for config in distinct), f"{_counts(distinct, state)} runs"
-            )
+            lines.tell(steps, total, f"runs {_counts(distinct, state)}")
 
         yield tell
         lines.end()
@@ -110,9 +109,7 @@ class _Lines:
     def __init__(self, console: Console, clock: Clock) -> None:
         self._console, self._clock = console, clock
         self._told = -math.inf  # when
-        self._start: tuple[float, float] | None = (
-            None  # time and work done, when the work was first seen to go on
-        )
+        self._start: tuple[float, float] | None = None  # when it began, and what was done by then
         self._last = ""
 
     def tell(self, done: float, total: float | None, words: str) -> None:
