@@ -32,6 +32,69 @@ class Fault:
 
 FAULTS = [
     Fault(
+        name="Ctrl-C ends as any error does",
+        file="lab/command_line.py",
+        old="FAILED, MISUSED, INTERRUPTED = 1, 2, 130",
+        new="FAILED, MISUSED, INTERRUPTED = 1, 2, 1",
+        test="test_cli.py",
+    ),
+    Fault(
+        name="the help takes None for a choice",
+        file="lab/command_line.py",
+        old="            config=(tyro.conf.DisallowNone,),\n",
+        new="",
+        test="test_cli.py",
+    ),
+    Fault(
+        name="the line of a library is taken for the user's",
+        file="lab/user_errors.py",
+        old="        if _is_users(file):",
+        new="        if True:",
+        test="advice/test_setup_file.py",
+    ),
+    Fault(
+        name="the first line of the user's is shown, not the last",
+        file="lab/user_errors.py",
+        old="in reversed(_FRAME.findall(full_traceback(error))):",
+        new="in _FRAME.findall(full_traceback(error)):",
+        test="advice/test_setup_file.py",
+    ),
+    Fault(
+        name="a log counts what was done before as speed",
+        file="lab/terminal.py",
+        old="        behind = done - self._start[1]\n",
+        new="        behind = done\n",
+        test="lab/test_terminal.py",
+    ),
+    Fault(
+        name="a log has a line for every poll",
+        file="lab/terminal.py",
+        old="        if now - self._told >= _LINE_SECONDS:",
+        new="        if True:",
+        test="lab/test_terminal.py",
+    ),
+    Fault(
+        name="a run two figures share counts twice in a log",
+        file="lab/terminal.py",
+        old="distinct = list({config.run_id: config for configs in runs.values() for config in configs}.values())",
+        new="distinct = [config for configs in runs.values() for config in configs]",
+        test="lab/test_terminal.py",
+    ),
+    Fault(
+        name="a figure that is trained in part counts as trained",
+        file="lab/overview.py",
+        old="scale if done == wanted else",
+        new="scale if done else",
+        test="test_cli.py",
+    ),
+    Fault(
+        name="processes that start print a traceback on Ctrl-C",
+        file="lab/engines/local.py",
+        old="                with _ctrl_c_blocked():",
+        new="                with contextlib.nullcontext():",
+        test="test_cli.py",
+    ),
+    Fault(
         name="an inspection compares the first step with the limit of the long run",
         file="advice/stability.py",
         old="bound = limit.initial if subject.is_fresh else limit.value",
@@ -1002,8 +1065,8 @@ FAULTS = [
     Fault(
         name="the index sent with each run",
         file="lab/engines/local.py",
-        old="pending[pool.submit(_train_and_store, index[config.run_id], config)] = config",
-        new="pending[pool.submit(_train_and_store, index[config.run_id], config, store)] = config",
+        old="pool.submit(_train_and_store, index[config.run_id], config)",
+        new="pool.submit(_train_and_store, index[config.run_id], config, store)",
         test="lab/engines/test_local.py",
     ),
     Fault(

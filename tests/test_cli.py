@@ -11,16 +11,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
+import edgewise as ew
 from edgewise import cli
 from edgewise.lab import plugins, training
 from edgewise.lab.data import sources
-from edgewise.lab.recipes import PAPER, RECIPES, PhaseDiagrams, Quantity, Table, Trajectories
+from edgewise.lab.engines import ENGINES
+from edgewise.lab.recipes import PAPER, RECIPES, SCALES, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
 from edgewise.lab.results.store import Store
 from lab_cases import TINY, runs_of, stored, story, tiny
@@ -51,8 +56,9 @@ def edgewise(monkeypatch, capsys, tmp_path):
 
 
 SNAPSHOT = {
-    (): {"--help"},
+    (): {"--help", "--version"},
     ("demo",): {"--help", "--out", "--workers"},
+    ("list",): {"--help", "--runs"},
     ("inspect",): {"--help", "--max-updates", "--seed", "--json", "--page"},
     ("figure",): {"--help", "--scale", "--out", "--engine", "--slurm", "--workers"},
     ("sweep",): {"--help", "--out", "--engine", "--slurm", "--workers"},
@@ -67,6 +73,65 @@ def test_flags_are_those_written_down(edgewise, command):
     status, out, _ = edgewise(*command, "--help")
     assert status == 0
     assert set(re.findall(r"--[a-z][a-z-]*", out)) == SNAPSHOT[command]
+
+
+@pytest.mark.parametrize("command", [c for c in SNAPSHOT if c], ids=" ".join)
+@pytest.mark.parametrize("width", ["60", "120"])
+def test_the_help_of_a_command_has_examples_and_readable_arguments(edgewise, monkeypatch, command, width):
+    monkeypatch.setenv("COLUMNS", width)
+    out = edgewise(*command, "--help")[1]
+    (name,) = command
+    assert re.search(rf"Examples:\n +edgewise {name}", out)
+    assert not re.search(r"None|STR|INT|PATH", out)
+    boxes = [line for line in out.splitlines()[1:] if "edgewise" not in line or line[0] != " "]
+    assert max(map(len, boxes)) <= int(width)
+
+
+def test_choices_stand_in_the_help(edgewise):
+    out = edgewise("figure", "--help")[1]
+    assert f"--scale {{{','.join(SCALES)}}}" in out
+    assert f"--engine {{{','.join(ENGINES)}}}" in out
+    assert "(default: all cores)" in out
+
+
+def test_no_command_shows_the_help_as_an_error(edgewise):
+    status, out, err = edgewise()
+    assert (status, out) == (2, "")
+    assert "inspect" in err
+
+
+def test_the_versions_are_one_line(edgewise):
+    status, out, _ = edgewise("--version")
+    assert status == 0
+    python = sys.version.split()[0]
+    assert out == f"edgewise {ew.__version__}, torch {torch.__version__}, Python {python}\n"
+
+
+def test_python_m_edgewise_is_the_command_line_and_names_the_missing_extra():
+    command = [sys.executable, "-m", "edgewise", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("edgewise ")
+    without = (
+        "import sys, runpy; sys.modules['tyro'] = None; runpy.run_module('edgewise', run_name='__main__')"
+    )
+    ran = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "pip install 'edgewise[lab]'" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_the_list_has_every_figure_in_its_order_with_what_is_trained(edgewise, tmp_path, monkeypatch):
+    runs = story("fig4")
+    stored(tmp_path / "runs" / "all-demo", {"fig1": story("fig1"), "fig4": runs})
+    shutil.rmtree(tmp_path / "runs" / "all-demo" / "runs" / runs[0].config.run_id)
+    (tmp_path / "runs" / "foreign").mkdir()
+    status, out, err = edgewise("list")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert re.fullmatch(r"fig1 +6 min +demo +Two ways to start: flat and sharp", lines[0])
+    assert re.fullmatch(rf"fig4 +4 min +demo {len(runs) - 1}/{len(runs)} +The phase.*", lines[3])
+    assert re.fullmatch(r"fig2 +2 min +- +Why Adam needs warmup", lines[1])
+    assert "fig1          6 min    - " in edgewise("list", "--runs", "elsewhere")[1]
 
 
 def test_commands_are_those_written_down(edgewise):
@@ -161,32 +226,61 @@ def test_a_line_that_cannot_be_parsed_is_exit_status_two(edgewise, arguments):
     assert "Traceback" not in err
 
 
-def test_an_interrupt_says_how_to_go_on(edgewise, monkeypatch):
+def test_the_nearest_command_and_option_are_named(edgewise):
+    status, out, err = edgewise("figur", "fig1")
+    assert (status, out) == (2, "")
+    assert err.startswith("edgewise: unknown command 'figur'; known: demo, figure, ")
+    assert err.endswith("Did you mean 'figure'?\n")
+    assert "--scale" in edgewise("figure", "fig1", "--scal", "paper")[2]
+
+
+def test_an_interrupt_says_how_to_go_on(edgewise, monkeypatch, tmp_path):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.sweep, "run", interrupted)
-    status, _, err = edgewise("figure", "fig1")
-    assert status == 1
-    assert (
-        err.strip()
-        == "edgewise: interrupted; finished runs are kept, run the same command again to continue."
-    )
+    monkeypatch.setattr(cli.report, "write_report", interrupted)
+    monkeypatch.setattr(cli, "inspect", interrupted)
+    stored(tmp_path / "results", {"fig4": story("fig4")})
+    (tmp_path / "mine.py").write_text(SETUP)
+    kept = "edgewise: interrupted; nothing is lost: finished runs are kept, run the same command again to continue."
+    for command, words in (
+        (("figure", "fig1"), kept),
+        (("report", "results"), kept),
+        (("inspect", "mine.py"), "edgewise: interrupted; nothing was changed: run the same command again."),
+    ):
+        status, _, err = edgewise(*command)
+        assert status == 130
+        assert err.strip() == words
 
 
-def test_an_error_inside_a_run_keeps_its_traceback_and_one_before_is_a_line(edgewise, monkeypatch):
-    def failing(*args, **kwargs):
-        raise error
-
+def test_an_error_inside_a_run_is_told_with_its_traceback_s_file_and_one_before_is_a_line(
+    edgewise, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    failing = mock.Mock()
     monkeypatch.setattr(cli.sweep, "run", failing)
-    error = ValueError("a shape does not fit")
+    failing.side_effect = ValueError("a shape does not fit")
     status, out, err = edgewise("figure", "fig1")
-    assert (status, out.strip(), err) == (1, "", "edgewise: a shape does not fit\n")
-    error = ValueError("a shape does not fit")
-    error.add_note(f"in run {TINY.run_id}: {TINY}")
-    with pytest.raises(ValueError, match="a shape does not fit") as caught:
-        edgewise("figure", "fig1")
-    assert caught.value is error
+    assert (status, err) == (1, "edgewise: a shape does not fit\n")
+    failing.side_effect = ValueError("a shape does not fit")
+    failing.side_effect.add_note(f"in run {TINY.run_id}: {TINY}")
+    status, out, err = edgewise("figure", "fig1")
+    assert (status, out.strip()) == (1, "")
+    first, last = err.splitlines()
+    assert first == f"edgewise: run {TINY.run_id} raised ValueError: a shape does not fit"
+    assert "Traceback" in Path(last.removeprefix("full traceback: ")).read_text()
+
+
+def test_an_error_that_nobody_foresaw_is_told_with_the_file_of_its_traceback(edgewise, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stored(tmp_path / "results", {"fig4": story("fig4")})
+    monkeypatch.setattr(cli.report, "write_report", mock.Mock(side_effect=KeyError("a panel")))
+    status, _, err = edgewise("report", "results")
+    assert status == 1
+    first, last = err.splitlines()
+    assert first == "edgewise: KeyError: 'a panel'"
+    assert "KeyError: 'a panel'" in Path(last.removeprefix("full traceback: ")).read_text()
 
 
 @pytest.mark.parametrize(
@@ -254,6 +348,7 @@ def test_a_figure_from_end_to_end_and_again(edgewise, tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
+import signal
 import sys
 from edgewise import cli
 from edgewise.lab.recipes import RECIPES
@@ -261,14 +356,18 @@ from dataclasses import replace
 from lab_cases import tiny
 
 RECIPES["fig1"] = replace(RECIPES["fig1"], configs=lambda scale: (tiny(), tiny(seed=1, num_steps=10**7)))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also below a shell's &
 sys.argv = ["edgewise", "figure", "fig1", "--out", sys.argv[1], "--workers", "2"]
 cli.main()
 """
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_soon_keeps_what_is_finished_and_says_so(tmp_path):
-    """The terminal sends SIGINT to the whole group of processes; so does this test."""
+@pytest.mark.parametrize(
+    ("waits_for", "kept"), [("presentation.json", []), (f"runs/{TINY.run_id}", [TINY.run_id])]
+)
+def test_ctrl_c_ends_soon_keeps_what_is_finished_and_says_so(tmp_path, waits_for, kept):
+    """The terminal sends SIGINT to the whole group of processes; so does this test, while workers start and later."""
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, out],
@@ -278,17 +377,19 @@ def test_ctrl_c_ends_soon_keeps_what_is_finished_and_says_so(tmp_path):
         text=True,
         start_new_session=True,
     )
-    finished = out / "runs" / TINY.run_id
     deadline = time.monotonic() + 60
-    while not finished.exists():
+    while not (out / waits_for).exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    if not kept:
+        time.sleep(0.5)  # the workers are importing torch
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert err.strip().endswith("run the same command again to continue.")
-    assert "Traceback" not in err
-    assert [p.name for p in (out / "runs").iterdir()] == [TINY.run_id]
+    assert err.strip().count("\n") == 0
+    found = [p.name for p in (out / "runs").iterdir()] if (out / "runs").exists() else []
+    assert [name for name in found if not name.startswith(".")] == kept
 
 
 def test_layouts_are_those_the_report_knows():
@@ -423,8 +524,14 @@ def configs(whole=configs):
     return [replace(first, model=replace(first.model, name="none")), second, third]
 """
     )
-    with pytest.raises(ArithmeticError, match="no network"):
-        edgewise("sweep", "mine.py", "--workers", 1)
+    status, out, err = edgewise("sweep", "mine.py", "--workers", 1)
+    assert status == 1
+    assert "report: runs/mine/report.html" in out
+    first, where, source, last = err.splitlines()
+    assert re.fullmatch(r"edgewise: run \w{12} raised ArithmeticError: no network", first)
+    assert re.fullmatch(rf"  {tmp_path / 'mine.py'}:\d+, in none", where)
+    assert source == '    raise ArithmeticError("no network")'
+    assert last == f"full traceback: {next(Path('runs/mine/failures').iterdir())}"
     line = next(
         line for line in edgewise("status", "runs/mine")[1].splitlines() if "mine " in line and "own" in line
     )
@@ -475,13 +582,18 @@ def test_a_missing_library_is_one_sentence_before_anything_is_done(
 
 
 @pytest.mark.processes
-def test_a_recipe_that_raises_in_workers_alone_is_one_sentence(edgewise, tmp_path):
+def test_a_recipe_that_raises_in_workers_alone_is_told_with_its_line(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     guard = "import multiprocessing\nif multiprocessing.parent_process(): raise ArithmeticError('no port')\n"
     (tmp_path / "mine.py").write_text(guard + RECIPE)
     status, _, err = edgewise("sweep", "mine.py", "--workers", 1)
     assert status == 1
     assert "mine.py, line 2, raised ArithmeticError: no port" in err
-    assert err.count("\n") == 1
+    first, where, source, last = err.splitlines()
+    assert first.endswith("a recipe must run in both.")
+    assert where == f"  {tmp_path / 'mine.py'}:2, in <module>"
+    assert source.strip().startswith("if multiprocessing.parent_process()")
+    assert "Traceback" in Path(last.removeprefix("full traceback: ")).read_text()
 
 
 @pytest.fixture
@@ -586,11 +698,14 @@ def test_bad_setups_are_told_with_exit_status_one(edgewise, tmp_path, arguments,
     assert "Traceback" not in err
 
 
-def test_a_loss_of_the_user_that_raises_shows_its_line(edgewise, tmp_path):
+def test_a_loss_of_the_user_that_raises_shows_its_line(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "mine.py").write_text(SETUP)
     status, _, err = edgewise("inspect", "mine.py:broken")
     assert status == 1
-    assert "mine.py:broken raised RuntimeError: " in err
-    assert 'mine.py", line 13, in <lambda>' in err
-    assert "raised by loss_fn on batch 0 of 1" in err
-    assert "src/edgewise" not in err
+    first, *notes, where, source, last = err.splitlines()
+    assert first.startswith("edgewise: mine.py:broken raised RuntimeError: ")
+    assert "  raised by loss_fn on batch 0 of 1" in notes
+    assert where == f"  {tmp_path / 'mine.py'}:13, in <lambda>"
+    assert source.startswith("    return *setup()[:2], lambda")
+    assert "Traceback" in Path(last.removeprefix("full traceback: ")).read_text()

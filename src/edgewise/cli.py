@@ -10,53 +10,83 @@ from typing import Annotated
 from edgewise.advice import setup_file
 from edgewise.advice.inspection import inspect
 from edgewise.arguments import known_name, positive_count
-from edgewise.errors import EdgewiseError
 from edgewise.lab.errors import StoreError
 
 try:
     import tyro
     from rich.console import Console
 
-    from edgewise.lab import report, sweep, terminal
+    from edgewise.lab import command_line, overview, report, sweep, terminal, user_errors
+    from edgewise.lab.command_line import FAILED, INTERRUPTED, one_of, option
     from edgewise.lab.data import sources
+    from edgewise.lab.engines import ENGINES
     from edgewise.lab.engines import engine as engine_of
-    from edgewise.lab.ladders import Ladder
-    from edgewise.lab.recipes import DEMO, PAPER, RECIPES, recipe
+    from edgewise.lab.ladders import Ladder, run_of
+    from edgewise.lab.recipes import DEMO, PAPER, RECIPES, SCALES, recipe
     from edgewise.lab.recipes.own import SCALE as OWN
     from edgewise.lab.report import inspection, presentation
+    from edgewise.lab.results.failures import Failures
+    from edgewise.lab.results.files import Folder
     from edgewise.lab.results.store import Store
 except ModuleNotFoundError as error:
     sys.exit(f"edgewise's command line needs the laboratory ({error}): pip install 'edgewise[lab]'")
 
+Engine = Annotated[str, one_of(ENGINES)]
+Scale = Annotated[str, one_of(SCALES)]
+Slurm = Annotated[tuple[str, ...], option("NAME=VALUE", "none")]
+Workers = Annotated[int | None, option("N", "all cores")]
+ResultsFolder = Annotated[Path, tyro.conf.Positional, option("DIR")]
 
-def demo(*, out: Path = Path("runs/demo"), workers: int | None = None) -> None:
+
+def demo(*, out: Annotated[Path, option("DIR")] = Path("runs/demo"), workers: Workers = None) -> None:
     """Show the paper's main findings on embedded data: two and a half minutes on two cores, then a report.
 
     Args:
         out: results folder; a second call continues there.
-        workers: processes; all cores if not given.
+        workers: processes that train.
+
+    Examples:
+        edgewise demo
     """
     _run(sweep.plan(DEMO, "demo"), "demo", out, "local", workers)
 
 
+def list_figures(*, runs: Annotated[Path, option("DIR")] = Path("runs")) -> None:
+    """List all figures and tables: how long each takes, and what of it has been trained.
+
+    Args:
+        runs: the folder whose results folders are looked into.
+
+    Examples:
+        edgewise list
+        edgewise list | grep -i adam
+    """
+    terminal.show_overview(overview.rows(runs), Console())
+
+
 def figure(
-    name: Annotated[str, tyro.conf.Positional],
+    name: Annotated[str, tyro.conf.Positional, option("FIGURE")],
     *,
-    scale: str = "embedded",
-    out: Path | None = None,
-    engine: str = "local",
-    slurm: tuple[str, ...] = (),
-    workers: int | None = None,
+    scale: Scale = "embedded",
+    out: Annotated[Path | None, option("DIR", "runs/FIGURE-SCALE")] = None,
+    engine: Engine = "local",
+    slurm: Slurm = (),
+    workers: Workers = None,
 ) -> None:
     """Train, draw and check one figure of the paper, or "all" of them.
 
     Args:
-        name: fig1 to fig31, table1, all of these, edge-warmup or warmups.
+        name: fig1 to fig31, table1, all of these, edge-warmup or warmups; edgewise list says what they show.
         scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
-        out: results folder, runs/NAME-SCALE if not given; a second call continues there.
-        engine: what runs the training: "local", "vectorized", "ray" or "slurm".
-        slurm: settings of engine "slurm", such as partition=cpu time=120: see docs/laboratory.md.
-        workers: processes; all cores if not given.
+        out: results folder; a second call continues there.
+        engine: what runs the training: "local" (processes here), "vectorized" (many runs as one batch), "ray" or "slurm".
+        slurm: settings of the jobs of engine "slurm", NAME=VALUE each: see docs/laboratory.md.
+        workers: processes that train.
+
+    Examples:
+        edgewise figure fig3
+        edgewise figure fig3 --scale demo --workers 2
+        edgewise figure all --engine slurm --slurm partition=cpu time=120
     """
     known_name("figure", name, [*RECIPES, "all"])
     engine_of(engine, slurm)
@@ -65,21 +95,25 @@ def figure(
 
 
 def sweep_own(
-    file: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[Path, tyro.conf.Positional, option("FILE.py")],
     *,
-    out: Path | None = None,
-    engine: str = "local",
-    slurm: tuple[str, ...] = (),
-    workers: int | None = None,
+    out: Annotated[Path | None, option("DIR", "runs/FILE")] = None,
+    engine: Engine = "local",
+    slurm: Slurm = (),
+    workers: Workers = None,
 ) -> None:
     """Train, draw and check the runs of your own recipe.
 
     Args:
         file: a Python file with a function configs() that returns a list of RunConfig.
-        out: results folder, runs/NAME if not given; a second call continues there.
-        engine: what runs the training: "local", "vectorized", "ray" or "slurm".
-        slurm: settings of engine "slurm", such as partition=cpu time=120: see docs/laboratory.md.
-        workers: processes; all cores if not given.
+        out: results folder; a second call continues there.
+        engine: what runs the training: "local" (processes here), "vectorized" (many runs as one batch), "ray" or "slurm".
+        slurm: settings of the jobs of engine "slurm", NAME=VALUE each: see docs/laboratory.md.
+        workers: processes that train.
+
+    Examples:
+        edgewise sweep recipe.py
+        edgewise sweep recipe.py --engine vectorized
     """
     engine_of(engine, slurm)
     file = file.resolve()
@@ -87,11 +121,14 @@ def sweep_own(
     _run({own.id: own.ladders(OWN)}, OWN, out or Path("runs") / own.id, engine, workers, file, slurm)
 
 
-def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
+def status(directory: ResultsFolder) -> None:
     """Show what is done, running, failed and waiting in a results folder, and why and where runs failed.
 
     Args:
         directory: a folder made by edgewise demo, figure or sweep; its sweep may be running.
+
+    Examples:
+        edgewise status runs/fig3-embedded
     """
     store, console = Store.open(directory), Console()
     console.print(terminal.status(store, time.time()))
@@ -100,43 +137,58 @@ def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
     _print_notices(store.notices(), console)
 
 
-def rebuild_report(directory: Annotated[Path, tyro.conf.Positional]) -> None:
+def rebuild_report(directory: ResultsFolder) -> None:
     """Rebuild the report and the figures of a results folder from what is there: nothing is trained, no recipe needed.
 
     Args:
         directory: a folder made by edgewise demo, figure or sweep.
+
+    Examples:
+        edgewise report runs/fig3-embedded
     """
     store = Store.open(directory)
     _print_notices(store.notices(), Console())
     _finish(store)
 
 
-def prepare(name: Annotated[str, tyro.conf.Positional], *, source: Path | None = None) -> None:
+def prepare(
+    name: Annotated[str, tyro.conf.Positional, option("DATA")],
+    *,
+    source: Annotated[Path | None, option("DIR", "downloaded")] = None,
+) -> None:
     """Get a data set for figures at paper scale.
 
     Args:
         name: cifar10, cifar100, tiny-imagenet, wikitext-2 or wikitext-103.
-        source: a folder with its Parquet, image or text files; downloaded from huggingface.co if not given.
+        source: a folder with its Parquet, image or text files; without one it comes from huggingface.co.
+
+    Examples:
+        edgewise prepare cifar10
+        edgewise prepare cifar10 --source my/files
     """
     print(sources.prepare(name, source))
 
 
 def inspect_setup(
-    target: Annotated[str, tyro.conf.Positional],
+    target: Annotated[str, tyro.conf.Positional, option("FILE.py:FUNCTION")],
     *,
-    max_updates: int = 200,
-    seed: int = 0,
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
-    page: Path | None = None,
+    max_updates: Annotated[int, option("N")] = 200,
+    seed: Annotated[int, option("N")] = 0,
+    json_file: Annotated[Path | None, option("FILE", "not written", name="json")] = None,
+    page: Annotated[Path | None, option("FILE", "not written")] = None,
 ) -> None:
     """Find what rate your model bears, whether it needs warmup, and what is odd: a table, and a page if asked for.
 
     Args:
-        target: FILE.py:FUNCTION, a function that returns model, optimizer, loss_fn and batches.
-        max_updates: of the trial; all else costs about as much as 100 more.
+        target: a function that returns model, optimizer, loss_fn and batches; setup if only the file is named.
+        max_updates: updates of the trial; all else costs about as much as 100 more.
         seed: of the start vector of the curvature.
         json_file: where to write all numbers and sentences as JSON.
         page: where to write the page: one HTML file, readable offline.
+
+    Examples:
+        edgewise inspect setup.py
+        edgewise inspect train.py:setup --page inspect.html --json inspect.json
     """
     positive_count("max_updates", max_updates)
     for file in (json_file, page):
@@ -150,9 +202,11 @@ def inspect_setup(
         with terminal.inspecting(console) as move:
             result = inspect(*subject, max_updates=max_updates, seed=seed, on_progress=move).as_dict()
     except KeyboardInterrupt:
-        sys.exit("\nedgewise: interrupted; nothing was changed, and nothing is kept.")
+        command_line.leave(
+            INTERRUPTED, "\nedgewise: interrupted; nothing was changed: run the same command again."
+        )
     except Exception as error:
-        if setup_file.user_lines(error):
+        if user_errors.own_line(error):
             raise setup_file.SetupError(setup_file.raised_by(error, target)) from error
         if isinstance(error, TypeError):  # what setup() returned is of the wrong kind
             raise setup_file.SetupError(f"{target}: {error}") from error
@@ -191,16 +245,13 @@ def _run(
                 on_notice=lambda notice: _print_notices([notice], console),
             )
     except Exception as error:
-        if _of_a_run(error):  # the others are finished: shown, if that can be, before it is raised
+        if run_id := run_of(error):  # the others are finished: shown, if that can be
             with contextlib.suppress(StoreError):
                 _finish(Store.open(out))
+            message = f"edgewise: run {run_id} raised {user_errors.in_short(error)}"
+            command_line.leave(FAILED, user_errors.told(error, message, Failures(Folder(out)).file(run_id)))
         raise
     _finish(store)
-
-
-def _of_a_run(error: Exception) -> bool:
-    """Whether the error is one from inside a run, which it notes."""
-    return bool(getattr(error, "__notes__", None))
 
 
 def _finish(store: Store) -> None:
@@ -216,29 +267,18 @@ def _print_notices(notices: list[str], console: Console) -> None:
         console.print(f"note: {notice}", soft_wrap=True, markup=False, highlight=False)
 
 
+COMMANDS: dict[str, command_line.Command] = {
+    "demo": demo,
+    "list": list_figures,
+    "inspect": inspect_setup,
+    "figure": figure,
+    "sweep": sweep_own,
+    "status": status,
+    "report": rebuild_report,
+    "prepare": prepare,
+}
+
+
 def main() -> None:
     """Run the command line."""
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            {
-                "demo": demo,
-                "inspect": inspect_setup,
-                "figure": figure,
-                "sweep": sweep_own,
-                "status": status,
-                "report": rebuild_report,
-                "prepare": prepare,
-            },
-            prog="edgewise",
-            description="Learning-rate warmup that knows the edge of stability.",
-        )
-    except (EdgewiseError, ValueError) as error:
-        if _of_a_run(error):  # a bug there wants its traceback
-            raise
-        sys.exit(f"edgewise: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nedgewise: interrupted; finished runs are kept, run the same command again to continue.")
-
-
-if __name__ == "__main__":
-    main()
+    command_line.run(COMMANDS, "Learning-rate warmup that knows the edge of stability.")

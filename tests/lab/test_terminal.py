@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.text import Text
 
-from edgewise.lab import terminal
+from edgewise.lab import overview, terminal
 from edgewise.lab.recipes import RECIPES, Claim
 from edgewise.lab.report import presentation
 from edgewise.lab.results import progress
@@ -197,3 +197,76 @@ def test_names_in_a_folder_are_no_markup(tmp_path):
     assert "[/]\ufffd[2J" in text
     assert "[bold]" in text
     assert "[red]" in text
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def log(width=80):
+    """A console whose output goes into a file."""
+    return Console(file=io.StringIO(), width=width)
+
+
+def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end():
+    a, b = (tiny(seed=seed, num_steps=100) for seed in range(2))
+    recorder, clock = log(), Clock()
+    with terminal.bars({"fig1": [(a, b)], "fig2": [(b,)]}, recorder, clock) as move:
+        for steps in range(0, 61, 3):  # one of a in a second
+            clock.now = 1000 + steps
+            move(state({a: steps, b: 0}))
+        clock.now = 1061
+        move(state({a: 100, b: 100}, finished=[a, b]))
+    assert recorder.file.getvalue().splitlines() == [
+        "0%  runs 0/2",
+        "6%  runs 0/2 1 running  0:03:08 left",
+        "12%  runs 0/2 1 running  0:02:56 left",
+        "18%  runs 0/2 1 running  0:02:44 left",
+        "24%  runs 0/2 1 running  0:02:32 left",
+        "30%  runs 0/2 1 running  0:02:20 left",
+        "100%  runs 2/2",
+    ]
+
+
+def test_a_log_of_a_continued_sweep_reckons_the_time_left_by_what_it_does_itself():
+    a, b = (tiny(seed=seed, num_steps=100) for seed in range(2))
+    recorder, clock = log(), Clock()
+    with terminal.bars({"fig1": [(a, b)]}, recorder, clock) as move:
+        move(state({a: 100, b: 0}, finished=[a]))
+        clock.now += 20
+        move(state({a: 100, b: 10}, finished=[a]))
+    assert recorder.file.getvalue().splitlines()[-1] == "55%  runs 1/2 1 running  0:03:00 left"
+
+
+def test_a_log_of_an_inspection_says_what_is_done():
+    recorder, clock = log(), Clock()
+    with terminal.inspecting(recorder, clock) as move:
+        move(0, 200, "trial")
+        clock.now += 10
+        move(50, 200, "trial")
+    assert recorder.file.getvalue().splitlines() == ["0%  trial", "25%  trial  0:00:30 left"]
+
+
+def test_bars_and_tables_are_readable_in_sixty_columns(tmp_path):
+    configs = [tiny(seed=seed) for seed in range(12)]
+    recorder = console(width=60)
+    with terminal.bars({"edge-warmup": [tuple(configs)]}, recorder) as move:
+        move(state(dict.fromkeys(configs, 3) | {configs[0]: 6}, finished=configs[:1], failed=configs[1:2]))
+    last = recorder.export_text().rstrip().splitlines()[-1]
+    for words in ("edge-warmup", " 54%", "1/12 10 running 1 failed", "left"):
+        assert words in last
+    assert len("edge-warmup" + last.rpartition("edge-warmup")[2]) <= 60  # what is drawn last
+    figure = FigureRuns(figure="edge-warmup", scale="embedded", run_ids=tuple(c.run_id for c in configs))
+    text = text_of(terminal.status(Store.create(tmp_path / "out", [figure]), 0.0), 60)
+    assert row_of(text, "edge-warmup") == ["edge-warmup", "embedded", "12", "0", "0", "0", "0", "12"]
+    recorder = console(60)
+    terminal.show_overview(overview.rows(tmp_path), recorder)
+    text = recorder.export_text()
+    assert all(len(line) <= 60 for line in text.splitlines())
+    for figure in RECIPES:
+        assert row_of(text, figure)

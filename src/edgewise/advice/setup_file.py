@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,6 @@ from edgewise.loss.checks import LossFunction
 
 DEFAULT = "setup"  # the function, where the file alone is named
 _PARTS = ("model", "optimizer", "loss_fn", "batches")
-_PACKAGE = Path(__file__).parents[1]
 _EXAMPLE = (
     "def setup():\n    ...\n    return model, optimizer, loss_fn, batches  "
     "# loss_fn(model, batch) -> the mean loss; batches: a data loader or a list"
@@ -65,31 +63,10 @@ def load(target: str, *, most: int) -> Setup:
 
 
 def raised_by(error: BaseException, what: str) -> str:
-    """Return the words for an error in the user's code: what it is, and its traceback from the user's first line on."""
+    """Return the words for an error in the user's code: what raised, what it is, and what was noted of it."""
     kind = type(error).__name__
     head = f"{what} raised {kind}: {error}" if str(error) else f"{what} raised {kind}"
-    notes = [f"  {note}" for note in getattr(error, "__notes__", [])]
-    return "\n".join([head, *notes, "", user_lines(error).rstrip()])
-
-
-def user_lines(error: BaseException) -> str:
-    """Return the traceback from the user's first line on, without edgewise's own; empty if no line is theirs."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [_is_users(frame.filename) for frame in frames]
-    if isinstance(error, SyntaxError):
-        return "".join(traceback.format_exception_only(error))
-    if not any(own):
-        return ""
-    kept = [frame for frame in frames[own.index(True) :] if _PACKAGE not in Path(frame.filename).parents]
-    return "".join(traceback.format_list(kept))
-
-
-def _is_users(filename: str) -> bool:
-    """Whether code is neither edgewise's, nor of an installed package, nor of Python itself."""
-    path = Path(filename)
-    outside = {_PACKAGE, Path(traceback.__file__).parent}
-    is_installed = "site-packages" in path.parts or "dist-packages" in path.parts
-    return not (filename.startswith("<") or is_installed or outside & set(path.parents))
+    return "\n".join([head, *(f"  {note}" for note in getattr(error, "__notes__", []))])
 
 
 def _parsed(target: str) -> tuple[Path, str]:

@@ -1,6 +1,7 @@
 """What is left to train, in an order that depends on results: rates are climbed until training fails."""
 
 import itertools
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,12 @@ def ladders(configs: Sequence[RunConfig]) -> list[Ladder]:
         same = replace(config, optimizer=replace(config.optimizer, lr=1.0))
         rungs.setdefault(same, []).append(config)
     return [tuple(sorted(ladder, key=lambda config: config.optimizer.lr)) for ladder in rungs.values()]
+
+
+def run_of(error: BaseException) -> str | None:
+    """Return the id of the run that raised an error, as `Work.fail` noted it; None if it is of no run."""
+    found = (re.match(r"in run (\w+): ", note) for note in getattr(error, "__notes__", []))
+    return next((match[1] for match in found if match), None)
 
 
 def leads_on(cell: Cell, trained_below: bool) -> bool:

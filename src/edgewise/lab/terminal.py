@@ -1,7 +1,10 @@
 """Progress in the terminal, with the time left, and tables: of a sweep's findings, and of an inspection's."""
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
@@ -11,6 +14,7 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     Task,
     TaskProgressColumn,
     TextColumn,
@@ -23,7 +27,8 @@ from rich.text import Text
 from edgewise.lab import sweep
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.ladders import Ladder
-from edgewise.lab.recipes import RECIPES
+from edgewise.lab.overview import Row
+from edgewise.lab.recipes import RECIPES, SCALES
 from edgewise.lab.report import presentation
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results import progress
@@ -36,40 +41,104 @@ _MARKS = {  # of the lines of an inspection, by level
     "bad": "[bold red]✗[/bold red]",
     "unknown": "[dim]?[/dim]",
 }
+_ROOMY, _WIDE = 76, 100  # columns that a bar needs, and one with a title
 _TITLE_WIDTH = 18
+_LINE_SECONDS = 10.0  # between two lines of progress, where no bar can move
 _MOST_FAILURES = 20  # shown one by one
 _STALE_SECONDS = 20  # a sweep that has not noted its progress for so long is gone
 
+Clock = Callable[[], float]
+
 
 @contextmanager
-def bars(planned: dict[str, list[Ladder]], console: Console) -> Iterator[sweep.Progress]:
-    """Show a line a figure: a bar in optimizer steps, counts of runs, time left; yields what moves them."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[counts]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, console=console) as lines:
+def bars(
+    planned: dict[str, list[Ladder]], console: Console, clock: Clock = time.monotonic
+) -> Iterator[sweep.Progress]:
+    """Show how far each figure is, in optimizer steps and in runs, with the time left; yields what moves it.
+
+    A bar a figure; in a log, where nothing can move, a line every ten seconds for all of them.
+    """
+    runs = {figure: list(chain.from_iterable(ladders)) for figure, ladders in planned.items()}
+    totals = {figure: sum(config.num_steps for config in configs) for figure, configs in runs.items()}
+    if not console.is_interactive:
+        distinct = list({config.run_id: config for configs in runs.values() for config in configs}.values())
+        total = sum(config.num_steps for config in distinct)
+        lines = _Lines(console, clock)
+
+        def tell(state: sweep.State) -> None:
+            steps = sum(state.steps[config.run_id] for config in distinct)
+            lines.tell(steps, total, f"runs {_counts(distinct, state)}")
+
+        yield tell
+        lines.end()
+        return
+    with Progress(*_columns(console.width), console=console) as shown:
         tasks: dict[str, Task] = {}
 
         def move(state: sweep.State) -> None:
-            for figure, ladders in planned.items():
-                configs = list(chain.from_iterable(ladders))
+            for figure, configs in runs.items():
                 if figure not in tasks:
-                    total = sum(config.num_steps for config in configs)
-                    task_id = lines.add_task(_short_title(figure), total=total, start=False, counts="")
-                    tasks[figure] = next(task for task in lines.tasks if task.id == task_id)
+                    title = _short_title(figure) if console.width >= _WIDE else figure
+                    task_id = shown.add_task(title, total=totals[figure], start=False, counts="")
+                    tasks[figure] = next(task for task in shown.tasks if task.id == task_id)
                 completed = sum(state.steps[config.run_id] for config in configs)
                 if completed and not tasks[figure].started:
-                    lines.start_task(tasks[figure].id)
-                counts = _counts(configs, state)
-                lines.update(tasks[figure].id, completed=completed, counts=counts)
+                    shown.start_task(tasks[figure].id)
+                shown.update(tasks[figure].id, completed=completed, counts=_counts(configs, state))
 
         yield move
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Return what a line of progress is made of: without its bar and the time behind it where that is too much."""
+    roomy = width >= _ROOMY
+    return [
+        TextColumn("{task.description}"),
+        *([BarColumn(bar_width=16)] if roomy else []),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[counts]}"),
+        *([TimeElapsedColumn()] if roomy else []),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    ]
+
+
+class _Lines:
+    """Says now and then, a line each, how far the work is and how much time is left."""
+
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self._console, self._clock = console, clock
+        self._told = -math.inf  # when
+        self._start: tuple[float, float] | None = None  # when it began, and what was done by then
+        self._last = ""
+
+    def tell(self, done: float, total: float | None, words: str) -> None:
+        """So much is done, of so much; say so, if that has not been said just now."""
+        now = self._clock()
+        if self._start is None or done < self._start[1]:
+            self._start = now, done
+        share = f"{100 * done / total:.0f}%" if total else "0%"
+        self._last = f"{share}  {words}{self._left(now, done, total)}"
+        if now - self._told >= _LINE_SECONDS:
+            self._print(now)
+
+    def end(self) -> None:
+        """Say how it ended, unless that was the last line."""
+        if self._last:
+            self._print(self._clock())
+
+    def _print(self, now: float) -> None:
+        self._told = now
+        self._console.print(self._last, soft_wrap=True, highlight=False)
+        self._last = ""
+
+    def _left(self, now: float, done: float, total: float | None) -> str:
+        assert self._start is not None
+        behind = done - self._start[1]
+        if not total or behind <= 0 or done >= total:
+            return ""
+        seconds = math.ceil((total - done) * (now - self._start[0]) / behind)
+        return f"  {timedelta(seconds=seconds)} left"
 
 
 def _counts(configs: list[RunConfig], state: sweep.State) -> str:
@@ -90,10 +159,12 @@ def status(store: Store, now: float) -> Table:
     finished, failed = store.runs.finished(), store.failures.ids()
     noted, steps = progress.read(store.folder)
     running = set(steps) - finished if abs(now - noted) < _STALE_SECONDS else set()
-    table = Table(title=escape(one_line(str(store.path))), box=HORIZONTALS, expand=True)
+    title = escape(one_line(str(store.path)))
+    table = Table(title=title, box=HORIZONTALS, padding=0, show_edge=False, expand=True)
     columns = ("figure", "scale", "runs", "done", "running", "failed", "beyond", "waiting")
     for name in columns:
-        table.add_column(name, justify="left" if name in columns[:2] else "right")
+        is_word = name in columns[:2]
+        table.add_column(name, justify="left" if is_word else "right", no_wrap=not is_word, overflow="fold")
     for figure in store.figures:
         ids = set(figure.run_ids)
         beyond = (ids & store.beyond) - finished
@@ -140,19 +211,46 @@ def findings(figures: Sequence[FigureResults]) -> Table:
 
 
 @contextmanager
-def inspecting(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """Show one bar, with what comes now and the time left; yields what moves it: done, of how much, and what now."""
+def inspecting(console: Console, clock: Clock = time.monotonic) -> Iterator[Callable[[int, int, str], None]]:
+    """Show how far an inspection is, what comes now and the time left: a bar, or lines as for a sweep.
+
+    Yields what moves it: done, of how much, and what now.
+    """
+    if not console.is_interactive:
+        lines = _Lines(console, clock)
+        yield lines.tell
+        lines.end()
+        return
+    roomy = console.width >= _ROOMY
     columns = (
         TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=24 if roomy else 8),
         TaskProgressColumn(),
-        TimeElapsedColumn(),
+        *([TimeElapsedColumn()] if roomy else []),
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    with Progress(*columns, console=console, transient=True) as lines:
-        task = lines.add_task("reading batches", total=None)
-        yield lambda done, total, doing: lines.update(task, completed=done, total=total, description=doing)
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task("reading batches", total=None)
+        yield lambda done, total, doing: shown.update(task, completed=done, total=total, description=doing)
+
+
+def show_overview(rows: Sequence[Row], console: Console) -> None:
+    """Show all figures: a table, or a line each where it goes into a file or another program."""
+    if not console.is_interactive:
+        for row in rows:
+            trained = row.trained or "-"
+            line = f"{row.figure:<12}  {row.takes:<7}  {trained:<20}  {row.title}"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        return
+    table = Table(box=HORIZONTALS, padding=(0, 1, 0, 0), show_edge=False)
+    for name, is_broken in (("figure", False), ("what it shows", True), ("takes", False), ("trained", True)):
+        table.add_column(name, no_wrap=not is_broken)
+    for row in rows:
+        table.add_row(*map(escape, (row.figure, row.title, row.takes, row.trained or "-")))
+    console.print(table)
+    scales = ", ".join(SCALES)
+    console.print(f"Times are about those at scale embedded on two cores. Scales: {scales}.", highlight=False)
 
 
 def inspection(result: Mapping[str, Any]) -> Table:
@@ -186,7 +284,7 @@ def _row(line: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _short_title(figure: str) -> str:
-    """Return the id and as much of the title as leaves room for the bar in 80 columns."""
+    """Return the id and the beginning of the title."""
     title = RECIPES[figure].title if figure in RECIPES else ""
     if not title:
         return figure

@@ -1,11 +1,12 @@
 """Processes on this machine, one thread each, so that a run's numbers do not depend on how many there are."""
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -58,7 +59,9 @@ def run(
 
         def submit(configs: list[RunConfig]) -> None:
             for config in configs:
-                pending[pool.submit(_train_and_store, index[config.run_id], config)] = config
+                with _ctrl_c_blocked():  # a process inherits that, and imports torch undisturbed
+                    future = pool.submit(_train_and_store, index[config.run_id], config)
+                pending[future] = config
                 begun.append(config.run_id)
             started.update(multiprocessing.active_children())
 
@@ -89,6 +92,19 @@ def run(
     work.raise_first_error()
 
 
+@contextlib.contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Put off Ctrl-C, where the system can: it comes when this ends, in each process for itself."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _ended_by_ctrl_c(workers: set[BaseProcess]) -> bool:
     for process in workers:
         process.join(_POLL_SECONDS)
@@ -99,6 +115,8 @@ def _start_worker(counters: Any, results: Path, recipe_file: Path | None) -> Non
     global _steps_done, _results, _recipe_error  # noqa: PLW0603 - a worker's only state, set once
     _steps_done, _results = counters, Folder(results)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C leave without a traceback
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker.prepare(recipe_file)
