@@ -1933,9 +1933,23 @@ FAULTS = [
     Fault(
         name="gradients of one update compared with those of another",
         file="warmup/gradients.py",
-        old="if self._updates.made != self._update or all(",
-        new="if all(",
+        old="if self._updates.made != self._update or not noted:",
+        new="if not noted:",
         test="warmup/test_transients.py",
+    ),
+    Fault(
+        name="gradients that were unscaled after observe go unnoticed",
+        file="warmup/gradients.py",
+        old="if not self._is_first and all(stands",
+        new="if all(stands",
+        test="warmup/test_transients.py",
+    ),
+    Fault(
+        name="slopes of other gradients grow the rate beyond all numbers",
+        file="warmup/rate_table.py",
+        old="min(_MOST, speed * (update - since))",
+        new="speed * (update - since)",
+        test="warmup/test_rate_table.py",
     ),
     Fault(
         name="gradients compared before the last hook",

@@ -79,7 +79,7 @@ def figure(
         name: fig1 to fig31, table1, all of these, edge-warmup or warmups; edgewise list says what they show.
         scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
         out: results folder; a second call continues there.
-        engine: what runs the training: "local" (processes here), "vectorized" (many runs as one batch), "ray" or "slurm".
+        engine: what runs the training: "local" (processes here), "vectorized" (many runs as a batch), "ray" or "slurm".
         slurm: settings of the jobs of engine "slurm", NAME=VALUE each: see docs/laboratory.md.
         workers: processes that train.
 
@@ -107,7 +107,7 @@ def sweep_own(
     Args:
         file: a Python file with a function configs() that returns a list of RunConfig.
         out: results folder; a second call continues there.
-        engine: what runs the training: "local" (processes here), "vectorized" (many runs as one batch), "ray" or "slurm".
+        engine: what runs the training: "local" (processes here), "vectorized" (many runs as a batch), "ray" or "slurm".
         slurm: settings of the jobs of engine "slurm", NAME=VALUE each: see docs/laboratory.md.
         workers: processes that train.
 

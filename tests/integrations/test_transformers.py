@@ -216,9 +216,7 @@ def test_a_training_that_begins_again_with_smaller_batches_begins_its_warmup_aga
 
 
 def test_the_page_runs_in_order(tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "transformers.md").read_text(
-        encoding="utf-8"
-    )
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "transformers.md").read_text(encoding="utf-8")
     first, other, replay = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     made = trainer_of(tmp_path, max_steps=12, lr_scheduler_type="cosine")
     names = {"model": made.model, "arguments": made.args, "dataset": made.train_dataset, "num_steps": 12}

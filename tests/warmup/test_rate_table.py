@@ -3,6 +3,8 @@
 Ladder: closed form (tables of a few entries, linear warmup). Cannot see: how a warmup fills it.
 """
 
+import math
+
 import pytest
 
 from edgewise.warmup.rate_table import RateTable
@@ -48,3 +50,14 @@ def test_linear_warmup_goes_on_from_where_it_is():
     end = table.go_linear(4, 0.5)
     assert factors(table, 12) == pytest.approx([0.5] * 5 + [0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0])
     assert (table.reached, end) == (9, 10)
+
+
+def test_it_grows_exponentially_up_to_the_target():
+    table = RateTable(10)
+    table.begin(0, 0.125)
+    table.grow(2, math.log(2) / 2)
+    assert table.factor_at(2) == pytest.approx(0.25)
+    table.grow(4, -math.log(2) / 2)
+    assert table.factor_at(4) == pytest.approx(0.125)
+    table.grow(5, 1e4)  # what slopes of other gradients may say
+    assert table.factor_at(5) == 1.0

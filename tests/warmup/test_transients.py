@@ -347,6 +347,27 @@ def test_unscaling_before_observe_is_fine_and_clipping_after_it_is_told(make, la
 
 
 @every_warmup
+def test_clipping_that_hides_a_loss_scaling_is_told_and_ends_nothing(make):
+    """Clipped while scaled, and unscaled by the scaler's own step: torch's kernel leaves version counters alone."""
+    run = Run(lr=0.1)
+    warmup = make(run.optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for t in range(5):
+            run.optimizer.zero_grad()
+            loss = run.loss(t)
+            scaler.scale(loss).backward()
+            nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+            warmup.observe(lambda t=t: run.loss(t), loss=loss.detach())
+            scaler.step(run.optimizer)
+            scaler.update()
+            warmup.step()
+    assert sum("unscale them" in str(w.message) for w in caught) == 1
+    assert 0 < run.optimizer.param_groups[0]["lr"] <= 0.1
+
+
+@every_warmup
 def test_a_skipped_step_or_one_with_a_closure_is_not_compared_with_the_next(make):
     run = Run(lr=0.1)
     warmup = make(run.optimizer)

@@ -299,11 +299,8 @@ class EdgeWarmup(AdaptiveWarmup):
             self._finish()
 
     def _grow(self, speed: float) -> None:
-        """Let the rate grow exponentially over the updates since it was last set."""
-        since, factor = self._table.rates[-1]
-        if self._watch.share < 1:  # the rate is not the one that was measured
-            speed = min(0.0, speed)
-        self._table.set(self._updates.made, min(1.0, factor * math.exp(speed * (self._updates.made - since))))
+        """Let the rate grow exponentially, but not where it is not the one that was measured."""
+        self._table.grow(self._updates.made, speed if self._watch.share == 1 else min(0.0, speed))
 
     def _settle(self) -> None:
         """See whether the rate still grows: if not, stop climbing, or finish."""

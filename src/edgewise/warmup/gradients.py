@@ -22,11 +22,13 @@ class GradientWatch:
     """Warns, once, where gradients change between `observe` and the update: clipped too late, replaced, noise added.
 
     A write shows in a tensor's version counter. Only where there was one are values compared, a few of them, so that
-    clipping that changes nothing is not taken for a change.
+    clipping that changes nothing is not taken for a change. Those of the first update always are: torch's kernel that
+    unscales gradients leaves no trace.
     """
 
     def __init__(self, optimizer: Optimizer, updates: UpdateCount, *, is_on: bool = True) -> None:
         self.warned = False
+        self._is_first = True  # nothing was compared yet
         self._optimizer, self._updates = optimizer, updates
         self._update = -1  # that was measured
         self._noted: list[
@@ -68,8 +70,11 @@ class GradientWatch:
         """Warn if the gradients are not those that were noted for the coming update."""
         noted, values = self._noted, self._values
         self.forget()
-        if self._updates.made != self._update or all(stands(*each) for each in noted):
+        if self._updates.made != self._update or not noted:
             return
+        if not self._is_first and all(stands(*each) for each in noted):
+            return
+        self._is_first = False
         before = _joined([entries for _, entries in values])
         now = _joined([_entries(p.grad) if p.grad is not None else torch.zeros_like(e) for p, e in values])
         if not (now - before).norm() > _SAME * before.norm():

@@ -10,6 +10,7 @@ from edgewise.warmup.state import Saved
 STEP_BACK = 0.5  # factor on a rate at which the loss has shot up
 # Of the first rate that was measured: a loss that rises below that does not rise because of the rate.
 _LOWEST = 2.0**-9
+_MOST = 100.0  # log-growth, from any factor to 1: slopes that are not of the update may say thousands
 
 
 class RateTable:
@@ -51,6 +52,11 @@ class RateTable:
         if self.rates[-1][0] == update:  # a step that was skipped
             self.rates.pop()
         self.rates.append((update, factor))
+
+    def grow(self, update: int, speed: float) -> None:
+        """Let the latest factor grow exponentially since its update, at a speed an update, up to 1."""
+        since, factor = self.rates[-1]
+        self.set(update, min(1.0, factor * math.exp(min(_MOST, speed * (update - since)))))
 
     def is_lowest(self, update: int) -> bool:
         """Whether the rate has been halved so often that it cannot be why the loss rises."""
