@@ -19,9 +19,9 @@
 #
 # $$\theta_{t+1} = \theta_t - \eta\, \frac{\hat{m}_t}{\sqrt{\hat{v}_t} + \epsilon}$$
 #
-# Write this as a plain momentum step that is divided, entry by entry, by
+# The same step, written with $m_t$ itself, divides it entry by entry by a number $P$:
 #
-# $$P = (1 - \beta_1^t) \left( \sqrt{\hat{v}_t} + \epsilon \right)$$
+# $$\theta_{t+1} = \theta_t - \eta P^{-1} m_t, \qquad P = (1 - \beta_1^t) \left( \sqrt{\hat{v}_t} + \epsilon \right)$$
 #
 # This $P$ is called the **preconditioner**. A parameter with large gradients gets a large entry, and so
 # smaller steps.
@@ -29,8 +29,8 @@
 # ## The curvature that Adam feels
 #
 # Measure each parameter in steps of Adam, that is multiply it by the root of its entry of $P$. In these units
-# Adam is gradient descent with momentum, and the matrix of second derivatives, $H$, becomes
-# $P^{-1/2} H P^{-1/2}$. Its largest eigenvalue
+# nothing is divided any more: Adam is gradient descent with a momentum that is an average. And the matrix of
+# second derivatives, $H$, becomes $P^{-1/2} H P^{-1/2}$. Its largest eigenvalue
 #
 # $$\lambda_P = \lambda_{\max}\left( P^{-1/2} H P^{-1/2} \right)$$
 #
@@ -89,6 +89,7 @@ for color, (rate, (_, rows)) in zip(("#0072B2", "#D55E00"), runs.items(), strict
     right.semilogy(steps, [row.sharpness for row in rows], color=color, label=f"rate {rate}")
     right.axhline(2 / rate, color=color, ls=":", lw=1)
 left.set(xlabel="update", ylabel="preconditioned sharpness", title="38/rate (dashed) holds it")
+right.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
 right.set(xlabel="update", ylabel="sharpness", title="2/rate (dotted) means nothing here")
 left.legend()
 plt.show()
@@ -108,24 +109,36 @@ for rate, (losses, rows) in runs.items():
     print(f"   last 15 measurements: {sum(late) / len(late):.2f} times 38/rate in the mean")
     print(f"   last sharpness: {rows[-1].sharpness:.3g}, {rows[-1].sharpness * rate / 2:.2g} times 2/rate")
 
+# %% tags=["remove_cell"]
+# What the text says of the runs.
+for losses, rows in runs.values():
+    assert rows[0].fraction > 2
+    assert min(row.fraction for row in rows) < 0.5
+    assert all(0.7 < row.fraction < 1.3 for row in rows[-15:])
+    assert all(row.sharpness * row.lr / 2 < 0.1 for row in rows)
+    assert rows[-1].sharpness > rows[0].sharpness
+    assert losses[-1] < losses[0] / 4
+
+
 # %% [markdown]
 # Three things are worth a look.
 #
 # **Adam starts sharp.** In the first update $\sqrt{\hat{v}_1}$ is the size of the gradient itself. Many
 # gradients of a fresh network are tiny, so many entries of $P$ are tiny, and what is divided by them is
-# large. The first value is far above the edge, whatever the network. It falls within the first updates, as
-# the average $v$ fills. This is why Adam likes a warmup, and what [GI-Adam](gi_adam.md) changes.
+# large. The first value is far above all that follow, here above the edge as well. It falls within the first
+# updates, as the average $v$ fills. This is why Adam likes a warmup, and what [GI-Adam](gi_adam.md) changes.
 #
 # **Then it sharpens, up to 38/rate.** After the fall the preconditioned sharpness rises, meets the edge of
 # its rate and hovers there, as that of gradient descent does at 2/rate.
 #
-# **The plain sharpness knows nothing of it.** It is a small part of 2/rate all the time, and it goes on
-# rising while the run is at its edge. Who reads it would call this run safe.
+# **The plain sharpness knows nothing of it.** It is a small part of 2/rate all the time, and nothing in it
+# tells when a run has come to its edge.
 #
 # ## What to take away
 #
 # - For Adam, look at the preconditioned sharpness. Its edge is 38/rate at the usual settings.
-# - The value at the first update is always high. It is a fact of Adam's start, not of your network.
+# - The value at the first update is much higher than those that follow. It is a fact of Adam's start, not of
+#   your network.
 # - $P$ is that of the *next* update: it already holds the gradient of the batch it is measured on. So measure
 #   between `backward()` and `step()`, or let [`Monitor`](../sharpness.md#following-a-run) do it.
 # - With small batches the edge is met lower than 38/rate.

@@ -140,6 +140,15 @@ for rate, (losses, rows) in runs.items():
     print(f"   in these the loss rose {rises} times, from {losses[-200]:.4f} to {losses[-1]:.4f}")
     print(f"   the monitor calls it: {rows[-1].regime}")
 
+# %% tags=["remove_cell"]
+# What the text says of the runs.
+for losses, rows in runs.values():
+    assert rows[-1].sharpness > rows[0].sharpness
+    assert all(0.8 < row.fraction < 1.3 for row in rows[-25:])
+    assert losses[-1] < losses[0] / 4
+    assert any(after > before for before, after in zip(losses[-200:], losses[-199:], strict=False))
+
+
 # %% [markdown]
 # ## What to take away
 #

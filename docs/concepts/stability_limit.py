@@ -66,9 +66,8 @@ for product in (0.99 * limit, 1.01 * limit):
 #
 # Adam divides each entry of the step by its own number. [Adam's page](adam.md) calls these numbers $P$, and
 # measures the curvature with them divided out. What is left is a momentum that is an average, not a sum: it
-# multiplies each gradient by $1 - \beta_1$. That factor has been put into $P$, so the step is again a sum
-# with $\beta = \beta_1$. But $P$ is smaller by that factor, and the measured curvature larger. Hence the
-# limit is larger, too:
+# multiplies each gradient by $1 - \beta_1$. So its steps are those of a sum at the rate $\eta(1 - \beta_1)$.
+# With this in place of $\eta$, and $\beta_1$ in place of $\beta$, the limit becomes
 #
 # $$\eta\lambda = \frac{2(1 + \beta_1)}{1 - \beta_1}$$
 #
@@ -144,12 +143,22 @@ right.set(xlabel="momentum (of Adam: β₁)", ylabel="stability limit")
 right.legend()
 plt.show()
 
+# %% tags=["remove_cell"]
+# What the text says of the runs.
+assert below[-1] < 1 < above[-1]
+assert all(
+    abs(m / formula(b) - 1) < 1e-9
+    for name, (_, formula) in KINDS.items()
+    for m, b in zip(measured[name], MOMENTA, strict=True)
+)
+
+
 # %% [markdown]
 # *Left: the same parabola, 1 % below and 1 % above the limit. Right: what the optimizers answer (dots), and
 # the formulas (lines).*
 #
-# Momentum in its plain form raises the limit, at most to 4. Nesterov's form lowers it. Adam's limit looks
-# large because its average takes smaller steps than a sum would, not because Adam bears more.
+# Momentum in its plain form raises the limit, at most to 4. Nesterov's form lowers it. Adam's limit is large
+# because an average makes smaller steps than a sum, not because Adam bears more.
 #
 # ## What to take away
 #
