@@ -82,10 +82,10 @@ for product in (0.99 * limit, 1.01 * limit):
 #
 # $$\theta_{t+1} = \theta_t - \eta P^{-1} \sum_{k \ge 0} c_k\, g_{t-k}$$
 #
-# where $c_k$ is the weight of the gradient $k$ updates ago. A single gradient, and zeros after it, shows all
-# the weights, one by one. The polynomial follows from them, and the limit is the smallest $\eta\lambda$ at
-# which one of its solutions has the size one. It is also checked that the update is such a sum. If it is not,
-# the result says so and there is no number.
+# where $c_k$ is the weight of the gradient $k$ updates ago. Change a single gradient, and all later updates
+# show the weights, one by one. The polynomial follows from them, and the limit is the smallest $\eta\lambda$
+# at which one of its solutions has the size one. It is also checked that the update is such a sum. If it is
+# not, the result says so and there is no number.
 
 # %%
 weight = torch.nn.Parameter(torch.zeros(3))
