@@ -64,7 +64,13 @@ def loss_fn(model, batch):
 def train(rate, num_updates=360):
     """Return the loss of each update, and what the monitor measured."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    model = nn.Sequential(
+        nn.Linear(64, 64),
+        nn.Tanh(),
+        nn.Linear(64, 64),
+        nn.Tanh(),
+        nn.Linear(64, 10),
+    )
     rows, losses = [], []
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     monitor = ew.Monitor(model, optimizer, loss_fn, every=8, log=rows.append)
@@ -82,15 +88,30 @@ runs = {rate: train(rate) for rate in (0.003, 0.006)}
 
 # %% tags=["remove_input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-for color, (rate, (_, rows)) in zip(("#0072B2", "#D55E00"), runs.items(), strict=True):
+for color, (rate, (_, rows)) in zip(
+    ("#0072B2", "#D55E00"), runs.items(), strict=True
+):
     steps = [row.step for row in rows]
-    left.semilogy(steps, [row.preconditioned_sharpness for row in rows], color=color, label=f"rate {rate}")
+    left.semilogy(
+        steps,
+        [row.preconditioned_sharpness for row in rows],
+        color=color,
+        label=f"rate {rate}",
+    )
     left.axhline(38 / rate, color=color, ls="--", lw=1)
-    right.semilogy(steps, [row.sharpness for row in rows], color=color, label=f"rate {rate}")
+    right.semilogy(
+        steps, [row.sharpness for row in rows], color=color, label=f"rate {rate}"
+    )
     right.axhline(2 / rate, color=color, ls=":", lw=1)
-left.set(xlabel="update", ylabel="preconditioned sharpness", title="38/rate (dashed) holds it")
+left.set(
+    xlabel="update",
+    ylabel="preconditioned sharpness",
+    title="38/rate (dashed) holds it",
+)
 right.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
-right.set(xlabel="update", ylabel="sharpness", title="2/rate (dotted) means nothing here")
+right.set(
+    xlabel="update", ylabel="sharpness", title="2/rate (dotted) means nothing here"
+)
 left.legend()
 plt.show()
 
@@ -103,11 +124,15 @@ for rate, (losses, rows) in runs.items():
     late = [row.fraction for row in rows[-15:]]
     print(f"rate {rate}: loss {losses[0]:.3f} → {losses[-1]:.4f}")
     print(
-        f"   first update: preconditioned sharpness {rows[0].preconditioned_sharpness:.2g}, "
+        f"   first update: preconditioned sharpness "
+        f"{rows[0].preconditioned_sharpness:.2g}, "
         f"{rows[0].fraction:.1f} times 38/rate"
     )
-    print(f"   last 15 measurements: {sum(late) / len(late):.2f} times 38/rate in the mean")
-    print(f"   last sharpness: {rows[-1].sharpness:.3g}, {rows[-1].sharpness * rate / 2:.2g} times 2/rate")
+    print(f"   mean of the last 15: {sum(late) / len(late):.2f} times 38/rate")
+    print(
+        f"   last sharpness: {rows[-1].sharpness:.3g}, "
+        f"{rows[-1].sharpness * rate / 2:.2g} times 2/rate"
+    )
 
 # %% tags=["remove_cell"]
 # What the text says of the runs.

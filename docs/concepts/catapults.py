@@ -35,7 +35,13 @@ def loss_fn(model, batch):
 def network():
     """Make a network that starts sharp, the same each time."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = nn.Sequential(
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
@@ -43,7 +49,10 @@ def network():
 
 
 first = ew.sharpness(network(), loss_fn, [batch]).value
-print(f"sharpness at the start {first:.1f}: the edge is at rate 2/{first:.1f} = {2 / first:.3f}")
+print(
+    f"sharpness at the start {first:.1f}: "
+    f"the edge is at rate 2/{first:.1f} = {2 / first:.3f}"
+)
 
 # %% [markdown]
 # We train at constant rates, below and above that edge, and measure the sharpness before every update.
@@ -51,10 +60,12 @@ print(f"sharpness at the start {first:.1f}: the edge is at rate 2/{first:.1f} = 
 
 # %%
 def train(product, warmup_steps=1, num_updates=24):
-    """Train at rate = product / first sharpness; return losses, sharpnesses and rates, one an update."""
+    """Train at product / first sharpness; return losses, sharpnesses, rates."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=product / first)
-    warmup = ew.LinearWarmup(optimizer, warmup_steps=warmup_steps)  # 1 is a constant rate
+    warmup = ew.LinearWarmup(
+        optimizer, warmup_steps=warmup_steps
+    )  # 1 is a constant rate
     rows, losses = [], []
     monitor = ew.Monitor(model, optimizer, loss_fn, every=1, log=rows.append)
     for _ in range(num_updates):
@@ -96,23 +107,30 @@ for product, (losses, sharpnesses, _) in constant.items():
 warmed = train(24, warmup_steps=60, num_updates=120)
 losses, sharpnesses, rates = warmed
 print(
-    f"loss {losses[0]:.3g} → {losses[-1]:.3g} after {len(losses)} updates, sharpness {sharpnesses[0]:.3g} → "
-    f"{sharpnesses[-1]:.3g}; without warmup it was lost after {len(constant[24][0])} updates"
+    f"after {len(losses)} updates: loss {losses[0]:.3g} → {losses[-1]:.3g}, "
+    f"sharpness {sharpnesses[0]:.3g} → {sharpnesses[-1]:.3g}"
 )
-above = sum(rate * value > 2 for rate, value in zip(rates, sharpnesses, strict=True))
+print(f"without warmup it was lost after {len(constant[24][0])} updates")
+products = [rate * value for rate, value in zip(rates, sharpnesses, strict=True)]
 print(
-    f"rate × sharpness was above 2 before {above} of {len(rates)} updates, "
-    f"{max(r * s for r, s in zip(rates, sharpnesses, strict=True)):.1f} at most"
+    f"rate × sharpness was above 2 before {sum(p > 2 for p in products)} updates, "
+    f"{max(products):.1f} at most"
 )
 
 # %% tags=["remove_input"]
-figure, axes = plt.subplots(2, 2, figsize=(9, 5.6), sharex="col", sharey="row", layout="constrained")
+figure, axes = plt.subplots(
+    2, 2, figsize=(9, 5.6), sharex="col", sharey="row", layout="constrained"
+)
 COLORS = {1: "#0072B2", 6: "#009E73", 24: "#D55E00"}
 for product, (losses, sharpnesses, _) in constant.items():
-    axes[0, 0].semilogy(losses, color=COLORS[product], label=f"rate {product / first:.2g}")
+    axes[0, 0].semilogy(
+        losses, color=COLORS[product], label=f"rate {product / first:.2g}"
+    )
     axes[1, 0].semilogy(sharpnesses, color=COLORS[product])
     if product < 24:
-        axes[1, 0].axhline(2 * first / product, color=COLORS[product], ls="--", lw=1)
+        axes[1, 0].axhline(
+            2 * first / product, color=COLORS[product], ls="--", lw=1
+        )
 losses, sharpnesses, rates = warmed
 axes[0, 1].semilogy(losses, color=COLORS[24], label=f"warmup to {24 / first:.2g}")
 axes[1, 1].semilogy(sharpnesses, color=COLORS[24])
@@ -135,7 +153,9 @@ assert constant[1][0] == sorted(constant[1][0], reverse=True)
 assert len(constant[24][0]) < 24
 assert warmed[0][-1] < warmed[0][0] / 10
 assert warmed[1][-1] < warmed[1][0] / 5
-assert max(rate * value for rate, value in zip(warmed[2], warmed[1], strict=True)) < 24
+assert (
+    max(rate * value for rate, value in zip(warmed[2], warmed[1], strict=True)) < 24
+)
 
 
 # %% [markdown]

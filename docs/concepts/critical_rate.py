@@ -39,7 +39,9 @@ def loss_fn(model, batch):
 
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+model = nn.Sequential(
+    nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)
+)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 found = ew.critical_lr(model, optimizer, loss_fn, batch, rtol=0.01)
 print(found)
@@ -62,7 +64,7 @@ update = [-g for g in gradients(parameters)]
 
 @torch.no_grad()
 def loss_at(rate):
-    """Return the loss after one step of gradient descent at a rate; the model stays as it was."""
+    """Return the loss after one step at a rate; the model stays as it was."""
     for p, origin, u in zip(parameters, start, update, strict=True):
         p.copy_(origin + rate * u)
     value = loss_fn(model, batch).item()
@@ -73,7 +75,10 @@ def loss_at(rate):
 
 low, high = found.bracket
 print(f"loss at the start {loss_at(0):.5f}")
-print(f"after a step at {low:.4f}: {loss_at(low):.5f}, at {high:.4f}: {loss_at(high):.5f}")
+print(
+    f"after a step at {low:.4f}: {loss_at(low):.5f}, "
+    f"at {high:.4f}: {loss_at(high):.5f}"
+)
 
 # %% [markdown]
 # ## How it relates to the sharpness
@@ -130,10 +135,14 @@ start = [p.detach().clone() for p in parameters]
 update = [-g for g in gradients(parameters)]
 later_rates = torch.linspace(0, 1.3 * later_found.lr, 60).tolist()
 late = [loss_at(rate) for rate in later_rates]
-for name, at, losses, tried in (("start", found, early, rates), ("later", later_found, late, later_rates)):
+for name, at, losses, tried in (
+    ("start", found, early, rates),
+    ("later", later_found, late, later_rates),
+):
     best = tried[losses.index(min(losses))]
     print(
-        f"{name}: critical rate {at.lr:.3f}; the loss along the update is lowest at {best:.3f}, "
+        f"{name}: critical rate {at.lr:.3f}; "
+        f"the loss along the update is lowest at {best:.3f}, "
         f"{best / at.lr:.2f} of it"
     )
 print(f"later, 2/sharpness is {2 / later_sharpness.value:.3f}")
@@ -146,10 +155,21 @@ shown = (
 )
 for panel, (title, tried, losses, at, sharp) in zip(panels, shown, strict=True):
     panel.plot(tried, losses, color="#0072B2")
-    panel.axhline(losses[0], color="gray", lw=1, ls=":", label="loss before the step")
-    panel.axvline(at.lr, color="#D55E00", ls="--", label=f"critical rate {at.lr:.2f}")
-    panel.axvline(2 / sharp.value, color="#009E73", ls="-.", label=f"2/sharpness {2 / sharp.value:.2f}")
-    panel.set(xlabel="learning rate of the one step", ylabel="loss after it", title=title)
+    panel.axhline(
+        losses[0], color="gray", lw=1, ls=":", label="loss before the step"
+    )
+    panel.axvline(
+        at.lr, color="#D55E00", ls="--", label=f"critical rate {at.lr:.2f}"
+    )
+    panel.axvline(
+        2 / sharp.value,
+        color="#009E73",
+        ls="-.",
+        label=f"2/sharpness {2 / sharp.value:.2f}",
+    )
+    panel.set(
+        xlabel="learning rate of the one step", ylabel="loss after it", title=title
+    )
     panel.legend(fontsize=8, loc="upper center")
 plt.show()
 

@@ -59,7 +59,13 @@ def loss_fn(model, batch):
 def network(seed=0):
     """Make a small network; each seed is another one."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    return nn.Sequential(
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
 
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "GI-Adam": ew.GIAdam}
@@ -70,7 +76,10 @@ for name, make in OPTIMIZERS.items():
     result = ew.preconditioned_sharpness(model, loss_fn, [batch], optimizer)
     first[name] = result.value
     print(f"{name}: preconditioned sharpness at the first update {result}")
-print(f"Adam's over GI-Adam's: {first['Adam'] / first['GI-Adam']:.2f}; 1/√(1 − β₂) = {0.001**-0.5:.2f}")
+print(
+    f"Adam's over GI-Adam's: {first['Adam'] / first['GI-Adam']:.2f}; "
+    f"1/√(1 − β₂) = {0.001**-0.5:.2f}"
+)
 
 # %% [markdown]
 # (The small number `eps` that Adam adds to the root is set lower than usual here, as it would blur the factor
@@ -105,7 +114,9 @@ runs = {key: [losses for losses, _ in found] for key, found in trained.items()}
 print("loss after 200 updates, of three seeds; largest loss on the way")
 for (name, rate), losses in runs.items():
     ends = "  ".join(f"{run[-1]:8.5f}" for run in losses)
-    print(f"{name:8} rate {rate:<6} {ends}   {max(max(run) for run in losses):6.2f}")
+    print(
+        f"{name:8} rate {rate:<6} {ends}   {max(max(run) for run in losses):6.2f}"
+    )
 
 # %% tags=["remove_input"]
 COLORS = {"Adam": "#D55E00", "GI-Adam": "#0072B2"}
@@ -114,9 +125,23 @@ for name, color in COLORS.items():
     for i, run in enumerate(runs[name, 0.1]):
         left.semilogy(run, color=color, lw=1.2, label=name if i == 0 else None)
     ends = [[run[-1] for run in runs[name, rate]] for rate in RATES]
-    right.loglog(RATES, [sorted(end)[1] for end in ends], "o-", color=color, label=f"{name}, median")
-    right.fill_between(RATES, [min(end) for end in ends], [max(end) for end in ends], color=color, alpha=0.15)
-left.set(xlabel="update", ylabel="training loss", title="constant rate 0.1, three seeds")
+    right.loglog(
+        RATES,
+        [sorted(end)[1] for end in ends],
+        "o-",
+        color=color,
+        label=f"{name}, median",
+    )
+    right.fill_between(
+        RATES,
+        [min(end) for end in ends],
+        [max(end) for end in ends],
+        color=color,
+        alpha=0.15,
+    )
+left.set(
+    xlabel="update", ylabel="training loss", title="constant rate 0.1, three seeds"
+)
 left.legend()
 right.set(xlabel="constant learning rate", ylabel="training loss after 200 updates")
 right.set_xticks(RATES, [str(rate) for rate in RATES])
@@ -138,15 +163,23 @@ for name in OPTIMIZERS:
         with torch.no_grad():
             active = (model[:4](batch[0]) > 0).any(0)
         shares.append(f"{1 - active.float().mean():.0%}")
-    print(f"{name} at 0.1: units of the second layer that are zero for all images: {', '.join(shares)}")
+    print(
+        f"{name} at 0.1, units of the second layer that are zero for all images: "
+        f"{', '.join(shares)}"
+    )
 
 # %% tags=["remove_cell"]
 # What the text says of the runs.
 ends = {key: sorted(run[-1] for run in found) for key, found in runs.items()}
 assert abs(first["Adam"] / first["GI-Adam"] * 0.001**0.5 - 1) < 0.01
 assert ends["Adam", 0.1][0] > 10 * ends["GI-Adam", 0.1][-1]
-assert all(ends["Adam", rate][-1] < ends["GI-Adam", rate][0] for rate in (0.001, 0.003, 0.01))
-assert min(ends["Adam", rate][1] for rate in RATES) < min(ends["GI-Adam", rate][1] for rate in RATES)
+assert all(
+    ends["Adam", rate][-1] < ends["GI-Adam", rate][0]
+    for rate in (0.001, 0.003, 0.01)
+)
+assert min(ends["Adam", rate][1] for rate in RATES) < min(
+    ends["GI-Adam", rate][1] for rate in RATES
+)
 
 
 # %% [markdown]

@@ -70,7 +70,13 @@ def loss_fn(model, batch):
 def network():
     """Make the same small network each time."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    return nn.Sequential(
+        nn.Linear(64, 64),
+        nn.Tanh(),
+        nn.Linear(64, 64),
+        nn.Tanh(),
+        nn.Linear(64, 10),
+    )
 
 
 print(ew.sharpness(network(), loss_fn, [batch]))
@@ -105,11 +111,26 @@ def train(rate, num_updates=700):
 runs = {rate: train(rate) for rate in RATES}
 
 # %% tags=["remove_input"]
-figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5.4), sharex=True, layout="constrained")
-for color, (rate, (losses, rows)) in zip(("#0072B2", "#D55E00"), runs.items(), strict=True):
-    top.plot([r.step for r in rows], [r.sharpness for r in rows], color=color, label=f"rate {rate}")
+figure, (top, bottom) = plt.subplots(
+    2, 1, figsize=(7, 5.4), sharex=True, layout="constrained"
+)
+for color, (rate, (losses, rows)) in zip(
+    ("#0072B2", "#D55E00"), runs.items(), strict=True
+):
+    top.plot(
+        [r.step for r in rows],
+        [r.sharpness for r in rows],
+        color=color,
+        label=f"rate {rate}",
+    )
     top.axhline(2 / rate, color=color, ls="--", lw=1)
-    top.annotate(f"2/{rate}", (1.01, 2 / rate), xycoords=("axes fraction", "data"), va="center", color=color)
+    top.annotate(
+        f"2/{rate}",
+        (1.01, 2 / rate),
+        xycoords=("axes fraction", "data"),
+        va="center",
+        color=color,
+    )
     bottom.semilogy(losses, color=color, lw=1)
 top.set_ylabel("sharpness")
 top.legend(loc="upper left")
@@ -126,18 +147,31 @@ plt.show()
 # **Progressive sharpening.** The sharpness is not constant. It rises as the network learns, by itself, until
 # it meets the threshold of its rate.
 #
-# **The edge of stability.** There it stops rising, and hovers about $2/\eta$. The smaller rate has the higher
-# threshold, and ends in the sharper place. The loss is no longer smooth. It goes up and down from one update
-# to the next, and falls all the same. A network is not a parabola: when a step overshoots, it lands where the
-# loss curves less, and that brings training back. [The next page](catapults.md) looks at this more closely.
+# **The edge of stability.** There it stops rising, and hovers near $2/\eta$, here a little above. The smaller
+# rate has the higher threshold, and ends in the sharper place. The loss is no longer smooth. It goes up and
+# down from one update to the next, and falls all the same. A network is not a parabola: when a step
+# overshoots, it lands where the loss curves less, and that brings training back. [The next
+# page](catapults.md) looks at this more closely.
 
 # %%
 for rate, (losses, rows) in runs.items():
-    late = [row.fraction for row in rows[-50:]]
-    rises = sum(after > before for before, after in zip(losses[-200:], losses[-199:], strict=False))
-    print(f"rate {rate}: sharpness {rows[0].sharpness:.3g} at the start, {rows[-1].sharpness:.3g} at the end")
-    print(f"   over the last 200 updates, rate × sharpness / 2 is {sum(late) / len(late):.3f} in the mean")
-    print(f"   in these the loss rose {rises} times, from {losses[-200]:.4f} to {losses[-1]:.4f}")
+    late = [row.fraction for row in rows[-25:]]
+    rises = sum(
+        after > before
+        for before, after in zip(losses[-200:], losses[-199:], strict=False)
+    )
+    print(
+        f"rate {rate}: sharpness {rows[0].sharpness:.3g} at the start, "
+        f"{rows[-1].sharpness:.3g} at the end"
+    )
+    print(
+        f"   in the last 200 updates, rate × sharpness / 2 is "
+        f"{sum(late) / len(late):.3f} in the mean"
+    )
+    print(
+        f"   in these the loss rose {rises} times, "
+        f"and went from {losses[-200]:.4f} to {losses[-1]:.4f}"
+    )
     print(f"   the monitor calls it: {rows[-1].regime}")
 
 # %% tags=["remove_cell"]
@@ -146,7 +180,10 @@ for losses, rows in runs.values():
     assert rows[-1].sharpness > rows[0].sharpness
     assert all(0.8 < row.fraction < 1.3 for row in rows[-25:])
     assert losses[-1] < losses[0] / 4
-    assert any(after > before for before, after in zip(losses[-200:], losses[-199:], strict=False))
+    assert any(
+        after > before
+        for before, after in zip(losses[-200:], losses[-199:], strict=False)
+    )
 
 
 # %% [markdown]

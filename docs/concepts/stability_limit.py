@@ -56,10 +56,16 @@ def distances(rate, momentum, num_updates=100):
 
 limit = 2 * (1 + 0.9)
 below, above = distances(0.99 * limit, 0.9), distances(1.01 * limit, 0.9)
-print(f"limit {limit:.1f}; distance after 100 updates: {below[-1]:.2g} below it, {above[-1]:.2g} above it")
+print(
+    f"limit {limit:.1f}; distance after 100 updates: "
+    f"{below[-1]:.2g} below it, {above[-1]:.2g} above it"
+)
 for product in (0.99 * limit, 1.01 * limit):
     roots = np.roots([1, -(1 + 0.9 - product), 0.9])
-    print(f"rate × curvature {product:.3f}: the largest z has size {abs(roots).max():.4f}")
+    print(
+        f"rate × curvature {product:.3f}: "
+        f"the largest z has size {abs(roots).max():.4f}"
+    )
 
 # %% [markdown]
 # ## Adam
@@ -122,22 +128,36 @@ KINDS = {
         lambda b: 2 * (1 + b) / (1 - b),
     ),
 }
-measured = {name: [ew.stability_limit(make(b)).value for b in MOMENTA] for name, (make, _) in KINDS.items()}
+measured = {
+    name: [ew.stability_limit(make(b)).value for b in MOMENTA]
+    for name, (make, _) in KINDS.items()
+}
 for name, (_, formula) in KINDS.items():
-    error = max(abs(m / formula(b) - 1) for m, b in zip(measured[name], MOMENTA, strict=True))
+    error = max(
+        abs(m / formula(b) - 1)
+        for m, b in zip(measured[name], MOMENTA, strict=True)
+    )
     print(f"{name}: the largest difference from the formula is {error:.0e} of it")
 
 # %% tags=["remove_input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 left.semilogy(above, color="#D55E00", lw=1, label="1 % above the limit")
 left.semilogy(below, color="#0072B2", lw=1, label="1 % below the limit")
-left.set(xlabel="update", ylabel="distance to the minimum", title="momentum 0.9 on a parabola")
+left.set(
+    xlabel="update",
+    ylabel="distance to the minimum",
+    title="momentum 0.9 on a parabola",
+)
 left.legend()
 grid = np.linspace(0, 0.95, 200)
-for color, (name, (_, formula)) in zip(("#0072B2", "#009E73", "#D55E00"), KINDS.items(), strict=True):
+for color, (name, (_, formula)) in zip(
+    ("#0072B2", "#009E73", "#D55E00"), KINDS.items(), strict=True
+):
     right.semilogy(grid, formula(grid), color=color, lw=1.2, label=name)
     right.plot(MOMENTA, measured[name], "o", ms=4, color=color)
-right.set_yticks([1, 2, 4, 10, 20, 38, 80], ["1", "2", "4", "10", "20", "38", "80"], minor=False)
+right.set_yticks(
+    [1, 2, 4, 10, 20, 38, 80], ["1", "2", "4", "10", "20", "38", "80"], minor=False
+)
 right.minorticks_off()
 right.set(xlabel="momentum (of Adam: β₁)", ylabel="stability limit")
 right.legend()
