@@ -50,7 +50,7 @@ docs: .venv/.docs $(CONCEPTS:.py=.md) ## the documentation, into site/
 docs/concepts/%.md: docs/concepts/%.py | .venv/.docs
 	$(BIN)/jupytext --quiet --to ipynb --output - $< | OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --stdin --execute --to markdown \
 		--log-level WARN --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove_input \
-		--TagRemovePreprocessor.remove_cell_tags=remove_cell --CoalesceStreamsPreprocessor.enabled=True \
+		--TagRemovePreprocessor.remove_cell_tags=remove_cell --MarkdownExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor \
 		--KernelManager.transport=ipc --output-dir docs/concepts --output $*
 
 figures: .venv/.lab ## every figure there is a recipe for, at embedded scale: runs/all-embedded

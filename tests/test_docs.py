@@ -3,6 +3,7 @@
 Oracle: the documents themselves, executed. Cannot see: whether a sentence is true, or a measured figure up to date.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -194,7 +195,15 @@ def test_dollars_come_in_pairs(document):
 
 
 def test_examples_of_docstrings_are_set_as_code():
-    """Griffe knows the section `Examples:`; under `Example:`, the site has the prompts as quotations."""
+    """On the site, prompts are quotations unless they stand in the section `Examples:`, which griffe knows."""
+    for name in ew.__all__:
+        public = getattr(ew, name)
+        members = inspect.getmembers(public) if inspect.isclass(public) else []
+        own = [value for _, value in members if inspect.isfunction(value) or isinstance(value, property)]
+        for documented in [public, *own]:
+            before, prompt, _ = (inspect.getdoc(documented) or "").partition(">>>")
+            torchs = getattr(documented, "__module__", "").startswith("torch.")
+            assert not prompt or torchs or "Examples:" in before, documented
     for path in (ROOT / "src").rglob("*.py"):
         assert not re.search(r"^ *Example:$", path.read_text(encoding="utf-8"), flags=re.M), path
 

@@ -55,7 +55,8 @@ print(
 )
 
 # %% [markdown]
-# We train at constant rates, below and above that edge, and measure the sharpness before every update.
+# We train at three constant rates $\eta$ and measure the sharpness before every update. What we choose is the
+# product $\eta\lambda_0$: at 1 it is below the edge, at 6 and 24 above.
 
 
 # %%
@@ -63,9 +64,8 @@ def train(product, warmup_steps=1, num_updates=24):
     """Train at product / first sharpness; return losses, sharpnesses, rates."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=product / first)
-    warmup = ew.LinearWarmup(
-        optimizer, warmup_steps=warmup_steps
-    )  # 1 is a constant rate
+    # Over one update it is a constant rate.
+    warmup = ew.LinearWarmup(optimizer, warmup_steps=warmup_steps)
     rows, losses = [], []
     monitor = ew.Monitor(model, optimizer, loss_fn, every=1, log=rows.append)
     for _ in range(num_updates):
