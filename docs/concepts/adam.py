@@ -169,4 +169,4 @@ for losses, rows in runs.values():
 # - With small batches the edge is met lower than 38/rate.
 #
 # For what is read from which optimizer, see
-# [`preconditioned_sharpness`](../reference.md#edgewise.curvature.measure.preconditioned_sharpness).
+# [`preconditioned_sharpness`][edgewise.curvature.measure.preconditioned_sharpness].

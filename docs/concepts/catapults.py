@@ -172,6 +172,6 @@ assert (
 # - Warmup makes a large jump into many small ones. It lets a network bear a rate that it could not have begun
 #   with.
 # - So how long a warmup has to be depends on how sharp the start is, and how large the target.
-# - [`CatapultWarmup`](../reference.md#edgewise.CatapultWarmup) does this on purpose: it measures [the
+# - [`CatapultWarmup`][edgewise.CatapultWarmup] does this on purpose: it measures [the
 #   critical rate](critical_rate.md), goes a little beyond, waits, and repeats. [Choosing and trusting a
 #   warmup](../warmups.md) compares all of them.

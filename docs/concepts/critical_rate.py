@@ -196,5 +196,5 @@ assert later_found.lr > 2 * 2 / later_sharpness.value
 # - For the first step of Adam it says little, as that step is unlike all that follow: [why](gi_adam.md).
 # - [`LinearWarmup`](../warmups.md) with `lr_init="critical"` starts a warmup from it.
 #
-# All options, and what the search may miss, are in [`critical_lr`](../reference.md#edgewise.critical_lr) and
+# All options, and what the search may miss, are in [`critical_lr`][edgewise.critical_lr] and
 # in the [caveats](../caveats.md).

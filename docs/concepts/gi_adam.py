@@ -196,5 +196,5 @@ assert min(ends["Adam", rate][1] for rate in RATES) < min(
 # - It is no gain where the rate is low or a warmup is there already.
 # - `ew.GIAdam` and `ew.GIAdamW` take the arguments of torch's Adam and AdamW, and cost the same.
 #
-# See [`GIAdam`](../reference.md#edgewise.GIAdam) for the details, and [choosing a warmup](../warmups.md) for
+# See [`GIAdam`][edgewise.GIAdam] for the details, and [choosing a warmup](../warmups.md) for
 # how it does on a language model.

@@ -199,4 +199,4 @@ for losses, rows in runs.values():
 #   optimizer](stability_limit.md).
 #
 # To measure your own run, see [following a run](../sharpness.md#following-a-run) and
-# [`sharpness`](../reference.md#edgewise.curvature.measure.sharpness) in the reference.
+# [`sharpness`][edgewise.curvature.measure.sharpness] in the reference.

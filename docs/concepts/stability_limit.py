@@ -188,5 +188,5 @@ assert all(
 # - This is exact for a parabola, full batches and a fixed $P$. With small batches the edge is met lower.
 #
 # The method, with weight decay and all its conditions, is in
-# [`stability_limit`](../reference.md#edgewise.stability_limit). `Monitor` uses it to say how near a run is to
+# [`stability_limit`][edgewise.stability_limit]. `Monitor` uses it to say how near a run is to
 # its edge: [following a run](../sharpness.md#following-a-run).
