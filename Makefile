@@ -10,8 +10,10 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Other frameworks ask their hubs and trackers for nothing here, and take no part of a graphics card.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES= WANDB_MODE=offline MLFLOW_DISABLE_TELEMETRY=true
 LIBRARY := --ignore=tests/lab --ignore=tests/test_cli.py --ignore=src/edgewise/lab --ignore=src/edgewise/cli.py
+CONCEPTS := $(wildcard docs/concepts/*.py)
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
-OLDEST_TORCH = $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+OLDEST_CONCEPTS := $(wildcard docs/concepts/*.py)
+TORCH = $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -41,8 +43,15 @@ types: .venv/.dev ## type annotations, strictly
 bench: .venv/.bench ## what measurements cost, into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
 
-docs: .venv/.docs ## the documentation, into site/
-	$(BIN)/mkdocs build --strict --quiet
+docs: .venv/.docs $(CONCEPTS:.py=.md) ## the documentation, into site/
+	$(BIN)/zensical build --strict
+
+# A page of docs/concepts is its script, executed, with what it printed and drew.
+docs/concepts/%.md: docs/concepts/%.py | .venv/.docs
+	$(BIN)/jupytext --quiet --to ipynb --output - $< | OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --stdin --execute --to markdown \
+		--log-level WARN --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove_input \
+		--TagRemovePreprocessor.remove_cell_tags=remove_cell --MarkdownExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor \
+		--KernelManager.transport=ipc --output-dir docs/concepts --output $*
 
 figures: .venv/.lab ## every figure there is a recipe for, at embedded scale: runs/all-embedded
 	$(BIN)/edgewise figure all
@@ -51,7 +60,7 @@ mutate: .venv/.dev ## plant faults and see that the tests notice
 	$(BIN)/python tests/mutate.py
 
 clean: ## remove the environments, caches and builds; results in runs/ stay
-	rm -rf .venv .venv-oldest .venv-integrations site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-integrations site .cache docs/concepts/*.md docs/concepts/*_files dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment; a stamp for each set of dependencies, so that a second call installs nothing.
@@ -87,5 +96,5 @@ clean: ## remove the environments, caches and builds; results in runs/ stay
 	touch $@
 
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e '.[docs]'
-	touch $@
+	$(INSTALL) -e '.[lab,docs]'
+	touch $@ .venv/.lab

@@ -3,8 +3,11 @@
 Oracle: the documents themselves, executed. Cannot see: whether a sentence is true, or a measured figure up to date.
 """
 
+import inspect
 import math
+import os
 import re
+import subprocess
 import sys
 import tomllib
 import urllib.parse
@@ -20,7 +23,8 @@ from edgewise import cli
 from edgewise.advice import setup_file
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+CONCEPTS = sorted((ROOT / "docs" / "concepts").glob("*.py"))  # scripts whose executed form is a page
+PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "concepts")
 REFERENCE = "".join(
     page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs/reference").glob("*.md"))
 )
@@ -443,7 +447,72 @@ def test_the_reference_has_a_line_for_every_status():
 def test_local_links_and_pictures_exist(document):
     path = ROOT / document
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target.split("#")[0]).exists(), target
+        assert exists(path.parent / target.split("#")[0]), target
+
+
+def exists(path):
+    """Whether a file is there, or the script that a page is made from."""
+    return path.exists() or (path.suffix == ".md" and path.with_suffix(".py").resolve() in CONCEPTS)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("script", CONCEPTS, ids=lambda path: path.stem)
+def test_a_concept_runs_as_a_script(script):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+
+
+def markdown_of(script):
+    """The text of a script's Markdown cells."""
+    cells = script.read_text(encoding="utf-8").split("# %%")
+    texts = [cell for cell in cells if cell.startswith(" [markdown]")]
+    return "\n".join(re.sub(r"^# ?", "", text.partition("\n")[2], flags=re.M) for text in texts)
+
+
+@pytest.mark.parametrize("script", CONCEPTS, ids=lambda path: path.stem)
+def test_a_concept_is_a_page(script):
+    text = markdown_of(script)
+    assert text.startswith("# ")
+    assert "## What to take away" in text
+    assert "plt.show()" in script.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
+        assert exists(script.parent / target.split("#")[0]), target
+
+
+@pytest.mark.parametrize(
+    "document", [*PAGES, *CONCEPTS], ids=lambda path: str(path.relative_to(ROOT / "docs"))
+)
+def test_dollars_come_in_pairs(document):
+    """Each pair is mathematics on the site: a price in dollars would be, too."""
+    text = markdown_of(document) if document in CONCEPTS else document.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
+    for paragraph in prose.split("\n\n"):
+        if paragraph.startswith("$$"):
+            assert re.fullmatch(r"\$\$[^$]+\$\$", paragraph.strip()), paragraph
+        else:
+            assert paragraph.count("$") % 2 == 0, paragraph
+
+
+def test_examples_of_docstrings_are_set_as_code():
+    """On the site, prompts are quotations unless they stand in the section `Examples:`, which griffe knows."""
+    for name in ew.__all__:
+        public = getattr(ew, name)
+        members = inspect.getmembers(public) if inspect.isclass(public) else []
+        own = [value for _, value in members if inspect.isfunction(value) or isinstance(value, property)]
+        for documented in [public, *own]:
+            before, prompt, _ = (inspect.getdoc(documented) or "").partition(">>>")
+            torchs = getattr(documented, "__module__", "").startswith("torch.")
+            assert not prompt or torchs or "Examples:" in before, documented
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not re.search(r"^ *Example:$", path.read_text(encoding="utf-8"), flags=re.M), path
 
 
 def spans(document):
@@ -484,7 +553,10 @@ def test_what_contributing_names_in_a_file_is_there():
 
 def test_every_page_is_in_the_menu():
     menu = re.findall(r"[:-] ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M)
-    assert {str(page.relative_to(ROOT / "docs")) for page in PAGES} <= set(menu)
+    assert {
+        str(page.relative_to(ROOT / "docs"))
+        for page in [*PAGES, *(path.with_suffix(".md") for path in CONCEPTS)]
+    } <= set(menu)
     assert len(menu) == len(set(menu))
 
 

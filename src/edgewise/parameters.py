@@ -31,7 +31,7 @@ def select_parameters(
         ValueError: no selected parameter requires a gradient.
         TypeError: one of them is complex.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
         >>> list(select_parameters(model, "1.*"))
         ['1.weight', '1.bias']

@@ -147,7 +147,7 @@ def ranks_of(model: nn.Module) -> Ranks:
     Raises:
         ValueError: the model is distributed in a way that is not known here.
 
-    Example:
+    Examples:
         >>> ranks_of(nn.Linear(2, 1)).num
         1
     """

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 class Status(enum.Enum):
     """How a measurement ended. The value of a member is its explanation.
 
-    >>> Status.CONVERGED.value
-    'the residual is within rtol'
+    Examples:
+        >>> Status.CONVERGED.value
+        'the residual is within rtol'
     """
 
     # Sharpness, also preconditioned
@@ -66,8 +67,9 @@ class Status(enum.Enum):
     def code(self) -> int:
         """A number that stays the same in all releases, for trackers that take numbers only.
 
-        >>> Status.CONVERGED.code, Status.AT_TARGET.code
-        (10, 41)
+        Examples:
+            >>> Status.CONVERGED.code, Status.AT_TARGET.code
+            (10, 41)
         """
         return _CODES[self.name]
 

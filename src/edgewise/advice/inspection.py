@@ -71,7 +71,7 @@ def inspect(
             first group's rate is 0, a group maximizes, there is no batch, or several processes train the model.
         LossError: the loss at the current parameters is not a finite scalar, or depends on none of them.
 
-    Example:
+    Examples:
         >>> torch.manual_seed(0).initial_seed()
         0
         >>> model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))

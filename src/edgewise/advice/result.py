@@ -58,10 +58,11 @@ class InspectionResult:
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as JSON takes it; numbers that are not finite are `None`.
 
-        >>> result = InspectionResult(lr=0.1, lr_suggested=float("nan"), lr_largest=float("nan"), warmup_steps=None,
-        ...     findings=(), trial={}, subject={"model": "Linear"}, num_updates=150, seconds=2.0)
-        >>> result.as_dict()["lr_suggested"], result.ok, str(result)
-        (None, False, 'no rate to suggest (150 updates, 2 s)')
+        Examples:
+            >>> result = InspectionResult(lr=0.1, lr_suggested=float("nan"), lr_largest=float("nan"), warmup_steps=None,
+            ...     findings=(), trial={}, subject={"model": "Linear"}, num_updates=150, seconds=2.0)
+            >>> result.as_dict()["lr_suggested"], result.ok, str(result)
+            (None, False, 'no rate to suggest (150 updates, 2 s)')
         """
         return {
             "format": FORMAT,

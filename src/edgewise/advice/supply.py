@@ -23,7 +23,7 @@ class Supply:
         TypeError: `batches` can be read only once, or is a single batch.
         ValueError: there is no batch (raised when the first is read).
 
-    Example:
+    Examples:
         >>> supply = Supply(["a", "b"])
         >>> [next(supply) for _ in range(5)], supply.num_passes
         (['a', 'b', 'a', 'b', 'a'], 3)

@@ -79,7 +79,7 @@ def run_trial(
             optimizer requires a gradient.
         LossError: the loss at the start is not a finite scalar with a graph.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1)
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.01)
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])

@@ -96,7 +96,7 @@ def critical_lr(
         LossError: the loss at the current parameters is not a finite scalar, depends on none of them, or is another
             one when it is evaluated again; the message then names the module that differs.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.ones_(model.weight)

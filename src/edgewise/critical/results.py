@@ -11,9 +11,10 @@ BRACKETED = (Status.FOUND, Status.MULTIPLE_CROSSINGS)
 class CriticalLRResult:
     """The critical learning rate with its bracket; rates are those of the first parameter group.
 
-    >>> print(CriticalLRResult(lr=0.129, bracket=(0.118, 0.129), scale=1.3, status=Status.FOUND, num_forwards=3,
-    ...     loss=2.3, rise=1e-3, slope=-0.4, noise_floor=1e-5))
-    0.129 in [0.118, 0.129] (FOUND, 3 forwards)
+    Examples:
+        >>> print(CriticalLRResult(lr=0.129, bracket=(0.118, 0.129), scale=1.3, status=Status.FOUND, num_forwards=3,
+        ...     loss=2.3, rise=1e-3, slope=-0.4, noise_floor=1e-5))
+        0.129 in [0.118, 0.129] (FOUND, 3 forwards)
     """
 
     lr: float  # FOUND: upper end of the bracket, the smallest rate seen to raise the loss; else the lower end

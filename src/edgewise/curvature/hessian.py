@@ -290,7 +290,7 @@ def hessian(
         ClosedError: raised by a product after the block.
         EdgewiseError: another rank raised one of these.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> batch = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
         >>> with hessian(model, lambda model, x: model(x).square().mean(), [batch]) as operator:

@@ -96,7 +96,7 @@ def sharpness(
         SecondDerivativeError: no route gives products, not precisely enough, products show that torch's second
             derivative is wrong (by "auto", differences then take their place), or routes disagree.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> batch = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
         >>> result = sharpness(model, lambda model, x: model(x).square().mean(), [batch])
@@ -183,7 +183,7 @@ def preconditioned_sharpness(
         SecondDerivativeError: no route gives products, not precisely enough, products show that torch's second
             derivative is wrong (by "auto", differences then take their place), or routes disagree.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> batch = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
         >>> loss_fn = lambda model, x: model(x).square().mean()

@@ -88,7 +88,7 @@ class SymmetricOperator(ABC):
             ValueError: vectors are sharded over ranks.
             ClosedError: the operator's `with` block is over; a product raises it, too.
 
-        Example:
+        Examples:
             >>> from scipy.sparse.linalg import eigsh
             >>> from edgewise import hessian
             >>> model, batch = torch.nn.Linear(3, 1, bias=False), torch.diag(torch.tensor([3.0, 1.0, 0.0]))

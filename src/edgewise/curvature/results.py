@@ -92,7 +92,7 @@ class SharpnessResult:
         Raises:
             ValueError: the Hessian is not finite (status NOT_FINITE), so that there is no eigenvector.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from edgewise import sharpness
             >>> model = torch.nn.Linear(2, 1)

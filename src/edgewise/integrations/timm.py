@@ -26,7 +26,7 @@ class TimmScheduler:
         TypeError: `scheduler` is none of these, such as one of timm's own.
         ValueError: the groups have an `lr_scale` (`layer_decay`), which is timm's own schedulers' to apply.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from edgewise import LinearWarmup
         >>> optimizer = torch.optim.SGD(torch.nn.Linear(4, 1).parameters(), lr=0.8)

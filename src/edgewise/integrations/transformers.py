@@ -54,7 +54,7 @@ class EdgeWarmupCallback(UpdateCallback):
         ValueError: the trainer has a scheduler or an `EdgeWarmupCallback`, or trains under DeepSpeed, FSDP1, or
             tensor, context or sequence parallelism.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import torch
         >>> from transformers import PrinterCallback, TrainingArguments
@@ -183,7 +183,7 @@ class MonitorCallback(UpdateCallback):
         TypeError: an argument has the wrong type, or an option is none of `Monitor`'s.
         ValueError: the trainer trains under DeepSpeed, FSDP1, or tensor, context or sequence parallelism.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import torch
         >>> from transformers import PrinterCallback, TrainingArguments

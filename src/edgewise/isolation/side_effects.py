@@ -66,7 +66,7 @@ def assert_no_side_effects(model: nn.Module, optimizer: Optimizer | None, fn: Ca
         SideEffectError: something differs; the message names the first ten differences and counts the rest. If `fn`
             itself raises, that exception comes through, with a note that says the same.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 1), nn.Dropout())
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> assert_no_side_effects(model, optimizer, lambda: model[0].weight.numel())

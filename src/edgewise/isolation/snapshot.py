@@ -187,7 +187,7 @@ def isolated(model: nn.Module | None = None, optimizer: Optimizer | None = None)
         The snapshot; `snapshot.rewind()` returns to the start, for repeated evaluations with equal dropout
         masks and buffers.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
         >>> before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         >>> with isolated(model):

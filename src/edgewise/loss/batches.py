@@ -57,7 +57,7 @@ class Batches:
         EdgewiseError: another rank raised one of these.
         LossError: a later pass gives other batches (raised by that pass).
 
-    Example:
+    Examples:
         >>> [(share, batch.tolist()) for _, share, batch in Batches([torch.ones(3), torch.ones(1)]).weighted()]
         [(0.75, [1.0, 1.0, 1.0]), (0.25, [1.0])]
     """

@@ -40,7 +40,7 @@ class Objective:
             between passes, or the loss of a split batch is not the mean over its micro-batches.
         EdgewiseError: another rank raised one of these.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.ones_(model.weight)
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])

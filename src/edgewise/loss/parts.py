@@ -18,7 +18,7 @@ class Part:
         batches: all of them; each has a size.
         share: of this rank's samples, in (0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> [batch.tolist() for batch in Part(Batches([torch.arange(4), torch.arange(6)]), 0.7)]
         [[0, 1, 2, 3], [0, 2, 4]]

@@ -18,7 +18,7 @@ def measuring_dtype(model: nn.Module, dtype: torch.dtype | None = None) -> torch
     Raises:
         ValueError: `dtype` is neither float32 nor float64.
 
-    Example:
+    Examples:
         >>> measuring_dtype(nn.Linear(2, 1).bfloat16())
         torch.float32
     """

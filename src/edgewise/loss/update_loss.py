@@ -63,7 +63,7 @@ class UpdateLoss:
         TypeError: an argument has the wrong type.
         ValueError: the model has no parameters, or some without values.
 
-    Example:
+    Examples:
         >>> import edgewise as ew
         >>> model = nn.Linear(4, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

@@ -83,7 +83,7 @@ class Monitor:
         ValueError: an argument is out of range, or model and optimizer have no parameter in common.
         PreconditionerError: only the preconditioned sharpness is asked for, and P is not known.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> batch = torch.tensor([[3.0, 0.0], [0.0, 1.0]])

@@ -69,7 +69,7 @@ class MonitorRow:
         Raises:
             TypeError: `prefix` is no str.
 
-        Example:
+        Examples:
             >>> unknown = dict.fromkeys(("preconditioned_sharpness", "lr_sharpness", "limit", "fraction"), math.nan)
             >>> row = MonitorRow(step=10, lr=0.1, sharpness=9.0, regime="constant", status=Status.NO_PRECONDITIONER,
             ...     num_hvps=2, seconds=0.5, overhead=0.02, top_parameters={"0.weight": 0.75}, **unknown)
@@ -127,7 +127,7 @@ def regime(history: Sequence[MonitorRow]) -> Regime:
     Args:
         history: rows of one run, in order.
 
-    Example:
+    Examples:
         >>> regime([])
         'unknown'
     """

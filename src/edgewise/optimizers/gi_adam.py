@@ -138,7 +138,7 @@ class GIAdam(_GradientInitialized):
         ValueError: `scale` is not finite or below 1, or a rate is not finite; also in a group.
         NotImplementedError: `step()` is inside `torch.compile`, and `per_entry=True`.
 
-    Example:
+    Examples:
         >>> p = torch.nn.Parameter(torch.zeros(1))
         >>> optimizer = GIAdam([p], lr=1.0, betas=(0.9, 0.99))
         >>> p.grad = torch.ones(1)
@@ -184,7 +184,7 @@ class GIAdamW(_GradientInitialized, AdamW):
         ValueError: `scale` is not finite or below 1, or a rate is not finite; also in a group.
         NotImplementedError: `step()` is inside `torch.compile`, and `per_entry=True`.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = GIAdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
         >>> model(torch.randn(8, 4)).square().mean().backward()

@@ -64,7 +64,7 @@ def preconditioner_of(
             returns other entries than it should.
         KeyError: a parameter is not in the optimizer.
 
-    Example:
+    Examples:
         >>> p = torch.nn.Parameter(torch.zeros(2))
         >>> adam = torch.optim.Adam([p], betas=(0.9, 0.999))
         >>> preconditioner_of(adam, [p], [torch.tensor([1.0, 2.0])]).entries  # (1 - 0.9)(|g| + eps)
@@ -150,7 +150,7 @@ def register_preconditioner(
         TypeError: `optimizer_class` is not a subclass of `torch.optim.Optimizer`.
         PreconditionerError: when measuring: the entries are not a tensor of the parameter's shape, or negative.
 
-    Example:
+    Examples:
         >>> class RootSGD(torch.optim.SGD):
         ...     "Steps by lr·g/√group['scale']."
         >>> @register_preconditioner(RootSGD)

@@ -86,7 +86,7 @@ def stability_limit(optimizer: Optimizer) -> StabilityLimitResult:
         ValueError: a learning rate is negative or not finite, the first group's alone is zero, or a group maximizes:
             its limit would be in units of the sharpness of the negated loss, which nothing here measures.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1)
         >>> adam = torch.optim.Adam(model.parameters(), betas=(0.9, 0.999))
         >>> found = stability_limit(adam)

@@ -81,7 +81,7 @@ class EdgeWarmup(AdaptiveWarmup):
         TypeError: an argument has the wrong type, or the optimizer's step needs a closure.
         ValueError: an argument is out of range, a target is not positive, or a group maximizes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(4, 1, bias=False)
         >>> _ = torch.nn.init.ones_(model.weight)

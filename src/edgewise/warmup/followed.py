@@ -122,7 +122,7 @@ class FollowedSchedule(UpdateSchedule):
                 tried or used. And by `step()`: the warmup is over, and there is no `num_steps` yet.
             TypeError: an argument has the wrong type.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from edgewise import LinearWarmup
             >>> optimizer = torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=1.0)

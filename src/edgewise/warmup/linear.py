@@ -51,7 +51,7 @@ class LinearWarmup(Warmup):
         ValueError: an argument is out of range, `lr_init` above the target, a target that is not positive, or a group
             that maximizes, where the start is to be "critical".
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

@@ -52,7 +52,7 @@ class WarmupReport:
         Raises:
             TypeError: `prefix` is no str.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from edgewise import LinearWarmup
             >>> optimizer = torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=1.0)

@@ -11,7 +11,7 @@ from edgewise.parameters import FlatSum, unflatten
 class ForwardRoute(HvpRoute):
     """∇²L·v, the derivative of ∇L along v: forward-over-reverse, with no kept graph and no second backward.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])

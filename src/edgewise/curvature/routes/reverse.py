@@ -21,7 +21,7 @@ class ReverseRoute(HvpRoute):
     With one batch, or where a budget allows it for several, the graph of the gradient is kept, and a product costs one
     backward pass through it; else each product recomputes the gradient batch by batch.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
         >>> objective = Objective(model, lambda model, x: 0.5 * model(x).square().mean(), [x])

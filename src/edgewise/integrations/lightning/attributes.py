@@ -22,7 +22,7 @@ def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
     Args:
         modules: whose attributes to bring back, without those of the modules below them.
 
-    Example:
+    Examples:
         >>> module = nn.Identity()
         >>> module.outputs, module.calls = [1], 1
         >>> with attributes_restored([module]):

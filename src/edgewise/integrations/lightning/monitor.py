@@ -38,7 +38,7 @@ class MonitorCallback(UpdateObserver):
         ValueError: an option is not one of `Monitor`'s; or, as `fit` begins, is out of range. Or then: manual
             optimization, several optimizers, another strategy.
 
-    Example:
+    Examples:
         >>> import torch, lightning.pytorch as L, warnings
         >>> class Square(L.LightningModule):
         ...     def __init__(self):

@@ -49,7 +49,7 @@ class EdgeWarmupCallback(UpdateObserver):
         ValueError: as `fit` begins: manual optimization, several optimizers or callbacks of this class, a scheduler
             that cannot follow, another strategy, nothing left to train, or a checkpoint without a warmup.
 
-    Example:
+    Examples:
         >>> import torch, lightning.pytorch as L, warnings
         >>> class Line(L.LightningModule):
         ...     def __init__(self):

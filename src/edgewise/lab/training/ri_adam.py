@@ -15,7 +15,7 @@ class RIAdam(Adam):
     One vector for each parameter tensor, drawn by torch's generator at construction: all that v₀ knows of the
     gradient is its norm. Arguments and everything else are torch's.
 
-    Example:
+    Examples:
         >>> p = torch.nn.Parameter(torch.zeros(2))
         >>> optimizer = RIAdam([p], lr=1.0, betas=(0.9, 0.99))
         >>> p.grad = torch.tensor([3.0, 4.0])
