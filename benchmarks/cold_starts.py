@@ -24,7 +24,7 @@ Row = tuple[str, str, str]
 RTOL = 1e-2
 NUM_SEEDS = 100
 FAR = 0.05  # relative: what counts as far below
-NUM_SPECTRA, NUM_STARTS = 200, 50
+NUM_NETWORKS, NUM_STARTS = 240, 20
 MOST_PARAMETERS = 1000
 
 
@@ -50,14 +50,14 @@ def rows(num_seeds: int = NUM_SEEDS) -> Iterator[Row]:
 def small_networks() -> Iterator[Row]:
     """Yield what starts from one or two random vectors miss and cost, by the residual alone and by the chance, too."""
     spectra = list(_spectra())
-    ways = [("one vector", 1, 1.0), ("two vectors", 2, 1.0), ("three vectors", 3, 1.0)]
-    ways += [(f"one vector, chance at most 1/{of}", 1, 1 / of) for of in (20, 40, 80, 160)]
+    ways = [("one vector", 1, 1.0), ("two vectors", 2, 1.0)]
+    ways += [(f"one vector, chance at most 1/{of}", 1, 1 / of) for of in (20, 40, 80)]
     for rtol in (1e-2, 1e-3):
         for name, num_vectors, chance in ways:
             found = [
-                _start(spectrum, num_vectors, chance, rtol, seed)
-                for spectrum in spectra
-                for seed in range(NUM_STARTS)
+                _start(spectrum, num_vectors, chance, rtol, NUM_STARTS * number + start)
+                for number, spectrum in enumerate(spectra)
+                for start in range(NUM_STARTS)
             ]
             far = sum(error > FAR for error, _ in found)
             yield (
@@ -97,7 +97,7 @@ def _start(spectrum: Tensor, num_vectors: int, chance: float, rtol: float, seed:
 def _spectra() -> Iterator[Tensor]:
     """Yield the eigenvalues of the first networks that have no parts, those of each family in turn."""
     families = [family for family in FAMILIES.values() if not family.sharded]
-    for number in range(NUM_SPECTRA):
+    for number in range(NUM_NETWORKS):
         case = families[number % len(families)].case(number // len(families))
         if sum(parameter.numel() for parameter in case.model.parameters()) >= MOST_PARAMETERS:
             continue
