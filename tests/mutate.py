@@ -347,6 +347,27 @@ FAULTS = [
         test="curvature/test_coarse.py",
     ),
     Fault(
+        name="a residual alone ends a start without parts",
+        file="curvature/coarse.py",
+        old="return _MOST_CHANCE if start is self._random else 1.0",
+        new="return 1.0",
+        test="curvature/test_measure.py",
+    ),
+    Fault(
+        name="a hidden vector is thought to have grown twice",
+        file="curvature/lanczos.py",
+        old="((above - self._others) / (value - self._others)).prod()",
+        new="((above - self._others) / (value - self._others)).square().prod()",
+        test="curvature/test_lanczos.py",
+    ),
+    Fault(
+        name="doubts that outlive the precision",
+        file="curvature/lanczos.py",
+        old="value <= 0 or residual <= 2 * self.floor or",
+        new="value <= 0 or",
+        test="curvature/test_lanczos.py",
+    ),
+    Fault(
         name="a corrected part keeps its own scale",
         file="curvature/coarse.py",
         old="self._alpha = float(sum(with_products)) / squares if squares > 0 else 0.0",

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.curvature.lanczos import random_directions, top_eigenpairs
+from edgewise.curvature.lanczos import Basis, RitzPairs, random_directions, top_eigenpairs
 from edgewise.curvature.operators import SymmetricOperator
 from edgewise.status import Status
 from oracles import top
@@ -28,12 +28,18 @@ class MatrixOperator(SymmetricOperator):
         return self.matrix @ vector
 
 
-def solve(matrix, *, num=1, rtol=1e-6, max_products=2000, start=None, seed=0):
+def solve(matrix, *, num=1, rtol=1e-6, max_products=2000, start=None, seed=0, **options):
     operator = MatrixOperator(matrix)
     generator = torch.Generator().manual_seed(seed)
     start = random_directions(operator, 1, generator) if start is None else start
     return top_eigenpairs(
-        operator, num=num, rtol=rtol, max_products=max_products, start=start, generator=generator
+        operator,
+        num=num,
+        rtol=rtol,
+        max_products=max_products,
+        start=start,
+        generator=generator,
+        **options,
     )
 
 
@@ -235,3 +241,75 @@ def test_a_thousand_negative_dominated_spectra_without_a_sign_error(dtype):
         assert float((values - result.value).abs().min()) <= result.residual, (case, result)
         if rtol <= 1e-3:
             assert result.value == pytest.approx(1.0, rel=1e-3), case
+
+
+def nearly_blind(values, component, seed=0):
+    """A start with normal random components along the axes, but that along the first is given."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(1, len(values), generator=generator, dtype=torch.float64)
+    start[0, 0] = component
+    return start
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.floats(-6, 0))
+def test_no_start_hides_more_than_the_chance_allows(seed, width, exponent):
+    """|vᵀg| is at most what the bound says, in a diagonal matrix, at each width, also where Ritz values are no good."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(40, generator=generator, dtype=torch.float64) * 2 - 1
+    values[0] = 1.1
+    start = nearly_blind(values, 10**exponent, seed)
+    basis = Basis(MatrixOperator(torch.diag(values)), generator)
+    basis.extend(start[0])
+    for _ in range(width - 1):
+        basis.extend(RitzPairs(basis, 1).residuals[0])
+    ritz = RitzPairs(basis, 1)
+    if 0 < float(ritz.values[0]) < 1.1 / 1.05:
+        component = 40**0.5 * 10**exponent / float(start.norm())
+        assert ritz.chance_of_missing(basis) >= min(1.0, (2 / torch.pi) ** 0.5 * component) * (1 - 1e-6)
+
+
+def test_a_start_that_hides_the_top_is_doubted():
+    """Of 1 and 0.9, whose residual is small enough soon; the chance of so small a component is 0.8 %."""
+    values = torch.cat([torch.tensor([1.0, 0.9]), torch.linspace(0, 0.3, 98)]).double()
+    start = nearly_blind(values, 0.01)
+    matrix = torch.diag(values)
+    content = solve(matrix, rtol=1e-2, start=start)
+    assert content.value == pytest.approx(0.9, rel=1e-3)
+    sure = solve(matrix, rtol=1e-2, start=start, most_chance=1 / 1000)
+    assert sure.value == pytest.approx(1.0, rel=1e-3)
+    assert sure.num_products > content.num_products
+
+
+def test_doubts_end_with_the_budget_and_with_the_matrix():
+    values = torch.cat([torch.tensor([1.0, 0.9]), torch.linspace(0, 0.3, 98)]).double()
+    start = nearly_blind(values, 0.01)
+    content = solve(torch.diag(values), rtol=1e-2, start=start)
+    most = content.num_products
+    cut = solve(torch.diag(values), rtol=1e-2, start=start, most_chance=1e-12, max_products=most)
+    assert (cut.num_products, cut.value, cut.converged) == (most, content.value, True)
+    identity = solve(
+        torch.eye(50).double(), rtol=1e-2, most_chance=1e-12
+    )  # one vector is the whole Krylov space
+    assert (identity.num_products, identity.converged) == (1, True)
+
+
+def test_the_chance_is_that_of_its_formula():
+    values = torch.cat([torch.linspace(-1, 1, 39), torch.tensor([1.5])]).double()
+    basis = Basis(MatrixOperator(torch.diag(values)), torch.Generator())
+    basis.extend(torch.ones(40).double())
+    for _ in range(6):
+        basis.extend(RitzPairs(basis, 1).residuals[0])
+    *others, value = torch.linalg.eigvalsh(basis.projection).tolist()
+    ritz = RitzPairs(basis, 1)
+    growth = torch.tensor([(1.05 * value - other) / (value - other) for other in others]).double().prod()
+    x = ritz.vectors[0]  # along the start, of norm √40, it has 1ᵀx/√40 of its length
+    bound = float(ritz.residual_norms[0] * x.sum().abs() / (0.05 * value * growth))
+    assert ritz.chance_of_missing(basis) == pytest.approx((2 / torch.pi) ** 0.5 * bound, rel=1e-6)
+
+
+def test_where_a_residual_is_rounding_there_is_no_doubt():
+    """The start has three eigenvectors: after three products nothing is left to look along."""
+    start = torch.zeros(1, 40).double()
+    start[0, :3] = 1.0
+    found = solve(torch.diag(torch.linspace(1, 0, 40).double()), rtol=1e-2, start=start, most_chance=1e-30)
+    assert (found.num_products, found.value) == (3, pytest.approx(1.0))

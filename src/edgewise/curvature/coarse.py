@@ -26,6 +26,7 @@ _RTOL = 0.1  # in a part: below its sampling error there is nothing to find
 _FAR, _SLOW = 0.7, 0.5  # relative residual of a start, and ratio of residuals, from which on a part misleads
 _AHEAD = 0.1  # residual of the corrected part, in units of that of the whole
 _MOST_PRODUCTS = 15  # of a part, between two of the whole
+_MOST_CHANCE = 1 / 40  # without parts: of missing what is far above, from one random vector
 
 
 class Coarse:
@@ -41,6 +42,7 @@ class Coarse:
         shares = _SHARES if operator.dimension >= _FEWEST_ENTRIES else ()
         parts = ((share, operator.part(share)) for share in shares)
         self._parts = [(share, part) for share, part in parts if part is not None]
+        self._random: Tensor | None = None  # where the whole starts without parts
 
     @property
     def cost(self) -> float:
@@ -68,7 +70,17 @@ class Coarse:
                 start = found.vectors.T
         except Exception:  # what the loss cannot do for a part, it may for the whole
             self._parts = []
-        return start[:num] if self._parts else start[:1]
+        if self._parts:
+            return start[:num]
+        self._random = start[:1]
+        return self._random
+
+    def most_chance(self, start: Tensor) -> float:
+        """Return the chance, at most, with which one pair from there may miss what is far above.
+
+        A second random vector would not help: what leads on from both is one vector of their span, as random as one.
+        """
+        return _MOST_CHANCE if start is self._random else 1.0
 
     def guide(self, rtol: float, generator: torch.Generator) -> Expansion | None:
         """Return what says where to look next, to a residual of rtol in the end; `None` where there is no part."""

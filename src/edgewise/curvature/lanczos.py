@@ -22,6 +22,7 @@ from edgewise.status import Status
 _ASYMMETRY = 0.1  # of a residual's tolerance, that (A − Aᵀ)v may have unseen
 FLOOR = 16  # times ε: a residual below this share of ‖A‖ is rounding
 _MAX_BASIS = 32  # vectors kept before a restart: bounds memory at about 2 · 32 vectors
+_FAR_ABOVE = 1.05  # times the value found: the eigenvalues that are not to be missed
 _EXTRA_RITZ = 2  # Ritz vectors kept beyond the wanted ones, for restarts and for later calls
 _BLOCK = 4  # rows allotted at a time
 _CHUNKS, _SMALLEST_CHUNK = 64, 8192  # that a sum over all entries is taken in
@@ -41,6 +42,7 @@ def top_eigenpairs(
     generator: torch.Generator,
     extra: int = _EXTRA_RITZ,
     expand: "Expansion | None" = None,
+    most_chance: float = 1.0,
 ) -> EigenResult:
     """Return the `num` most positive eigenpairs, stopped by ‖Av − θv‖ ≤ rtol·|θ| for each.
 
@@ -56,6 +58,8 @@ def top_eigenpairs(
         extra: Ritz vectors beyond the `num` in the result's subspace; each is combined from the whole basis.
         expand: where to look next, of the basis, its Ritz pairs and the index of the first that has not converged;
             `None` for the residual.
+        most_chance: that an eigenvalue more than 5 % above the value found is missed, if there is one; in (0, 1].
+            Below 1, `start` must be one normal random vector, `num` 1 and `expand` `None`.
 
     Returns:
         The pairs, the residual of the first, and `Status.BUDGET_EXHAUSTED` if the products ran out, or
@@ -80,7 +84,8 @@ def top_eigenpairs(
             basis.extend(random_directions(operator, 1, generator)[0])
             doubted = True
             continue
-        if converged or exhausted:
+        is_sure = exhausted or doubted or ritz.chance_of_missing(basis) <= most_chance
+        if exhausted or (converged and is_sure):
             _check_symmetric(operator, basis, ritz, tolerance)
             status = Status.CONVERGED if converged else Status.BUDGET_EXHAUSTED
             return _result(basis, ritz, num, extra, status)
@@ -110,6 +115,11 @@ class Basis:
     def width(self) -> int:
         """How many rows there are."""
         return len(self.projection)
+
+    @property
+    def dimension(self) -> int:
+        """That of the operator."""
+        return self._operator.dimension
 
     def extend(self, direction: Tensor) -> None:
         """Add the part of `direction` outside the span, or a random direction if nothing of it is left."""
@@ -225,12 +235,30 @@ class RitzPairs:
         self.spectral_norm = float(values.abs().max())
         self.coordinates = coordinates.T.flip(0)  # (width, width): one Ritz vector a row
         self.values = values.flip(0)[:num]  # (≤ num,), float64
+        self._others = values[:-1]  # all Ritz values but the top one
         self.vectors = basis.vectors(self.coordinates[:num])  # (≤ num, n)
         products = basis.products(self.coordinates[:num])
         self.residuals = products.addcmul_(self.vectors, self.values.to(products)[:, None], value=-1)
         # What rounding may hide from the computed residual belongs to the bound.
         self.floor = FLOOR * basis.eps * self.spectral_norm
         self.residual_norms = basis.norms(self.residuals) + self.floor
+
+    def chance_of_missing(self, basis: Basis) -> float:
+        """Return how likely a random start hides an eigenvalue μ ≥ 1.05θ, if there is one; at most 1.
+
+            |vᵀg| ≤ ‖Ax − θx‖ |xᵀg| / ((μ − θ) Πⱼ (μ − θⱼ)/(θ − θⱼ)),  Av = μv
+
+        g is the start. In its Krylov space the top Ritz vector x is a polynomial in A times g, zero at the other Ritz
+        values θⱼ, so that v has grown in x by the product. As √n vᵀg/‖g‖ is nearly a standard normal number, it is as
+        small as that with a chance of at most √(2/π) times the bound. A basis that has been restarted tells nothing.
+        """
+        value, residual = float(self.values[0]), float(self.residual_norms[0])
+        if value <= 0 or residual <= 2 * self.floor or basis.width < basis.num_products:
+            return 0.0
+        above = _FAR_ABOVE * value
+        growth = float(((above - self._others) / (value - self._others)).prod())
+        component = float(self.coordinates[0, 0].abs()) * basis.dimension**0.5
+        return min(1.0, math.sqrt(2 / math.pi) * residual * component / ((above - value) * growth))
 
 
 Expansion = Callable[[Basis, RitzPairs, int], Tensor]

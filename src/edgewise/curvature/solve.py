@@ -35,9 +35,20 @@ def top_of_spectrum(
     generator = torch.Generator().manual_seed(seed + operator.shard)
     coarse: Coarse | None = None
 
-    def solver(**options: Any) -> EigenResult:
-        guide = coarse.guide(rtol, generator) if coarse is not None else None
-        return top_eigenpairs(operator, num=num, rtol=rtol, generator=generator, expand=guide, **options)
+    def solver(start: Tensor, **options: Any) -> EigenResult:
+        guide, chance = None, 1.0
+        if coarse is not None:
+            guide, chance = coarse.guide(rtol, generator), coarse.most_chance(start) if num == 1 else 1.0
+        return top_eigenpairs(
+            operator,
+            num=num,
+            rtol=rtol,
+            start=start,
+            generator=generator,
+            expand=guide,
+            most_chance=chance,
+            **options,
+        )
 
     solve = partial(_settled, operator, solver)
     if start is None:
