@@ -76,7 +76,7 @@ class Doubts:
         if not any(self._objective.ranks.gather(has_custom)) or not is_finite(product):
             return
         try:
-            difference = self._difference.product(vector)
+            difference = self._difference.rough_product(vector)
         except SecondDerivativeError:  # too coarse to tell
             return
         bar = max(3 * self._difference.relative_error, torch.finfo(self._objective.dtype).eps ** (1 / 3))

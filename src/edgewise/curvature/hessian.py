@@ -28,7 +28,7 @@ from edgewise.arguments import (
 )
 from edgewise.curvature.doubts import Doubts, is_finite
 from edgewise.curvature.measured_preconditioner import measured_preconditioner
-from edgewise.curvature.operators import Evidence, PreconditionedOperator, SymmetricOperator
+from edgewise.curvature.operators import Evidence, Look, PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.routes.difference import CentralDifference
 from edgewise.curvature.routes.forward import ForwardRoute
 from edgewise.curvature.routes.reverse import ReverseRoute
@@ -45,6 +45,8 @@ from edgewise.loss.repeats import check_repeats
 from edgewise.optimizers.preconditioner import check_covered
 
 Route = Literal["auto", "reverse", "forward", "difference", "checked"]
+
+_RTOL = 1e-3  # that eigenvalues of the products are wanted to
 
 ROUTES = ("auto", "reverse", "forward", "difference", "checked")
 
@@ -66,12 +68,13 @@ class HessianOperator(SymmetricOperator):
         hvp: Route = "auto",
         in_double: Callable[[], Objective] | None = None,
         of_part: Callable[[Part], Objective | None] | None = None,
+        rtol: float = _RTOL,
     ) -> None:
         known_name("hvp", hvp, ROUTES)
         self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
         self.shard = objective.ranks.index if objective.ranks.sharded else 0
         self._objective = objective
-        self._difference = CentralDifference(objective)
+        self._difference = CentralDifference(objective, in_double, rtol)
         self._doubts = Doubts(objective, self._difference, in_double)
         self._hvp, self._of_part = hvp, of_part
         self._routes: list[HvpRoute] = [ReverseRoute(objective), ForwardRoute(objective), self._difference]
@@ -120,7 +123,7 @@ class HessianOperator(SymmetricOperator):
         return Evidence(
             num_products=self.num_products,
             route=self.route,
-            reason=self.reason.strip(),
+            reason=(self.reason + self._difference.reason).strip(),
             relative_error=self.relative_error,
             graph_bytes=self.graph_bytes,
         )
@@ -137,11 +140,18 @@ class HessianOperator(SymmetricOperator):
         """Raise where |vᵀAv′ − v′ᵀAv| is more than rounding; differences have an error bar for that."""
         self._doubts.check_symmetric(self._route, asymmetry, one, other)
 
-    def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
-        """Return what differences say of vᵀAv, see `CentralDifference`; an exact route has nothing to say."""
-        if self._route.is_exact:
-            return self._disagreement, False
-        return self._difference.settle_along(vector, value)
+    @property
+    def is_spent(self) -> bool:
+        """Whether differences are to be taken in float64 before there are more."""
+        return not self._route.is_exact and self._difference.is_spent
+
+    def look_along(self, vector: Tensor) -> Look | None:
+        """Return what differences say of A · vector, see `CentralDifference`; exact routes have no better product."""
+        return None if self._route.is_exact else self._difference.look_along(vector)
+
+    def take_closer(self, vector: Tensor) -> bool:
+        """Let differences be as precise as along the vector, see `CentralDifference`."""
+        return not self._route.is_exact and self._difference.take_closer(vector)
 
     def gradient(self) -> Tensor:
         """Return ∇L, with what products to come need of it, too."""
@@ -178,7 +188,7 @@ class HessianOperator(SymmetricOperator):
         """Raise if a product by an exact route is not that of central differences."""
         if not self._route.is_exact or not is_finite(product):
             return  # there is no other route, or nothing to compare
-        difference = self._difference.product(vector)
+        difference = self._difference.rough_product(vector)
         off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
         bar = max(3 * self._difference.relative_error, torch.finfo(self.dtype).eps ** (1 / 3))
         self._disagreement = off if product.norm() > 0 or difference.norm() > 0 else 0.0
@@ -314,6 +324,7 @@ def measured_operator(
     measuring: Measuring,
     *,
     repeats: bool,
+    rtol: float = _RTOL,
 ) -> Iterator[SymmetricOperator]:
     """Yield what `hessian` documents; unless the loss is known to repeat, see whether it does."""
     known_name("hvp", hvp, ROUTES)
@@ -333,7 +344,7 @@ def measured_operator(
             is_whole = measuring.max_graph_bytes is not None or runs_compiled(model, loss_fn)
             return None if is_whole else make(part, measuring=measuring)
 
-        operator = HessianOperator(objective, hvp, in_double, of_part)
+        operator = HessianOperator(objective, hvp, in_double, of_part, rtol)
         try:
             if optimizer is None:
                 yield operator
