@@ -1,4 +1,4 @@
-"""By how much eigenvalues may be off that inexact products have led to, seen by a closer look along the eigenvectors."""
+"""By how much eigenvalues may be off that inexact products have led to, by a closer look along the eigenvectors."""
 
 from dataclasses import dataclass
 

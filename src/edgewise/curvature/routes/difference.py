@@ -14,7 +14,7 @@ from edgewise.loss.objective import Objective
 
 GOOD_ERROR = 1e-2  # relative: for a comparison, no better step is looked for
 WORST_ERROR = 5e-2  # beyond, there is no product
-_SHORTER = 1 / 16  # of a step: where kinks lie in between, its product is another one
+_SHORTER = 1 / 64  # of a step: where kinks lie in between, its product is another one
 _MOST_SINGLE = 24  # products in float32, before those in float64 are tried
 
 
