@@ -677,8 +677,8 @@ FAULTS = [
     ),
     Fault(
         name="disagreeing routes accepted",
-        file="curvature/hessian.py",
-        old="if self._disagreement > bar:",
+        file="curvature/doubts.py",
+        old="if off > bar:",
         new="if False:",
         test="curvature/test_hessian.py",
     ),

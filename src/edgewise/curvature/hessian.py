@@ -26,7 +26,7 @@ from edgewise.arguments import (
     known_name,
     name_patterns,
 )
-from edgewise.curvature.doubts import Doubts, is_finite
+from edgewise.curvature.doubts import Doubts
 from edgewise.curvature.measured_preconditioner import measured_preconditioner
 from edgewise.curvature.operators import Evidence, Look, PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.routes.difference import CentralDifference
@@ -34,7 +34,7 @@ from edgewise.curvature.routes.forward import ForwardRoute
 from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.curvature.routes.route import HvpRoute
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
-from edgewise.errors import ClosedError, SecondDerivativeError
+from edgewise.errors import ClosedError, EdgewiseError, SecondDerivativeError
 from edgewise.isolation import isolated
 from edgewise.isolation.compiled import runs_compiled
 from edgewise.loss.checks import LossFunction
@@ -55,7 +55,8 @@ class HessianOperator(SymmetricOperator):
     """∇²L of an objective; counts its products, and says which route they took and why.
 
     A product that shows that torch's second derivative is wrong, see `Doubts`, ends the exact routes: what is wrong in
-    one may be in the other. `in_double` makes the same objective in float64, `of_part` that of a part of the samples.
+    one may be in the other. `in_double` makes the same objective in float64, or raises;
+    `of_part` that of a part of the samples.
 
     With "checked", the first product is taken by central differences as well. An exact one may be off by three times
     their error bar, or by ε^{1/3} of the dtype (0.5 % in float32), which is far more than their rounding and far
@@ -180,25 +181,9 @@ class HessianOperator(SymmetricOperator):
         product = self._first_possible(vector)
         if self._unchecked:
             self._unchecked = False
-            self._check(vector, product)
+            self._disagreement = self._doubts.disagreement(self._route, vector, product)
         self._doubts.add(vector, product)
         return product
-
-    def _check(self, vector: Tensor, product: Tensor) -> None:
-        """Raise if a product by an exact route is not that of central differences."""
-        if not self._route.is_exact or not is_finite(product):
-            return  # there is no other route, or nothing to compare
-        difference = self._difference.rough_product(vector)
-        off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
-        bar = max(3 * self._difference.relative_error, torch.finfo(self.dtype).eps ** (1 / 3))
-        self._disagreement = off if product.norm() > 0 or difference.norm() > 0 else 0.0
-        if self._disagreement > bar:
-            raise SecondDerivativeError(
-                f"routes disagree by {off:.2g}, more than {bar:.2g}: the first product by {self.route} is not that of "
-                "central differences. Some function's second derivative is wrong (a custom autograd.Function?), or "
-                'the loss has kinks or steps, such as ReLU\'s, where no route is right: hvp="difference" measures the '
-                "change of the gradient itself."
-            )
 
     def _first_possible(self, vector: Tensor) -> Tensor:
         while True:
@@ -337,7 +322,11 @@ def measured_operator(
                 check_covered(optimizer, list(objective.originals.values()))
         if not repeats:
             check_repeats(objective.evaluation)
-        in_double = partial(make, batches, measuring=replace(measuring, dtype=torch.float64))
+
+        def in_double() -> Objective:
+            if runs_compiled(model, loss_fn):
+                raise EdgewiseError("what is compiled would be compiled anew, which takes long.")
+            return make(batches, measuring=replace(measuring, dtype=torch.float64))
 
         def of_part(part: Part) -> Objective | None:
             # A graph of a part would be one more than the budget counts, and what is compiled would be compiled anew.
