@@ -143,6 +143,17 @@ def test_what_float32_is_good_for_stays_in_it_and_is_looked_at_in_float64():
     assert len(seen) == REPEATS + 2 * found.num_hvps  # counted in either precision
 
 
+def test_what_is_compiled_is_not_compiled_anew_for_float64():
+    model, loss_fn, batch = small_embeddings()
+    seen = set()
+    compiled = torch.compile(lambda m, b: loss_fn(m, b), backend="eager")
+    looking = lambda m, b: seen.add(m[2].weight.dtype) or compiled(m, b)
+    found = ew.sharpness(model, looking, [batch], hvp="difference", rtol=1e-2)
+    true = ew.sharpness(model, loss_fn, [batch], rtol=1e-4).value
+    assert seen == {torch.float32}
+    assert abs(found.value - true) <= (found.hvp_error + 1e-2) * true or not found.converged
+
+
 def test_a_loss_that_computes_in_float32_gains_nothing_by_float64():
     """A step of float64's is then lost in the rounding."""
     model, batches = MLP.build()
