@@ -146,7 +146,7 @@ def test_what_float32_is_good_for_stays_in_it_and_is_looked_at_in_float64():
 def test_what_is_compiled_is_not_compiled_anew_for_float64():
     model, loss_fn, batch = small_embeddings()
     seen = set()
-    compiled = torch.compile(lambda m, b: loss_fn(m, b), backend="eager")
+    compiled = torch.compile(loss_fn, backend="eager")
     looking = lambda m, b: seen.add(m[2].weight.dtype) or compiled(m, b)
     found = ew.sharpness(model, looking, [batch], hvp="difference", rtol=1e-2)
     true = ew.sharpness(model, loss_fn, [batch], rtol=1e-4).value
