@@ -92,6 +92,16 @@ def linear_bias_loss(model: Any, batch: Batch) -> Tensor:
     return 0.5 * (out[:, :2] - batch[1]).square().sum(1).mean() + out[:, 2:].sum(1).mean()
 
 
+def in_float32_only(loss_fn: Any) -> Any:
+    """Return a loss that refuses float64, as those of custom kernels may."""
+
+    def refusing(model: nn.Module, batch: Batch) -> Tensor:
+        assert all(p.dtype is torch.float32 for p in model.parameters())
+        return loss_fn(model, batch)
+
+    return refusing
+
+
 def frozen_first(model: nn.Sequential) -> nn.Sequential:
     model[0].requires_grad_(False)
     return model

@@ -227,14 +227,16 @@ def storages(values):
         ("reverse", 2, 2.0 + 1 / 4 + 0.1),
         ("difference", 1, 3.01),
         ("difference", 2, 3.01),
+        ("difference in float64", 1, 12.1),
         ("forward", 1, 4.7),
     ],
 )
 def test_what_a_product_takes_more_than_a_gradient(route, num_batches, most):
     """The snapshot, the sum, what autograd has found of the product but not summed; for graphs, a layer of four more.
 
-    By differences the snapshot, the difference, a gradient and the sum. By forward derivatives the snapshot, the
-    vector, the gradient and its derivative; the first product waits while it is compared with another one.
+    By differences the snapshot, the difference, a gradient and the sum. In float64 the last three count twice, and so
+    do the model's copy, the vector and, in the first product, another difference. By forward derivatives the snapshot,
+    the vector, the gradient and its derivative; the first product waits while it is compared with another one.
     """
     torch.manual_seed(0)
     model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(256, 256), nn.Tanh())])
@@ -245,6 +247,8 @@ def test_what_a_product_takes_more_than_a_gradient(route, num_batches, most):
         mse(model, batches[0]).backward()
     assert plain.peak == pytest.approx(4 * size, rel=0.05)
     model.zero_grad()
-    with PeakBytes() as measured, hessian(model, mse, batches, hvp=route) as operator:
+    if route == "difference":  # float32 is good enough where gradients are small beside the curvature
+        batches = [(x, model(x).detach() + 0.01 * y) for x, y in batches]
+    with PeakBytes() as measured, hessian(model, mse, batches, hvp=route.split()[0]) as operator:
         operator.matvec(vector)
     assert most - 0.5 < (measured.peak - plain.peak) / (4 * size) <= most

@@ -80,7 +80,7 @@ class Doubts:
         if not any(self._objective.ranks.gather(has_custom)) or not is_finite(product):
             return
         try:
-            difference = self._difference.product(vector)
+            difference = self._difference.rough_product(vector)
         except SecondDerivativeError:  # too coarse to tell
             return
         bar = max(3 * self._difference.relative_error, torch.finfo(self._objective.dtype).eps ** (1 / 3))
@@ -89,6 +89,24 @@ class Doubts:
             raise self._wrong(
                 route, f"a custom autograd.Function's is off by {off:.2g} from what gradients say"
             )
+
+    def disagreement(self, route: HvpRoute, vector: Tensor, product: Tensor) -> float:
+        """Return by how much an exact product is off from that of differences, relative; raise if it is too much."""
+        if not route.is_exact or not is_finite(product):
+            return 0.0  # there is no other route, or nothing to compare
+        difference = self._difference.rough_product(vector)
+        off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
+        bar = max(3 * self._difference.relative_error, torch.finfo(product.dtype).eps ** (1 / 3))
+        if product.norm() == 0 and difference.norm() == 0:
+            return 0.0
+        if off > bar:
+            raise SecondDerivativeError(
+                f"routes disagree by {off:.2g}, more than {bar:.2g}: the first product by {route.name} is not that of "
+                "central differences. Some function's second derivative is wrong (a custom autograd.Function?), or "
+                'the loss has kinks or steps, such as ReLU\'s, where no route is right: hvp="difference" measures the '
+                "change of the gradient itself."
+            )
+        return off
 
     def check_steady(self, route: HvpRoute, vector: Tensor, product: Tensor) -> None:
         """Raise where a forward product jumps as θ moves by √ε: at single points, a formula may leave a term out."""

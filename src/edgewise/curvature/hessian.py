@@ -27,15 +27,15 @@ from edgewise.arguments import (
     known_name,
     name_patterns,
 )
-from edgewise.curvature.doubts import Doubts, is_finite
+from edgewise.curvature.doubts import Doubts
 from edgewise.curvature.measured_preconditioner import measured_preconditioner
-from edgewise.curvature.operators import Evidence, PreconditionedOperator, SymmetricOperator
+from edgewise.curvature.operators import Evidence, Look, PreconditionedOperator, SymmetricOperator
 from edgewise.curvature.routes.difference import CentralDifference
 from edgewise.curvature.routes.forward import ForwardRoute
 from edgewise.curvature.routes.reverse import ReverseRoute
 from edgewise.curvature.routes.route import HvpRoute
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
-from edgewise.errors import ClosedError, SecondDerivativeError
+from edgewise.errors import ClosedError, EdgewiseError, SecondDerivativeError
 from edgewise.isolation import isolated
 from edgewise.isolation.compiled import runs_compiled
 from edgewise.loss.checks import LossFunction
@@ -47,6 +47,8 @@ from edgewise.optimizers.preconditioner import check_covered
 
 Route = Literal["auto", "reverse", "forward", "difference", "checked"]
 
+_RTOL = 1e-3  # that eigenvalues of the products are wanted to
+
 ROUTES = ("auto", "reverse", "forward", "difference", "checked")
 
 
@@ -54,7 +56,8 @@ class HessianOperator(SymmetricOperator):
     """∇²L of an objective; counts its products, and says which route they took and why.
 
     A product that shows that torch's second derivative is wrong, see `Doubts`, ends the exact routes: what is wrong in
-    one may be in the other. `in_double` makes the same objective in float64, `of_part` that of a part of the samples.
+    one may be in the other. `in_double` makes the same objective in float64, or raises;
+    `of_part` that of a part of the samples.
 
     With "checked", the first product is taken by central differences as well. An exact one may be off by three times
     their error bar, or by ε^{1/3} of the dtype (0.5 % in float32), which is far more than their rounding and far
@@ -67,12 +70,13 @@ class HessianOperator(SymmetricOperator):
         hvp: Route = "auto",
         in_double: Callable[[], Objective] | None = None,
         of_part: Callable[[Part], Objective | None] | None = None,
+        rtol: float = _RTOL,
     ) -> None:
         known_name("hvp", hvp, ROUTES)
         self.size, self.dtype, self.device = objective.size, objective.dtype, objective.device
         self.shard = objective.ranks.index if objective.ranks.sharded else 0
         self._objective = objective
-        self._difference = CentralDifference(objective)
+        self._difference = CentralDifference(objective, in_double, rtol)
         self._doubts = Doubts(objective, self._difference, in_double)
         self._hvp, self._of_part = hvp, of_part
         self._routes: list[HvpRoute] = [ReverseRoute(objective), ForwardRoute(objective), self._difference]
@@ -121,7 +125,7 @@ class HessianOperator(SymmetricOperator):
         return Evidence(
             num_products=self.num_products,
             route=self.route,
-            reason=self.reason.strip(),
+            reason=(self.reason + self._difference.reason).strip(),
             relative_error=self.relative_error,
             graph_bytes=self.graph_bytes,
         )
@@ -140,11 +144,18 @@ class HessianOperator(SymmetricOperator):
         """Raise where |vᵀAv′ − v′ᵀAv| is more than rounding; differences have an error bar for that."""
         self._doubts.check_symmetric(self._route, asymmetry, one, other, allowed)
 
-    def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
-        """Return what differences say of vᵀAv, see `CentralDifference`; an exact route has nothing to say."""
-        if self._route.is_exact:
-            return self._disagreement, False
-        return self._difference.settle_along(vector, value)
+    @property
+    def is_spent(self) -> bool:
+        """Whether differences are to be taken in float64 before there are more."""
+        return not self._route.is_exact and self._difference.is_spent
+
+    def look_along(self, vector: Tensor) -> Look | None:
+        """Return what differences say of A · vector, see `CentralDifference`; exact routes have no better product."""
+        return None if self._route.is_exact else self._difference.look_along(vector)
+
+    def take_closer(self, vector: Tensor) -> bool:
+        """Let differences be as precise as along the vector, see `CentralDifference`."""
+        return not self._route.is_exact and self._difference.take_closer(vector)
 
     def gradient(self) -> Tensor:
         """Return ∇L, with what products to come need of it, too."""
@@ -173,25 +184,9 @@ class HessianOperator(SymmetricOperator):
         product = self._first_possible(vector)
         if self._unchecked:
             self._unchecked = False
-            self._check(vector, product)
+            self._disagreement = self._doubts.disagreement(self._route, vector, product)
         self._doubts.add(vector, product)
         return product
-
-    def _check(self, vector: Tensor, product: Tensor) -> None:
-        """Raise if a product by an exact route is not that of central differences."""
-        if not self._route.is_exact or not is_finite(product):
-            return  # there is no other route, or nothing to compare
-        difference = self._difference.product(vector)
-        off = float((product - difference).norm() / difference.norm().clamp(min=1e-30))
-        bar = max(3 * self._difference.relative_error, torch.finfo(self.dtype).eps ** (1 / 3))
-        self._disagreement = off if product.norm() > 0 or difference.norm() > 0 else 0.0
-        if self._disagreement > bar:
-            raise SecondDerivativeError(
-                f"routes disagree by {off:.2g}, more than {bar:.2g}: the first product by {self.route} is not that of "
-                "central differences. Some function's second derivative is wrong (a custom autograd.Function?), or "
-                'the loss has kinks or steps, such as ReLU\'s, where no route is right: hvp="difference" measures the '
-                "change of the gradient itself."
-            )
 
     def _first_possible(self, vector: Tensor) -> Tensor:
         while True:
@@ -317,6 +312,7 @@ def measured_operator(
     measuring: Measuring,
     *,
     repeats: bool,
+    rtol: float = _RTOL,
 ) -> Iterator[SymmetricOperator]:
     """Yield what `hessian` documents; unless the loss is known to repeat, see whether it does."""
     known_name("hvp", hvp, ROUTES)
@@ -329,14 +325,18 @@ def measured_operator(
                 check_covered(optimizer, list(objective.originals.values()))
         if not repeats:
             check_repeats(objective.evaluation)
-        in_double = partial(make, batches, measuring=replace(measuring, dtype=torch.float64))
+
+        def in_double() -> Objective:
+            if runs_compiled(model, loss_fn):
+                raise EdgewiseError("what is compiled would be compiled anew, which takes long.")
+            return make(batches, measuring=replace(measuring, dtype=torch.float64))
 
         def of_part(part: Part) -> Objective | None:
             # A graph of a part would be one more than the budget counts, and what is compiled would be compiled anew.
             is_whole = measuring.max_graph_bytes is not None or runs_compiled(model, loss_fn)
             return None if is_whole else make(part, measuring=measuring)
 
-        operator = HessianOperator(objective, hvp, in_double, of_part)
+        operator = HessianOperator(objective, hvp, in_double, of_part, rtol)
         try:
             if optimizer is None:
                 yield operator

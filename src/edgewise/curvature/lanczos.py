@@ -78,7 +78,9 @@ def top_eigenpairs(
         tolerance = (rtol * ritz.values.abs()).clamp(min=2 * ritz.floor)
         unconverged = (ritz.residual_norms > tolerance).nonzero()
         converged = len(unconverged) == 0 and len(ritz.values) == num
-        exhausted = basis.num_products >= max_products or basis.width == operator.dimension
+        exhausted = (
+            basis.num_products >= max_products or basis.width == operator.dimension or operator.is_spent
+        )
         if converged and not doubted and not exhausted and ritz.values[0] <= 0:
             # A loss hardly ever curves down everywhere: more likely the start was blind to what curves up.
             basis.extend(random_directions(operator, 1, generator)[0])

@@ -108,7 +108,9 @@ def sharpness(
     params = name_patterns("params", params)
     parameters = _check(model, loss_fn, params, dtype, rtol, num, start, max_hvps, seed)
     measuring = Measuring(params=params, dtype=dtype, max_graph_bytes=max_graph_bytes)
-    measured = measured_operator(model, loss_fn, batches, None, hvp, measuring, repeats=start is not None)
+    measured = measured_operator(
+        model, loss_fn, batches, None, hvp, measuring, repeats=start is not None, rtol=rtol
+    )
     with without_autocast(), measured as operator:  # it would round the solver's own products as well
         return top_of_spectrum(operator, parameters, rtol, num, start, max_hvps, seed)
 
@@ -198,7 +200,7 @@ def preconditioned_sharpness(
     optimizer = an_optimizer("optimizer", optimizer, CURVATURE_ORDER)
     measuring = Measuring(params=params, dtype=dtype, max_graph_bytes=max_graph_bytes)
     measured = measured_operator(
-        model, loss_fn, batches, optimizer, hvp, measuring, repeats=start is not None
+        model, loss_fn, batches, optimizer, hvp, measuring, repeats=start is not None, rtol=rtol
     )
     with without_autocast(), measured as operator:  # it would round the solver's own products as well
         return top_of_spectrum(operator, parameters, rtol, num, start, max_hvps, seed)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,14 @@ class Evidence:
     reason: str = ""  # why not an earlier one
     relative_error: float = 0.0  # of a product, relative to its norm, as far as it is known
     graph_bytes: int = 0  # held by kept graphs, counted where there is a budget
+
+
+class Look(NamedTuple):
+    """A product A·v that is taken with more care than most."""
+
+    product: Tensor
+    change: Tensor  # by how much it may be off
+    jump: float = 0.0  # by how much vᵀAv may be off besides
 
 
 class SymmetricOperator(ABC):
@@ -64,9 +72,18 @@ class SymmetricOperator(ABC):
         """Go on by another route than the one that has failed, or raise its error: a plain matrix has one."""
         raise error
 
-    def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
-        """Return by how much vᵀAv, found to be `value`, may be off, relative, and whether products are others now."""
-        return 0.0, False
+    @property
+    def is_spent(self) -> bool:
+        """Whether `take_closer` should come before another product."""
+        return False
+
+    def look_along(self, vector: Tensor) -> Look | None:
+        """Return A · vector with more care than a product takes; `None` where products are exact."""
+        return None
+
+    def take_closer(self, vector: Tensor) -> bool:
+        """Let products be as precise from now on as looks along the vector are; `False` if they have been."""
+        return False
 
     def part(self, share: float) -> "SymmetricOperator | None":
         """Return the same matrix over about that share of the samples; `None` where that cannot be had."""
@@ -150,9 +167,19 @@ class PreconditionedOperator(SymmetricOperator):
         """Go on by A's next route, or raise what A raises."""
         self._operator.take_next_route(error)
 
-    def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
-        """Return what A says of the same value, along P^{-1/2}v."""
-        return self._operator.settle_along(self._scale * vector, value)
+    @property
+    def is_spent(self) -> bool:
+        """Whether A's products are."""
+        return self._operator.is_spent
+
+    def look_along(self, vector: Tensor) -> Look | None:
+        """Return what A's look along P^{-1/2}v says."""
+        look = self._operator.look_along(self._scale * vector)
+        return look and Look(self._scale * look.product, self._scale * look.change, look.jump)
+
+    def take_closer(self, vector: Tensor) -> bool:
+        """Let A's products be closer, as they are along P^{-1/2}v."""
+        return self._operator.take_closer(self._scale * vector)
 
     def part(self, share: float) -> SymmetricOperator | None:
         """Return P^{-1/2} C P^{-1/2}, C a part of A's samples, P of all of them."""

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgewise.curvature.closer import Deviation, deviations
 from edgewise.curvature.coarse import Coarse
 from edgewise.curvature.lanczos import top_eigenpairs
 from edgewise.curvature.operators import SymmetricOperator
 from edgewise.curvature.results import EigenResult, SharpnessResult, signature
+from edgewise.curvature.routes.difference import WORST_ERROR, too_coarse
 from edgewise.curvature.routes.second_derivative import WrongDerivativeError
 from edgewise.ranks import local
 from edgewise.status import Status
 
 # Warm starts before one is checked by a cold one: after a crossing, they may follow the lower eigenvalue.
 _COLD_EVERY = 50
-# Times that the step of differences is chosen anew, along the eigenvectors that the one before has led to.
+# Times that differences are taken otherwise, or once more, from the eigenvectors that those before have led to.
 _MOST_STEPS = 3
 
 
@@ -50,7 +52,7 @@ def top_of_spectrum(
             **options,
         )
 
-    solve = partial(_settled, operator, solver)
+    solve = partial(_settled, operator, solver, rtol)
     if start is None:
         coarse = Coarse(operator, max_hvps)
         found, error = solve(start=coarse.start(num, generator), most=max_hvps, extra=1)
@@ -99,12 +101,13 @@ def _shares(operator: SymmetricOperator, vector: Tensor, parameters: Iterable[Te
 def _settled(
     operator: SymmetricOperator,
     solver: Callable[..., EigenResult],
+    rtol: float,
     *,
     start: Tensor,
     most: int,
     extra: int,
 ) -> tuple[EigenResult, float]:
-    """Return eigenpairs by a route that holds, and by how much the top value may be off by that route, relative."""
+    """Return eigenpairs by a route that holds, and by how much a value may be off by that route, relative."""
     before, left, num_steps = operator.evidence.num_products, most, 0
     while True:
         try:
@@ -115,17 +118,22 @@ def _settled(
             if left < len(start):
                 raise
             continue
-        if not found.converged:
-            return found, 0.0
-        settled = [
-            operator.settle_along(v, float(value))
-            for v, value in zip(found.vectors.T, found.values, strict=True)
-        ]
-        error_along, _ = settled[0]
-        left = most - (operator.evidence.num_products - before)
-        if not any(changed for _, changed in settled):
-            return found, error_along
+        worst = Deviation()
+        if found.converged:
+            worst = max(deviations(operator, found, rtol), key=lambda each: each.error, default=worst)
+            if worst.error <= rtol:
+                return found, worst.error
         num_steps += 1
-        if left < len(found.values) or num_steps > _MOST_STEPS:
-            return replace(found, status=Status.BUDGET_EXHAUSTED), error_along
-        start = found.vectors.T
+        left = most - (operator.evidence.num_products - before)
+        goes_on = (
+            left > len(found.values) and num_steps <= _MOST_STEPS and found.status is not Status.NOT_FINITE
+        )
+        is_closer = goes_on and operator.take_closer(found.vectors[:, worst.index])
+        if is_closer or (goes_on and worst.error - worst.explained > rtol):
+            start = found.vectors.T
+            continue
+        if worst.explained > WORST_ERROR and worst.index == 0:
+            raise too_coarse(worst.explained, "along the eigenvector that was found")
+        if worst.error > WORST_ERROR or worst.error - worst.explained > rtol:
+            found = replace(found, status=Status.BUDGET_EXHAUSTED)
+        return found, worst.error

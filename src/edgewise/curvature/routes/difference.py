@@ -1,76 +1,100 @@
 """Hessian-vector products from gradients alone, with an error bar."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from edgewise.curvature.operators import Look
 from edgewise.curvature.routes.route import HvpRoute
+from edgewise.curvature.routes.steps import Differences
 from edgewise.errors import EdgewiseError, LossError, SecondDerivativeError
 from edgewise.loss.objective import Objective
 
-_GOOD_ERROR = 1e-2  # relative: no better step is looked for
-_WORST_ERROR = 5e-2  # beyond, there is no product
+GOOD_ERROR = 1e-2  # relative: for a comparison, no better step is looked for
+WORST_ERROR = 5e-2  # beyond, there is no product
+_SHORTER = 1 / 64  # of a step: where kinks lie in between, its product is another one
+_MOST_SINGLE = 24  # products in float32, before those in float64 are tried
 
 
 class CentralDifference(HvpRoute):
-    r"""[∇L(θ + hv) − ∇L(θ − hv)] / 2h for unit v, exact up to h²‖∇⁴L‖/6 and rounding ε‖∇L‖/h.
+    """Differences of gradients; in float64, where those in float32 are too coarse and the loss allows it.
 
-    The step starts at ε^{1/3}·max(1, ‖θ‖), which balances the two for losses of unit scale. On the first product it is
-    checked by Richardson's rule: doubling h changes the product by three times its truncation error. That direction may
-    tell little of another one: `settle_along` checks it along what has been found.
+    `Differences` chooses the step along the first vector. That may tell little of another one: `look_along` is for what
+    has been found.
+
+    Args:
+        objective: the loss L.
+        in_double: makes the same objective in float64.
+        rtol: that eigenvalues are wanted to; a product in float32 should not be off by more than half of it.
     """
 
     name = "difference"
     is_exact = False
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(
+        self, objective: Objective, in_double: Callable[[], Objective] | None = None, rtol: float = 1e-3
+    ) -> None:
         super().__init__(objective)
-        self._step = 0.0
-        self._scale = 0.0  # ‖∇²L v‖ of the first product, for unit v
+        self._own = self._chosen = Differences(objective, self)
+        self._double: Differences | None = None  # where they are possible, and precise
+        is_single = objective.dtype is not torch.float64 and not objective.ranks.sharded
+        self._make_double = in_double if is_single else None  # and not tried yet
+        self._good = rtol / 2
+        self._is_ready = self._is_changed = False
+        self._num_single = 0
+        self.reason = ""  # why not in the precision of the objective
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there have been so many products in float32 that it is time for float64."""
+        return self._num_single >= _MOST_SINGLE and self._may_go_over
+
+    @property
+    def _may_go_over(self) -> bool:
+        return self._chosen is self._own and (self._double is not None or self._make_double is not None)
 
     def product(self, vector: Tensor) -> Tensor:
         """Return ∇²L · vector; the first call finds the step."""
-        norm = float(self._objective.norm(vector))
-        if norm == 0:
+        if float(self._objective.norm(vector)) == 0:
             return torch.zeros_like(vector)
-        if self._step == 0:
-            self._choose_step(vector, norm)
-        product = self._central(vector, self._step / norm)  # a step of the same length
-        self._scale = self._scale or float(self._objective.norm(product)) / norm
-        return product
+        if not self._is_ready:
+            self._choose(vector)
+        self._num_single += self._chosen is self._own
+        return self._chosen.product(vector.to(self._chosen.objective.dtype)).to(vector)
 
-    def settle_along(self, vector: Tensor, value: float) -> tuple[float, bool]:
-        """Return by how much vᵀ∇²Lv, found to be `value`, may be off, relative to it, and whether the step has changed.
+    def rough_product(self, vector: Tensor) -> Tensor:
+        """Return ∇²L · vector for a comparison, with `relative_error`."""
+        self._find_step(vector, GOOD_ERROR)
+        return self._own.product(vector)
 
-        Along v, the error of a product is measured anew, and its vᵀ∇²Lv compared; if they are off by too much, and
-        not along a direction that is flat beside the first, the step is chosen again, along v.
-        """
-        norm = float(self._objective.norm(vector))
-        product = self._central(vector, self._step / norm)
-        change = self._central(vector, 2 * self._step / norm).sub_(product)
-        curvature, curvature_change = (
-            float(self._objective.reduce(torch.dot(vector, part))) for part in (product, change)
-        )
-        size = float(self._objective.norm(product))
-        error = max(
-            (abs(value - curvature) + abs(curvature_change)) / max(abs(value), 1e-30),
-            float(self._objective.norm(change)) / max(size, 1e-30),
-        )
-        if error <= _GOOD_ERROR or size <= _WORST_ERROR * self._scale * norm:
-            return error, False
-        before = self._step
-        self._choose_step(vector, norm)
-        if self._step == before and not error <= _WORST_ERROR:
-            raise _too_coarse(error, "along the eigenvector that was found")
-        return error, self._step != before
+    def look_along(self, vector: Tensor) -> Look:
+        """Return ∇²L · vector as precisely as it can be had, for an eigenvector that was found."""
+        look = self._look_in_double(vector)
+        if look is None:
+            before = self._own.factor
+            look = Look(*self._own.look(vector, self._single_error))
+            self._is_changed |= self._own.factor != before
+            shorter = self._own.product(vector, _SHORTER).sub_(look.product)
+            size = self._objective.reduce((shorter * vector).sum(dtype=torch.float64))
+            look = look._replace(jump=abs(float(size)))
+        return look
+
+    def take_closer(self, vector: Tensor) -> bool:
+        """Take products as the look along the vector has shown to be better; `False` if they have been so taken."""
+        if self._may_go_over and self._look_in_double(vector) is not None:
+            self._go_over("too coarse for what was found")
+            return True
+        is_changed, self._is_changed = self._is_changed, False
+        return is_changed
 
     def curves(self, vector: Tensor) -> bool:
         """Whether gradients differ along the vector, smoothly: not by a kink alone, as those of ReLU networks do."""
         step = self._balanced_step() / float(self._objective.norm(vector))
-        product, doubled = (self._central(vector, factor * step) for factor in (1.0, 2.0))
+        product, doubled = (self._own.central(vector, factor * step) for factor in (1.0, 2.0))
         size = float(self._objective.norm(product))
-        return size > 0 and float(self._objective.norm(doubled.sub_(product))) <= _GOOD_ERROR * size
+        return size > 0 and float(self._objective.norm(doubled.sub_(product))) <= GOOD_ERROR * size
 
     def follows_loss(self) -> bool:
         """Whether gradients are the slope of the loss, to 2 % and rounding; straight-through gradients are not."""
@@ -88,26 +112,66 @@ class CentralDifference(HvpRoute):
         try:
             gradient = self._objective.gradient()
             sizes = [
-                float(self._objective.norm(self._central(vector, factor * step))) for factor in (1.0, 1 / 8)
+                float(self._objective.norm(self._own.central(vector, factor * step)))
+                for factor in (1.0, 1 / 8)
             ]
         except EdgewiseError:  # the loss nearby is not finite
             return False
         return bool(gradient.isfinite().all()) and sizes[1] <= 2 * sizes[0] < math.inf
 
-    def _choose_step(self, vector: Tensor, length: float) -> None:
-        """Find a step along a vector of that norm; copies as large as the parameters count."""
+    def scale_of_parameters(self) -> float:
+        """Return max(1, ‖θ‖)."""
+        return max(1.0, float(self._own.squares.sum().sqrt()))
+
+    def _choose(self, vector: Tensor) -> None:
+        """Find the precision and the step, along the first vector."""
+        if self._may_go_over:
+            error = self._own.choose(vector, self._good, most=1)
+            if error > self._good and self._look_in_double(vector) is not None:
+                self._go_over(f"off by {error:.1g} along the first direction")
+        if self._chosen is self._own:
+            self._find_step(vector, self._single_error)
+        self._is_ready = True
+
+    @property
+    def _single_error(self) -> float:
+        """An error that is good enough where there is nothing beyond float32."""
+        return self._good if self._objective.dtype is torch.float64 else max(self._good, 2e-3)
+
+    def _find_step(self, vector: Tensor, good: float) -> None:
         if self._objective.ranks.sharded:
             self._check_scale()
-        errors = {}
-        for factor in (1.0, 1 / 8, 8.0, 1 / 64):
-            step = factor * self._balanced_step()
-            errors[step] = self._relative_error_at(vector, step / length)
-            if errors[step] <= _GOOD_ERROR:
-                break
-        best = min(errors, key=lambda step: errors[step])
-        if not errors[best] <= _WORST_ERROR:
-            raise _too_coarse(errors[best], f"at the best of {len(errors)} steps")
-        self._step, self.relative_error = best, errors[best]
+        self.relative_error = self._own.choose(vector, good)
+        if not self.relative_error <= WORST_ERROR:
+            raise too_coarse(self.relative_error, "at the best of several steps")
+
+    def _look_in_double(self, vector: Tensor) -> Look | None:
+        """Return a look in float64; `None` where the loss refuses it, or is no more precise there."""
+        double, make = self._double, self._make_double
+        self._make_double = None
+        if double is not None:
+            before = double.factor
+            look = Look(*double.look(vector.double(), self._good))
+            self._is_changed |= double.factor != before
+        elif make is None:
+            return None
+        else:
+            try:
+                double = Differences(make(), self)
+                look = Look(*double.look(vector.double(), self._good))
+            except Exception:  # what the loss cannot do in float64, it does in float32
+                return None
+            if not double.relative_error <= max(self._good, self._own.relative_error):
+                return None
+            self._double = double
+        return Look(look.product.to(vector), look.change.to(vector))
+
+    def _go_over(self, why: str) -> None:
+        """Take products in float64 from now on."""
+        assert self._double is not None
+        self._chosen, self._is_changed = self._double, False
+        self.relative_error = self._double.relative_error
+        self.reason = f"Differences are taken in float64: in float32 they were {why}."
 
     def _check_scale(self) -> None:
         """Raise if the gradient is not the slope of the loss: FSDP2 can be told to scale it otherwise."""
@@ -131,39 +195,14 @@ class CentralDifference(HvpRoute):
         value_at = self._objective.value_at
         return (value_at(direction, step) - value_at(direction, -step)) / (2 * step)
 
-    def _central(self, direction: Tensor, step: float) -> Tensor:
-        return self._difference(direction, step).div_(2 * step)
-
-    def _relative_error_at(self, direction: Tensor, step: float) -> float:
-        """Return ‖D(2h)/4h − D(h)/2h‖ ÷ ‖D(h)/2h‖, D(h) the difference of the gradients at ±h."""
-        gradient_at = self._objective.gradient_at
-        difference = self._difference(direction, step)
-        size = self._objective.norm(difference).clamp(min=1e-30)
-        difference *= 2
-        difference -= gradient_at(direction, 2 * step)
-        difference += gradient_at(direction, -2 * step)
-        self.num_products += 1
-        return float(self._objective.norm(difference) / (2 * size))
-
-    def _difference(self, direction: Tensor, step: float) -> Tensor:
-        """Return ∇L(θ + hv) − ∇L(θ − hv), in place: copies of the parameters count."""
-        self.num_products += 1
-        difference = self._objective.gradient_at(direction, step)
-        difference -= self._objective.gradient_at(direction, -step)
-        return difference
-
     def _balanced_step(self) -> float:
         """Return ε^{1/3}·max(1, ‖θ‖)."""
         return torch.finfo(self._objective.dtype).eps ** (1 / 3) * self.scale_of_parameters()
 
-    def scale_of_parameters(self) -> float:
-        """Return max(1, ‖θ‖)."""
-        squares = [p.detach().double().square().sum() for p in self._objective.tensors]
-        return max(1.0, float(self._objective.reduce(torch.stack(squares).sum()).sqrt()))
 
-
-def _too_coarse(error: float, where: str) -> SecondDerivativeError:
+def too_coarse(error: float, where: str) -> SecondDerivativeError:
+    """Return the error of products that are off by more than they may be."""
     return SecondDerivativeError(
-        f"central differences of the gradient are off by about {error:.0%} {where}, more than {_WORST_ERROR:.0%}: "
+        f"central differences of the gradient are off by about {error:.0%} {where}, more than {WORST_ERROR:.0%}: "
         "measure in a higher precision, or on a larger batch."
     )
