@@ -54,8 +54,8 @@ SNAPSHOT = {
     (): {"--help"},
     ("demo",): {"--help", "--out", "--workers"},
     ("inspect",): {"--help", "--max-updates", "--seed", "--json", "--page"},
-    ("figure",): {"--help", "--scale", "--out", "--engine", "--workers"},
-    ("sweep",): {"--help", "--out", "--engine", "--workers"},
+    ("figure",): {"--help", "--scale", "--out", "--engine", "--workers", "--stop-after", "--one-of-each"},
+    ("sweep",): {"--help", "--out", "--engine", "--workers", "--stop-after", "--one-of-each"},
     ("status",): {"--help"},
     ("report",): {"--help"},
     ("prepare",): {"--help", "--source"},
@@ -124,6 +124,11 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
         (("demo", "--out", "foreign/note"), f"foreign/note {FOREIGN}"),
         (("demo", "--out", "foreign/note/x"), "cannot write results to foreign/note/x: "),
         (("figure", "fig1", "--out", "other"), OTHER),
+        (("figure", "fig1", "--stop-after", "0"), "stop-after must be 1 or greater, got 0."),
+        (("figure", "fig1", "--stop-after", "500"), "stop-after must be below 500, the steps of the longest run, got "
+         "500: leave it out for whole runs."),
+        (("figure", "fig1", "--one-of-each"), "--one-of-each needs --stop-after: claims are held against all runs"),
+        (("figure", "fig1", "--stop-after", "5", "--out", "other"), "other holds other results (fig2 at scale demo "),
         (("report", "nowhere"), f"nowhere {NONE}"),
         (("report", "foreign/note"), "foreign/note holds no results (no sweep.json): "),
         (("report", "old"), "old does not say how its figures are shown, as those made by an earlier edgewise do "
@@ -249,6 +254,34 @@ def test_a_figure_from_end_to_end_and_again(edgewise, tmp_path, monkeypatch):
     assert edgewise("figure", "fig1", "--out", "results")[0] == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "runs").rglob("*")} == before
     assert (tmp_path / "results" / "report.html").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.slow
+def test_the_first_steps_of_a_figure_are_in_a_folder_of_their_own_and_judged_by_no_claim(
+    edgewise, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    monkeypatch.setenv("COLUMNS", "300")
+    status, out, err = edgewise("figure", "fig1", "--stop-after", 2, "--workers", 1)
+    assert (status, err) == (0, "")
+    assert "not judged: the runs were stopped after their first steps; claims are of whole runs" in out
+    assert "✓" not in out
+    for words in (
+        "seconds a step",
+        "peak memory",
+        "digits; FCN-1-8 sp; mse; full batch; sgd; sharpness every 1",
+    ):
+        assert words in out
+    store = Store.open(tmp_path / "runs" / "fig1-embedded-first-2")
+    assert store.figures[0].scale == "embedded, first 2 steps"
+    assert not {config.run_id for config in CONFIGS} & set(store.figures[0].run_ids)
+    assert edgewise("figure", "fig1", "--out", store.path)[2].startswith(
+        "edgewise: "
+    )  # no whole runs in there
+    assert "not judged: the runs were stopped" in edgewise("report", store.path)[1]
+    one = edgewise("figure", "fig1", "--stop-after", 2, "--one-of-each", "--out", "one")
+    assert one[0] == 0
+    assert len(Store.open(tmp_path / "one").figures[0].run_ids) == 2  # measured, and not
 
 
 INTERRUPTED = """

@@ -17,7 +17,7 @@ try:
     import tyro
     from rich.console import Console
 
-    from edgewise.lab import report, sweep, terminal
+    from edgewise.lab import cost_tables, report, sweep, terminal, trial
     from edgewise.lab.data import sources
     from edgewise.lab.engines import engine as engine_of
     from edgewise.lab.ladders import Ladder
@@ -27,6 +27,10 @@ try:
     from edgewise.lab.results.store import Store
 except ModuleNotFoundError as error:
     sys.exit(f"edgewise's command line needs the laboratory ({error}): pip install 'edgewise[lab]'")
+
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Planned = dict[str, list[Ladder]]
 
 
 def demo(*, out: Path = Path("runs/demo"), workers: int | None = None) -> None:
@@ -46,6 +50,8 @@ def figure(
     out: Path | None = None,
     engine: str = "local",
     workers: int | None = None,
+    stop_after: int | None = None,
+    one_of_each: Flag = False,
 ) -> None:
     """Train, draw and check one figure of the paper, or "all" of them.
 
@@ -55,11 +61,14 @@ def figure(
         out: results folder, runs/NAME-SCALE if not given; a second call continues there.
         engine: what runs the training: "local", "vectorized" or "ray".
         workers: processes; all cores if not given.
+        stop_after: train the first so many steps of each run, in a folder of their own, to see what they cost.
+        one_of_each: with --stop-after, of runs that differ in rate, warmup length and seed alone, the first only.
     """
     known_name("figure", name, [*RECIPES, "all"])
     engine_of(engine)
     planned = sweep.plan(list(PAPER) if name == "all" else [name], scale)
-    _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers)
+    out = out or Path("runs") / _folder(f"{name}-{scale}", stop_after)
+    _run_or_try(planned, scale, out, engine, workers, stop_after, one_of_each)
 
 
 def sweep_own(
@@ -68,6 +77,8 @@ def sweep_own(
     out: Path | None = None,
     engine: str = "local",
     workers: int | None = None,
+    stop_after: int | None = None,
+    one_of_each: Flag = False,
 ) -> None:
     """Train, draw and check the runs of your own recipe.
 
@@ -76,11 +87,14 @@ def sweep_own(
         out: results folder, runs/NAME if not given; a second call continues there.
         engine: what runs the training: "local", "vectorized" or "ray".
         workers: processes; all cores if not given.
+        stop_after: train the first so many steps of each run, in a folder of their own, to see what they cost.
+        one_of_each: with --stop-after, of runs that differ in rate, warmup length and seed alone, the first only.
     """
     engine_of(engine)
     file = file.resolve()
     own = recipe(file.stem, file)
-    _run({own.id: own.ladders(OWN)}, OWN, out or Path("runs") / own.id, engine, workers, file)
+    planned, out = {own.id: own.ladders(OWN)}, out or Path("runs") / _folder(own.id, stop_after)
+    _run_or_try(planned, OWN, out, engine, workers, stop_after, one_of_each, file)
 
 
 def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -163,13 +177,41 @@ def inspect_setup(
         console.print(f"page: {page}", soft_wrap=True, markup=False, highlight=False)
 
 
+def _folder(name: str, stop_after: int | None) -> str:
+    return name if stop_after is None else f"{name}-first-{stop_after}"
+
+
+def _run_or_try(
+    planned: Planned,
+    scale: str,
+    out: Path,
+    engine: str,
+    workers: int | None,
+    stop_after: int | None,
+    one_of_each: bool,
+    recipe_file: Path | None = None,
+) -> None:
+    if stop_after is None:
+        if one_of_each:
+            raise ValueError(
+                "--one-of-each needs --stop-after: claims are held against all runs of a figure."
+            )
+        _run(planned, scale, out, engine, workers, recipe_file)
+        return
+    planned = trial.first_steps(trial.one_of_each(planned) if one_of_each else planned, stop_after)
+    scale = f"{scale}, first {stop_after} steps"
+    _run(planned, scale, out, engine, workers, recipe_file, not_judged=trial.NOT_JUDGED)
+    Console().print(cost_tables.tried(trial.costs(Store.open(out), planned)))
+
+
 def _run(
-    planned: dict[str, list[Ladder]],
+    planned: Planned,
     scale: str,
     out: Path,
     engine: str,
     workers: int | None,
     recipe_file: Path | None = None,
+    not_judged: str = "",
 ) -> None:
     console = Console()
     try:
@@ -181,6 +223,7 @@ def _run(
                 engine=engine,
                 workers=workers,
                 recipe_file=recipe_file,
+                not_judged=not_judged,
                 on_progress=move,
                 on_notice=lambda notice: _print_notices([notice], console),
             )

@@ -54,6 +54,7 @@ def run(
     engine: str = "local",
     workers: int | None = None,
     recipe_file: Path | None = None,
+    not_judged: str = "",
     on_progress: Progress = lambda state: None,
     on_notice: Callable[[str], None] = warnings.warn,
 ) -> Store:
@@ -68,6 +69,7 @@ def run(
         engine: one of `edgewise.lab.engines.ENGINES`.
         workers: processes; all cores if not given.
         recipe_file: where the recipe is, if it is none of the paper's.
+        not_judged: why claims are not judged, if they are not.
         on_progress: called often.
         on_notice: called with a sentence for each thing that is wrong with the folder and was mended.
 
@@ -106,7 +108,7 @@ def run(
         finally:
             notes.finish()
             store.leave_out(work.beyond())
-            presentation.judge(store, recipes)
+            presentation.judge(store, recipes, not_judged)
     return store
 
 

@@ -1,5 +1,6 @@
 """Train one config and record what happened."""
 
+from edgewise.lab.training.cost import peak_memory, reset_peak_memory
 from edgewise.lab.training.loop import RunResult, batch_indices, initial_sharpness, target_rate, train
 from edgewise.lab.training.losses import (
     Batch,
@@ -25,6 +26,8 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "outcome_of",
+    "peak_memory",
+    "reset_peak_memory",
     "target_rate",
     "train",
 ]
