@@ -82,7 +82,7 @@ class Cost:
 
     kind: RunConfig
     num_runs: int  # that were tried
-    seconds_a_step: float  # the median over them; of each the mean, without the first step
+    seconds_a_step: float  # of a core, the median over them; of each the mean, without the first step
     peak_memory: int  # bytes, the most of them
     seconds_whole: float  # of a whole run at this pace, the mean
 
