@@ -85,7 +85,7 @@ def try_figures(results: Path, steps: int, figures: list[str]) -> None:
 def table(results: Path) -> str:
     """Return what every kind cost, and in which figures it is."""
     lines = [
-        "| kind of run | figures | steps | seconds a step | peak memory | a whole run |",
+        "| kind of run | figures | steps | core-seconds a step | peak memory | a whole run |",
         "|---|---|---|---|---|---|",
     ]
     found: dict[str, list[str]] = {}

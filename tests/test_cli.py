@@ -267,7 +267,7 @@ def test_the_first_steps_of_a_figure_are_in_a_folder_of_their_own_and_judged_by_
     assert "not judged: the runs were stopped after their first steps; claims are of whole runs" in out
     assert "✓" not in out
     for words in (
-        "seconds a step",
+        "core-seconds a step",
         "peak memory",
         "digits; FCN-1-8 sp; mse; full batch; sgd; sharpness every 1",
     ):

@@ -16,7 +16,7 @@ def tried(costs: Sequence[Cost]) -> Table:
     """Return the table of what first steps took, kind by kind, and what a whole run of the kind would take."""
     table = Table(title="First steps, in processes of one thread", box=HORIZONTALS, expand=True)
     table.add_column("kind of run", ratio=1)
-    for name in ("runs", "seconds a step", "peak memory", "a whole run"):
+    for name in ("runs", "core-seconds a step", "peak memory", "a whole run"):
         table.add_column(name, justify="right")
     for cost in costs:
         numbers = (f"{cost.seconds_a_step:.3g}", size(cost.peak_memory), duration(cost.seconds_whole))
