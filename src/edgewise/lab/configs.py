@@ -34,6 +34,7 @@ __all__ = [
     "NORMS",
     "OPTIMIZERS",
     "PARAMETERIZATIONS",
+    "SIGNALS",
     "TEXTS",
     "WARMUPS",
     "DataConfig",
@@ -46,10 +47,11 @@ __all__ = [
 ]
 
 IMAGES = ("digits", "digit-pairs", "digit-pairs-2x", "cifar10", "cifar100", "tiny-imagenet")
+SIGNALS = ("mnist1d",)
 TEXTS = ("stdlib-text", "wikitext-2", "wikitext-103")
-DATA = IMAGES + TEXTS
+DATA = IMAGES + SIGNALS + TEXTS
 MODELS = ("fcn", "cnn", "wrn", "lm")
-MODEL_DATA = {"fcn": IMAGES, "cnn": IMAGES, "wrn": IMAGES, "lm": TEXTS}
+MODEL_DATA = {"fcn": IMAGES + SIGNALS, "cnn": IMAGES + SIGNALS, "wrn": IMAGES + SIGNALS, "lm": TEXTS}
 NORMS = ("pre", "post")
 PARAMETERIZATIONS = ("sp", "ntp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
@@ -87,7 +89,7 @@ class DataConfig:
             _settle(self, num_samples=positive_count("num_samples", self.num_samples))
         if not isinstance(self.augment, bool):
             raise TypeError(f"augment must be True or False, got {self.augment!r}.")
-        if self.augment and self.name in TEXTS:
+        if self.augment and self.name in SIGNALS + TEXTS:
             raise ValueError(f"augment is for images, got data {self.name!r}: leave it at False.")
 
 
