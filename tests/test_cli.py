@@ -110,7 +110,7 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
     [
         (("figure", "fig44"), "unknown figure 'fig44'; known: all, edge-warmup, fig1, "),
         (("figure", "al"), "table1, warmups. Did you mean 'all'?"),
-        (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, embedded, paper. Did you mean "),
+        (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, desk, embedded, paper. Did you "),
         (("figure", "fig4", "--scale", "paper"), "data set 'wikitext-103' is not in data/wikitext-103: get it with "
          "`edgewise prepare wikitext-103` (about 350 MB there, from huggingface.co), or from files"),
         (("sweep", "nowhere.py"), "nowhere.py is no Python file: give the path of a recipe, such as recipe.py."),

@@ -57,7 +57,8 @@ def figure(
 
     Args:
         name: fig1 to fig31, table1, all of these, edge-warmup or warmups.
-        scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
+        scale: "embedded" (minutes on two cores), "demo" (smaller), "desk" (hours) or "paper" (needs data: see edgewise
+            prepare).
         out: results folder, runs/NAME-SCALE if not given; a second call continues there.
         engine: what runs the training: "local", "vectorized" or "ray".
         workers: processes; all cores if not given.

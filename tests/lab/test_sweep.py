@@ -56,7 +56,7 @@ def test_a_plan_is_each_figure_s_runs():
     ("figures", "scale", "message"),
     [
         (["fig44"], "demo", "unknown figure 'fig44'; known: edge-warmup, fig1, fig10"),
-        (["fig1"], "demos", "unknown scale 'demos'; known: demo, embedded, paper. Did you mean 'demo'"),
+        (["fig1"], "demos", "unknown scale 'demos'; known: demo, desk, embedded, paper. Did you mean 'demo'"),
     ],
 )
 def test_a_plan_knows_its_names(figures, scale, message):
