@@ -22,8 +22,9 @@ from edgewise.lab import plugins, training
 from edgewise.lab.data import sources
 from edgewise.lab.recipes import PAPER, RECIPES, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
+from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.store import Store
-from lab_cases import TINY, runs_of, stored, story, tiny
+from lab_cases import TINY, made, runs_of, save, stored, story, tiny
 
 TESTS = Path(__file__).parent
 
@@ -54,8 +55,17 @@ SNAPSHOT = {
     (): {"--help"},
     ("demo",): {"--help", "--out", "--workers"},
     ("inspect",): {"--help", "--max-updates", "--seed", "--json", "--page"},
-    ("figure",): {"--help", "--scale", "--out", "--engine", "--workers", "--stop-after", "--one-of-each"},
-    ("sweep",): {"--help", "--out", "--engine", "--workers", "--stop-after", "--one-of-each"},
+    ("figure",): {
+        "--help",
+        "--scale",
+        "--out",
+        "--engine",
+        "--workers",
+        "--stop-after",
+        "--one-of-each",
+        "--plan",
+    },
+    ("sweep",): {"--help", "--out", "--engine", "--workers", "--stop-after", "--one-of-each", "--plan"},
     ("status",): {"--help"},
     ("report",): {"--help"},
     ("prepare",): {"--help", "--source"},
@@ -282,6 +292,44 @@ def test_the_first_steps_of_a_figure_are_in_a_folder_of_their_own_and_judged_by_
     one = edgewise("figure", "fig1", "--stop-after", 2, "--one-of-each", "--out", "one")
     assert one[0] == 0
     assert len(Store.open(tmp_path / "one").figures[0].run_ids) == 2  # measured, and not
+
+
+def test_a_plan_says_what_it_comes_to_and_what_is_missing_and_trains_nothing(edgewise, tmp_path, monkeypatch):
+    config = tiny(data={"name": "cifar10", "num_samples": 50}, num_steps=1000)
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe((config, TINY)))
+    monkeypatch.setattr(cli.sweep, "run", lambda *a, **k: pytest.fail("something is trained"))
+    monkeypatch.setenv("COLUMNS", "300")
+    status, out, err = edgewise("figure", "fig1", "--scale", "paper", "--plan", "--workers", 3)
+    assert (status, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    cells = [re.split(" {2,}", line.strip()) for line in out.splitlines() if "FCN" in line or " all " in line]
+    assert cells[0][:4] == [
+        "cifar10; FCN-1-8 sp; mse; full batch; sgd",
+        "1",
+        "1,000",
+        f"{3072 * 8 + 8 + 90:,}",
+    ]
+    assert cells[1][1:4] == ["1", "6", f"{64 * 8 + 8 + 90:,}"]
+    assert cells[2][:3] == ["all", "2", "1,006"]
+    for words in (
+        "in 3 processes of one thread here",
+        "data: data set 'cifar10' is not in data/cifar10: get it with `edgewise prepare cifar10`",
+        "data: digits, needs no download.",
+        "in runs/fig1-paper.",
+        "NVIDIA A100",
+    ):
+        assert words in out
+
+
+def test_a_plan_counts_what_is_left(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    figure = FigureRuns(figure="fig1", scale="embedded", run_ids=tuple(config.run_id for config in CONFIGS))
+    save(Store.create(tmp_path / "x", [figure]), made(CONFIGS[0]))
+    out = edgewise("figure", "fig1", "--out", "x", "--plan")[1]
+    assert "finished: 1 runs in x, which are not counted." in out
+    assert "sharpness every 1" in out
+    assert "mse; full batch; sgd  " not in out
+    assert "exists and holds no edgewise results" in edgewise("figure", "fig1", "--out", ".", "--plan")[2]
 
 
 INTERRUPTED = """

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ try:
     import tyro
     from rich.console import Console
 
-    from edgewise.lab import cost_tables, report, sweep, terminal, trial
+    from edgewise.lab import cost_tables, estimate, report, sweep, terminal, trial
     from edgewise.lab.data import sources
     from edgewise.lab.engines import engine as engine_of
     from edgewise.lab.ladders import Ladder
@@ -52,6 +53,7 @@ def figure(
     workers: int | None = None,
     stop_after: int | None = None,
     one_of_each: Flag = False,
+    plan: Flag = False,
 ) -> None:
     """Train, draw and check one figure of the paper, or "all" of them.
 
@@ -64,12 +66,13 @@ def figure(
         workers: processes; all cores if not given.
         stop_after: train the first so many steps of each run, in a folder of their own, to see what they cost.
         one_of_each: with --stop-after, of runs that differ in rate, warmup length and seed alone, the first only.
+        plan: say what it comes to (runs, operations, time, memory, disk, data), and train nothing.
     """
     known_name("figure", name, [*RECIPES, "all"])
     engine_of(engine)
     planned = sweep.plan(list(PAPER) if name == "all" else [name], scale)
     out = out or Path("runs") / _folder(f"{name}-{scale}", stop_after)
-    _run_or_try(planned, scale, out, engine, workers, stop_after, one_of_each)
+    _run_or_try(planned, scale, out, engine, workers, stop_after, one_of_each, plan)
 
 
 def sweep_own(
@@ -80,6 +83,7 @@ def sweep_own(
     workers: int | None = None,
     stop_after: int | None = None,
     one_of_each: Flag = False,
+    plan: Flag = False,
 ) -> None:
     """Train, draw and check the runs of your own recipe.
 
@@ -90,12 +94,13 @@ def sweep_own(
         workers: processes; all cores if not given.
         stop_after: train the first so many steps of each run, in a folder of their own, to see what they cost.
         one_of_each: with --stop-after, of runs that differ in rate, warmup length and seed alone, the first only.
+        plan: say what it comes to (runs, operations, time, memory, disk, data), and train nothing.
     """
     engine_of(engine)
     file = file.resolve()
     own = recipe(file.stem, file)
     planned, out = {own.id: own.ladders(OWN)}, out or Path("runs") / _folder(own.id, stop_after)
-    _run_or_try(planned, OWN, out, engine, workers, stop_after, one_of_each, file)
+    _run_or_try(planned, OWN, out, engine, workers, stop_after, one_of_each, plan, file)
 
 
 def status(directory: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -190,19 +195,32 @@ def _run_or_try(
     workers: int | None,
     stop_after: int | None,
     one_of_each: bool,
+    plan: bool,
     recipe_file: Path | None = None,
 ) -> None:
-    if stop_after is None:
-        if one_of_each:
-            raise ValueError(
-                "--one-of-each needs --stop-after: claims are held against all runs of a figure."
-            )
-        _run(planned, scale, out, engine, workers, recipe_file)
+    if one_of_each and stop_after is None:
+        raise ValueError("--one-of-each needs --stop-after: claims are held against all runs of a figure.")
+    if stop_after is not None:
+        planned = trial.first_steps(trial.one_of_each(planned) if one_of_each else planned, stop_after)
+        scale = f"{scale}, first {stop_after} steps"
+    if plan:
+        _plan(planned, scale, out, workers)
         return
-    planned = trial.first_steps(trial.one_of_each(planned) if one_of_each else planned, stop_after)
-    scale = f"{scale}, first {stop_after} steps"
-    _run(planned, scale, out, engine, workers, recipe_file, not_judged=trial.NOT_JUDGED)
-    Console().print(cost_tables.tried(trial.costs(Store.open(out), planned)))
+    not_judged = "" if stop_after is None else trial.NOT_JUDGED
+    _run(planned, scale, out, engine, workers, recipe_file, not_judged)
+    if stop_after is not None:
+        Console().print(cost_tables.tried(trial.costs(Store.open(out), planned)))
+
+
+def _plan(planned: Planned, scale: str, out: Path, workers: int | None) -> None:
+    workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
+    finished = sweep.finished(planned, scale, out)
+    console = Console()
+    with console.status("counting a step of each kind of run"):
+        found = estimate.estimates(planned, finished)
+    console.print(cost_tables.planned(found))
+    for note in cost_tables.plan_notes(found, out, workers, len(finished)):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
 
 
 def _run(
