@@ -14,7 +14,7 @@ from edgewise.lab.recipes import RECIPES
 from edgewise.lab.training import cost, train
 from lab_cases import TINY, TINY_LM, changed, made, stored, tiny
 
-LONG = changed(TINY_LM, num_steps=9, warmup={"steps": 4})
+LONG = changed(TINY_LM, num_steps=9, warmup={"steps": 2})
 
 
 def cut(config, steps):
