@@ -106,6 +106,12 @@ def test_kinds_are_of_what_a_step_may_cost(changes):
     assert trial.kind_of(same) == trial.kind_of(TINY)
 
 
+def test_kinds_of_a_figure_have_names_of_their_own():
+    for figure in ("fig12", "fig17", "fig21", "table1", "edge-warmup"):
+        kinds = {trial.kind_of(config) for config in RECIPES[figure].configs("demo")}
+        assert len({trial.name_of(kind) for kind in kinds}) == len(kinds) > 1
+
+
 def test_costs_are_of_the_stopped_runs_by_kind(tmp_path):
     paces = [0.5, 1.0, 3.0]
     configs = [tiny(seed=seed, num_steps=2, schedule_steps=40 + 20 * seed) for seed in range(3)]

@@ -63,7 +63,8 @@ def name_of(kind: RunConfig) -> str:
     """Return data, network, batch, loss, optimizer and what is looked at, in a line."""
     model, optimizer = kind.model, kind.optimizer
     network = f"{model.name.upper()}-{model.depth}-{model.width} {model.parameterization}"
-    looks = [kind.warmup.kind] if not kind.warmup.traits.has_length else []
+    looks = [f"{kind.warmup.decay} decay"] if kind.warmup.decay != "none" else []
+    looks += [kind.warmup.kind] if not kind.warmup.traits.has_length else []
     looks += ["from η_c"] if kind.warmup.lr_init == "critical" else []
     looks += [f"{name.replace('_', ' ')} every {kind.measure_every}" for name in kind.measure]
     parts = [
