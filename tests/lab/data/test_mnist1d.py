@@ -55,6 +55,16 @@ def test_they_are_the_same_whatever_was_drawn_before_and_nothing_else_is_drawn_d
     assert torch.equal(again.test_inputs, SIGNALS.test_inputs)
 
 
+def test_the_number_of_threads_changes_no_bit():
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            assert torch.equal(load_mnist1d().train_inputs, SIGNALS.train_inputs)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_nothing_is_downloaded(monkeypatch):
     monkeypatch.setattr("requests.get", lambda *a, **k: pytest.fail("the network is asked"))
     monkeypatch.setattr("socket.socket.connect", lambda *a, **k: pytest.fail("the network is asked"))
