@@ -119,7 +119,7 @@ def test_memory_is_of_weights_graphs_and_data():
     assert memory(optimizer={"name": "adam"}) - memory() == 2 * 4 * number
     assert memory(optimizer={"momentum": 0.9}) - memory() == 4 * number
     kept = estimate.gradient_of(TINY).kept
-    assert memory(measure=("sharpness",)) - memory() == pytest.approx(3 * kept)
+    assert memory(measure=("sharpness",)) - memory() == pytest.approx(7 * kept)
     images = memory(data={"name": "tiny-imagenet", "num_samples": 4}) - memory(
         data={"name": "cifar10", "num_samples": 4}
     )

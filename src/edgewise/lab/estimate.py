@@ -34,8 +34,8 @@ GPU, GPU_FLOPS, GPU_SHARE = "NVIDIA A100", 19.5e12, 0.3  # its peak in float32, 
 _CURVATURES = ("sharpness", "preconditioned_sharpness")
 _TIMED_FLOPS = 1e10  # of a step that is timed: larger batches are timed in part
 _TIMED = 3  # times; the quickest counts
-_LIBRARIES = 500e6  # bytes of a process that has trained nothing
-_GRAPHS = 4  # times what a gradient keeps is kept by one that is differentiated again
+_LIBRARIES = 700e6  # bytes of a process that has trained nothing
+_GRAPHS = 8  # times what a gradient keeps is held while one is differentiated again, as measured at the paper's scale
 _BYTES_A_TOKEN = 4  # of text, about
 _COPIES = 3  # of a prepared data set while it is read
 
