@@ -1107,8 +1107,8 @@ FAULTS = [
     Fault(
         name="what a network keeps once is planned for each sample",
         file="lab/estimate.py",
-        old="(few + (more - few) / 2 * (size - 2))",
-        new="(few / 2 * size)",
+        old="(few + (more - few) / 2 * (number - 2) for",
+        new="(few / 2 * number for",
         test="lab/test_estimate.py",
     ),
     Fault(

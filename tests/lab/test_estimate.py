@@ -120,6 +120,9 @@ def test_memory_is_of_weights_graphs_and_data():
     assert memory(optimizer={"momentum": 0.9}) - memory() == 4 * number
     kept = estimate.gradient_of(TINY).kept
     assert memory(measure=("sharpness",)) - memory() == pytest.approx(7 * kept)
+    first, few = (estimate.gradient_of(tiny(batch_size=number)).kept for number in (2048, 4))
+    initial = memory(batch_size=4, optimizer={"lr_unit": "1/sharpness"}) - memory(batch_size=4)
+    assert initial == pytest.approx(8 * first - few)
     images = memory(data={"name": "tiny-imagenet", "num_samples": 4}) - memory(
         data={"name": "cifar10", "num_samples": 4}
     )

@@ -2,8 +2,8 @@
 
 Operations of a gradient are counted on a few samples and are linear in their number; its time is measured here, in one
 thread, with the optimizer's update. What is added up is steps and measurements of curvature, a product of which costs
-two gradients: its graph is that of a gradient, differentiated once more. Evaluation, initial sharpness and what warmups
-look at are left out.
+two gradients: its graph is that of a gradient, differentiated once more. The time of evaluation, of initial sharpness
+and of what warmups look at is left out.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from edgewise.lab.data import Dataset, sources
 from edgewise.lab.engines.batched_training import is_batchable
 from edgewise.lab.ladders import Ladder
 from edgewise.lab.results.runs import stored_bytes
-from edgewise.lab.training import loss_function, make_optimizer
+from edgewise.lab.training import initial_samples, loss_function, make_optimizer
 from edgewise.lab.trial import kind_of
 
 PRODUCTS = 5  # of a measurement that starts from the one before, about
@@ -48,6 +48,7 @@ class Gradient:
     flops: float
     seconds: float  # of one core, here
     kept: float  # bytes that the forward pass keeps for the backward pass
+    kept_at_first: float  # the same, of the batch that the initial sharpness is measured on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,10 @@ def _estimate(kind: RunConfig, configs: list[RunConfig]) -> Estimate:
     gradients = sum(map(_gradients, configs))
     measured = bool(set(kind.measure) & set(_CURVATURES))
     states = {"sgd": bool(kind.optimizer.momentum), "lion": 1}.get(kind.optimizer.name, 2)
-    memory = 4 * gradient.num_parameters * (2 + states) + gradient.kept * (_GRAPHS if measured else 1)
+    graphs = gradient.kept * (_GRAPHS if measured else 1)
+    if kind.optimizer.lr_unit == "1/sharpness":
+        graphs = max(graphs, _GRAPHS * gradient.kept_at_first)
+    memory = 4 * gradient.num_parameters * (2 + states) + graphs
     return Estimate(
         kind=kind,
         num_runs=len(configs),
@@ -120,11 +124,20 @@ def gradient_of(kind: RunConfig) -> Gradient:
         model = models.build(kind.model, samples(kind.data, 2))
         counts = [_counted(kind, model, number) for number in (2, 4)]
         # Both are a + b·samples: scaled weights of a parameterization are kept once, whatever the batch.
-        flops, kept = ((few + (more - few) / 2 * (size - 2)) for few, more in zip(*counts, strict=True))
+        flops, kept = _at(size, counts)
+        _, kept_at_first = _at(initial_samples(kind.model, samples(kind.data, 2)), counts)
         timed = max(1, min(size, int(size * _TIMED_FLOPS / flops)))
         seconds = min(_timed(kind, model, timed) for _ in range(_TIMED)) * size / timed
     number = sum(p.numel() for p in model.parameters())
-    return Gradient(num_parameters=number, flops=flops, seconds=seconds, kept=kept)
+    return Gradient(
+        num_parameters=number, flops=flops, seconds=seconds, kept=kept, kept_at_first=kept_at_first
+    )
+
+
+def _at(number: int, counts: list[tuple[float, float]]) -> tuple[float, float]:
+    """Return the counts of so many samples, from those of two and of four."""
+    flops, kept = (few + (more - few) / 2 * (number - 2) for few, more in zip(*counts, strict=True))
+    return flops, kept
 
 
 def samples(config: DataConfig, number: int) -> Dataset:

@@ -132,12 +132,16 @@ def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = models.build(model_config, dataset)
-    targets_each = dataset.train_targets[0].numel()
-    num_targets = 2048 if model_config.name == "fcn" else 512
-    batch = dataset.train_batch(slice(max(1, num_targets // targets_each)))
+    batch = dataset.train_batch(slice(initial_samples(model_config, dataset)))
     initial = ew.sharpness(model, loss_function(loss), [batch])
     if not initial.converged:
         raise RuntimeError(
             f"the initial sharpness that sets the learning rate is not known: {initial.status.value}."
         )
     return initial.value
+
+
+def initial_samples(model_config: ModelConfig, dataset: Dataset) -> int:
+    """Return how many samples the initial sharpness is measured on, if there are so many."""
+    num_targets = 2048 if model_config.name == "fcn" else 512
+    return max(1, num_targets // dataset.train_targets[0].numel())
