@@ -73,7 +73,7 @@ def plan_notes(estimates: Sequence[Estimate], out: Path, workers: int, num_finis
         "rests on: operations of one gradient, counted, and its time here, in processor time of one thread; "
         f"{PRODUCTS} products of {GRADIENTS_A_PRODUCT} gradients each a measurement of curvature; {GPU_SHARE:.0%} of "
         f"the {GPU_FLOPS / 1e12:g} TFLOP/s of an {GPU} in float32, which small networks do not reach. Rates above the "
-        "failure boundary are left out as training gets there. The time of evaluation and initial sharpness is not counted."
+        "failure boundary are left out as training gets there. Not counted: evaluation, and the time of the initial sharpness."
     )
     return notes
 
