@@ -27,8 +27,9 @@ from edgewise.lab.data import sources
 from edgewise.lab.engines import ENGINES
 from edgewise.lab.recipes import PAPER, RECIPES, SCALES, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
+from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.store import Store
-from lab_cases import TINY, runs_of, stored, story, tiny
+from lab_cases import TINY, made, runs_of, save, stored, story, tiny
 
 TESTS = Path(__file__).parent
 
@@ -60,8 +61,27 @@ SNAPSHOT = {
     ("demo",): {"--help", "--out", "--workers"},
     ("list",): {"--help", "--runs"},
     ("inspect",): {"--help", "--max-updates", "--seed", "--json", "--page"},
-    ("figure",): {"--help", "--scale", "--out", "--engine", "--slurm", "--workers"},
-    ("sweep",): {"--help", "--out", "--engine", "--slurm", "--workers"},
+    ("figure",): {
+        "--help",
+        "--scale",
+        "--out",
+        "--engine",
+        "--slurm",
+        "--workers",
+        "--stop-after",
+        "--one-of-each",
+        "--plan",
+    },
+    ("sweep",): {
+        "--help",
+        "--out",
+        "--engine",
+        "--slurm",
+        "--workers",
+        "--stop-after",
+        "--one-of-each",
+        "--plan",
+    },
     ("status",): {"--help"},
     ("report",): {"--help"},
     ("prepare",): {"--help", "--source"},
@@ -175,7 +195,7 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
     [
         (("figure", "fig44"), "unknown figure 'fig44'; known: all, edge-warmup, fig1, "),
         (("figure", "al"), "table1, warmups. Did you mean 'all'?"),
-        (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, embedded, paper. Did you mean "),
+        (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, desk, embedded, paper. Did you "),
         (("figure", "fig4", "--scale", "paper"), "data set 'wikitext-103' is not in data/wikitext-103: get it with "
          "`edgewise prepare wikitext-103` (about 350 MB there, from huggingface.co), or from files"),
         (("sweep", "nowhere.py"), "nowhere.py is no Python file: give the path of a recipe, such as recipe.py."),
@@ -191,6 +211,11 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
         (("demo", "--out", "foreign/note"), f"foreign/note {FOREIGN}"),
         (("demo", "--out", "foreign/note/x"), "cannot write results to foreign/note/x: "),
         (("figure", "fig1", "--out", "other"), OTHER),
+        (("figure", "fig1", "--stop-after", "0"), "stop-after must be 1 or greater, got 0."),
+        (("figure", "fig1", "--stop-after", "500"), "stop-after must be below 500, the steps of the longest run, got "
+         "500: leave it out for whole runs."),
+        (("figure", "fig1", "--one-of-each"), "--one-of-each needs --stop-after: claims are held against all runs"),
+        (("figure", "fig1", "--stop-after", "5", "--out", "other"), "other holds other results (fig2 at scale demo "),
         (("report", "nowhere"), f"nowhere {NONE}"),
         (("report", "foreign/note"), "foreign/note holds no results (no sweep.json): "),
         (("report", "old"), "old does not say how its figures are shown, as those made by an earlier edgewise do "
@@ -345,6 +370,72 @@ def test_a_figure_from_end_to_end_and_again(edgewise, tmp_path, monkeypatch):
     assert edgewise("figure", "fig1", "--out", "results")[0] == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "results" / "runs").rglob("*")} == before
     assert (tmp_path / "results" / "report.html").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.slow
+def test_the_first_steps_of_a_figure_are_in_a_folder_of_their_own_and_judged_by_no_claim(
+    edgewise, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    monkeypatch.setenv("COLUMNS", "300")
+    status, out, err = edgewise("figure", "fig1", "--stop-after", 2, "--workers", 1)
+    assert (status, err) == (0, "")
+    assert "not judged: the runs were stopped after their first steps; claims are of whole runs" in out
+    assert "✓" not in out
+    for words in (
+        "core-seconds a step",
+        "peak memory",
+        "digits; FCN-1-8 sp; mse; full batch; sgd; sharpness every 1",
+    ):
+        assert words in out
+    store = Store.open(tmp_path / "runs" / "fig1-embedded-first-2")
+    assert store.figures[0].scale == "embedded, first 2 steps"
+    assert not {config.run_id for config in CONFIGS} & set(store.figures[0].run_ids)
+    assert edgewise("figure", "fig1", "--out", store.path)[2].startswith(
+        "edgewise: "
+    )  # no whole runs in there
+    assert "not judged: the runs were stopped" in edgewise("report", store.path)[1]
+    one = edgewise("figure", "fig1", "--stop-after", 2, "--one-of-each", "--out", "one")
+    assert one[0] == 0
+    assert len(Store.open(tmp_path / "one").figures[0].run_ids) == 2  # measured, and not
+
+
+def test_a_plan_says_what_it_comes_to_and_what_is_missing_and_trains_nothing(edgewise, tmp_path, monkeypatch):
+    config = tiny(data={"name": "cifar10", "num_samples": 50}, num_steps=1000)
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe((config, TINY)))
+    monkeypatch.setattr(cli.sweep, "run", lambda *a, **k: pytest.fail("something is trained"))
+    monkeypatch.setenv("COLUMNS", "300")
+    status, out, err = edgewise("figure", "fig1", "--scale", "paper", "--plan", "--workers", 3)
+    assert (status, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    cells = [re.split(" {2,}", line.strip()) for line in out.splitlines() if "FCN" in line or " all " in line]
+    assert cells[0][:4] == [
+        "cifar10; FCN-1-8 sp; mse; full batch; sgd",
+        "1",
+        "1,000",
+        f"{3072 * 8 + 8 + 90:,}",
+    ]
+    assert cells[1][1:4] == ["1", "6", f"{64 * 8 + 8 + 90:,}"]
+    assert cells[2][:3] == ["all", "2", "1,006"]
+    for words in (
+        "in 3 processes of one thread here",
+        "data: data set 'cifar10' is not in data/cifar10: get it with `edgewise prepare cifar10`",
+        "data: digits, needs no download.",
+        "in runs/fig1-paper.",
+        "NVIDIA A100",
+    ):
+        assert words in out
+
+
+def test_a_plan_counts_what_is_left(edgewise, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "fig1", tiny_recipe())
+    figure = FigureRuns(figure="fig1", scale="embedded", run_ids=tuple(config.run_id for config in CONFIGS))
+    save(Store.create(tmp_path / "x", [figure]), made(CONFIGS[0]))
+    out = edgewise("figure", "fig1", "--out", "x", "--plan")[1]
+    assert "finished: 1 runs in x, which are not counted." in out
+    assert "sharpness every 1" in out
+    assert "mse; full batch; sgd  " not in out
+    assert "exists and holds no edgewise results" in edgewise("figure", "fig1", "--out", ".", "--plan")[2]
 
 
 INTERRUPTED = """

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,17 @@ try:
     import tyro
     from rich.console import Console
 
-    from edgewise.lab import command_line, overview, report, sweep, terminal, user_errors
+    from edgewise.lab import (
+        command_line,
+        cost_tables,
+        estimate,
+        overview,
+        report,
+        sweep,
+        terminal,
+        trial,
+        user_errors,
+    )
     from edgewise.lab.command_line import FAILED, INTERRUPTED, one_of, option
     from edgewise.lab.data import sources
     from edgewise.lab.engines import ENGINES
@@ -36,6 +47,8 @@ Scale = Annotated[str, one_of(SCALES)]
 Slurm = Annotated[tuple[str, ...], option("NAME=VALUE", "none")]
 Workers = Annotated[int | None, option("N", "all cores")]
 ResultsFolder = Annotated[Path, tyro.conf.Positional, option("DIR")]
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Planned = dict[str, list[Ladder]]
 
 
 def demo(*, out: Annotated[Path, option("DIR")] = Path("runs/demo"), workers: Workers = None) -> None:
@@ -72,26 +85,35 @@ def figure(
     engine: Engine = "local",
     slurm: Slurm = (),
     workers: Workers = None,
+    stop_after: Annotated[int | None, option("N", "none: all steps")] = None,
+    one_of_each: Flag = False,
+    plan: Flag = False,
 ) -> None:
     """Train, draw and check one figure of the paper, or "all" of them.
 
     Args:
         name: fig1 to fig31, table1, all of these, edge-warmup or warmups; edgewise list says what they show.
-        scale: "embedded" (minutes on two cores), "demo" (smaller) or "paper" (needs data: see edgewise prepare).
+        scale: "embedded" (minutes on two cores), "demo" (smaller), "desk" (hours) or "paper" (needs data: see edgewise
+            prepare).
         out: results folder; a second call continues there.
         engine: what runs the training: "local" (processes here), "vectorized" (many runs as a batch), "ray" or "slurm".
         slurm: settings of the jobs of engine "slurm", NAME=VALUE each: see docs/laboratory.md.
         workers: processes that train.
+        stop_after: train the first so many steps of each run, in a folder of their own, to see what they cost.
+        one_of_each: with --stop-after, of runs that differ in rate, warmup length and seed alone, the first only.
+        plan: say what it comes to (runs, operations, time, memory, disk, data), and train nothing.
 
     Examples:
         edgewise figure fig3
         edgewise figure fig3 --scale demo --workers 2
+        edgewise figure fig3 --scale paper --plan
         edgewise figure all --engine slurm --slurm partition=cpu time=120
     """
     known_name("figure", name, [*RECIPES, "all"])
     engine_of(engine, slurm)
     planned = sweep.plan(list(PAPER) if name == "all" else [name], scale)
-    _run(planned, scale, out or Path("runs") / f"{name}-{scale}", engine, workers, slurm=slurm)
+    out = out or Path("runs") / _folder(f"{name}-{scale}", stop_after)
+    _run_or_try(planned, scale, out, engine, workers, slurm, stop_after, one_of_each, plan)
 
 
 def sweep_own(
@@ -101,6 +123,9 @@ def sweep_own(
     engine: Engine = "local",
     slurm: Slurm = (),
     workers: Workers = None,
+    stop_after: Annotated[int | None, option("N", "none: all steps")] = None,
+    one_of_each: Flag = False,
+    plan: Flag = False,
 ) -> None:
     """Train, draw and check the runs of your own recipe.
 
@@ -110,6 +135,9 @@ def sweep_own(
         engine: what runs the training: "local" (processes here), "vectorized" (many runs as a batch), "ray" or "slurm".
         slurm: settings of the jobs of engine "slurm", NAME=VALUE each: see docs/laboratory.md.
         workers: processes that train.
+        stop_after: train the first so many steps of each run, in a folder of their own, to see what they cost.
+        one_of_each: with --stop-after, of runs that differ in rate, warmup length and seed alone, the first only.
+        plan: say what it comes to (runs, operations, time, memory, disk, data), and train nothing.
 
     Examples:
         edgewise sweep recipe.py
@@ -118,7 +146,8 @@ def sweep_own(
     engine_of(engine, slurm)
     file = file.resolve()
     own = recipe(file.stem, file)
-    _run({own.id: own.ladders(OWN)}, OWN, out or Path("runs") / own.id, engine, workers, file, slurm)
+    planned, out = {own.id: own.ladders(OWN)}, out or Path("runs") / _folder(own.id, stop_after)
+    _run_or_try(planned, OWN, out, engine, workers, slurm, stop_after, one_of_each, plan, file)
 
 
 def status(directory: ResultsFolder) -> None:
@@ -221,14 +250,56 @@ def inspect_setup(
         console.print(f"page: {page}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _run(
-    planned: dict[str, list[Ladder]],
+def _folder(name: str, stop_after: int | None) -> str:
+    return name if stop_after is None else f"{name}-first-{stop_after}"
+
+
+def _run_or_try(
+    planned: Planned,
     scale: str,
     out: Path,
     engine: str,
     workers: int | None,
+    slurm: tuple[str, ...],
+    stop_after: int | None,
+    one_of_each: bool,
+    plan: bool,
     recipe_file: Path | None = None,
+) -> None:
+    if one_of_each and stop_after is None:
+        raise ValueError("--one-of-each needs --stop-after: claims are held against all runs of a figure.")
+    if stop_after is not None:
+        planned = trial.first_steps(trial.one_of_each(planned) if one_of_each else planned, stop_after)
+        scale = f"{scale}, first {stop_after} steps"
+    if plan:
+        _plan(planned, scale, out, workers)
+        return
+    not_judged = "" if stop_after is None else trial.NOT_JUDGED
+    _run(planned, scale, out, engine, workers, slurm, recipe_file, not_judged)
+    if stop_after is not None:
+        Console().print(cost_tables.tried(trial.costs(Store.open(out), planned)))
+
+
+def _plan(planned: Planned, scale: str, out: Path, workers: int | None) -> None:
+    workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
+    finished = sweep.finished(planned, scale, out)
+    console = Console()
+    with console.status("counting a step of each kind of run"):
+        found = estimate.estimates(planned, finished)
+    console.print(cost_tables.planned(found))
+    for note in cost_tables.plan_notes(found, out, workers, len(finished)):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
+
+
+def _run(
+    planned: Planned,
+    scale: str,
+    out: Path,
+    engine: str,
+    workers: int | None,
     slurm: tuple[str, ...] = (),
+    recipe_file: Path | None = None,
+    not_judged: str = "",
 ) -> None:
     console = Console()
     try:
@@ -241,6 +312,7 @@ def _run(
                 slurm=slurm,
                 workers=workers,
                 recipe_file=recipe_file,
+                not_judged=not_judged,
                 on_progress=move,
                 on_notice=lambda notice: _print_notices([notice], console),
             )

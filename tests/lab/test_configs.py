@@ -52,6 +52,7 @@ OTHER = {  # part or run → field → a value that BASE does not have
     "run": {
         "loss": "xent",
         "num_steps": 7,
+        "schedule_steps": 60,
         "batch_size": None,
         "measure": ("sharpness", "preconditioned_sharpness"),
         "measure_every": 2,

@@ -56,7 +56,7 @@ def test_a_plan_is_each_figure_s_runs():
     ("figures", "scale", "message"),
     [
         (["fig44"], "demo", "unknown figure 'fig44'; known: edge-warmup, fig1, fig10"),
-        (["fig1"], "demos", "unknown scale 'demos'; known: demo, embedded, paper. Did you mean 'demo'"),
+        (["fig1"], "demos", "unknown scale 'demos'; known: demo, desk, embedded, paper. Did you mean 'demo'"),
     ],
 )
 def test_a_plan_knows_its_names(figures, scale, message):
@@ -257,6 +257,28 @@ def test_claims_are_judged_when_the_sweep_ends(tmp_path, monkeypatch):
     sweep.run({"fig4": [ladder]}, "demo", tmp_path)
     (shown,) = presentation.read(Store.open(tmp_path))
     assert (shown.claims[0].measured, shown.note) == ("2", "")  # those beyond the boundary are not missing
+
+
+def test_claims_that_are_not_to_be_judged_are_not_and_it_is_said(tmp_path, monkeypatch):
+    record_engine(monkeypatch)
+    sweep.run({"fig1": [(TINY,)]}, "demo", tmp_path, not_judged="they are too short")
+    (shown,) = presentation.read(Store.open(tmp_path))
+    assert (shown.claims, shown.note) == ((), "not judged: they are too short")
+    assert len(shown.finished) == 1
+
+
+def test_what_a_folder_has_of_a_plan_is_known_without_writing_into_it(tmp_path, monkeypatch):
+    record_engine(monkeypatch)
+    planned = {"fig1": [(TINY,), (tiny(seed=1),)]}
+    assert sweep.finished(planned, "demo", tmp_path / "new") == set()
+    assert not (tmp_path / "new").exists()
+    store = sweep.run(planned, "demo", tmp_path / "out")
+    (store.path / "runs" / TINY.run_id / "rows.parquet").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    assert sweep.finished(planned, "demo", tmp_path / "out") == {tiny(seed=1).run_id}
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(StoreError, match="holds other results"):
+        sweep.finished({"fig1": [(TINY,)]}, "demo", tmp_path / "out")
 
 
 def test_a_folder_of_an_earlier_edgewise_is_mended_by_the_same_command(tmp_path, monkeypatch):

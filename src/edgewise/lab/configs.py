@@ -34,6 +34,7 @@ __all__ = [
     "NORMS",
     "OPTIMIZERS",
     "PARAMETERIZATIONS",
+    "SIGNALS",
     "TEXTS",
     "WARMUPS",
     "DataConfig",
@@ -46,10 +47,11 @@ __all__ = [
 ]
 
 IMAGES = ("digits", "digit-pairs", "digit-pairs-2x", "cifar10", "cifar100", "tiny-imagenet")
+SIGNALS = ("mnist1d",)
 TEXTS = ("stdlib-text", "wikitext-2", "wikitext-103")
-DATA = IMAGES + TEXTS
+DATA = IMAGES + SIGNALS + TEXTS
 MODELS = ("fcn", "cnn", "wrn", "lm")
-MODEL_DATA = {"fcn": IMAGES, "cnn": IMAGES, "wrn": IMAGES, "lm": TEXTS}
+MODEL_DATA = {"fcn": IMAGES + SIGNALS, "cnn": IMAGES + SIGNALS, "wrn": IMAGES + SIGNALS, "lm": TEXTS}
 NORMS = ("pre", "post")
 PARAMETERIZATIONS = ("sp", "ntp", "mup", "simple-mup")
 LOSSES = ("mse", "xent")
@@ -87,7 +89,7 @@ class DataConfig:
             _settle(self, num_samples=positive_count("num_samples", self.num_samples))
         if not isinstance(self.augment, bool):
             raise TypeError(f"augment must be True or False, got {self.augment!r}.")
-        if self.augment and self.name in TEXTS:
+        if self.augment and self.name in SIGNALS + TEXTS:
             raise ValueError(f"augment is for images, got data {self.name!r}: leave it at False.")
 
 
@@ -209,6 +211,9 @@ class RunConfig:
     """One of `LOSSES`; "mse" is ½‖f − y‖² against one-hot targets, averaged over the samples."""
     num_steps: int
     """Optimizer steps."""
+    schedule_steps: int | None = None
+    """Steps of the whole run, where this is only its beginning: warmup and decay are of so many; `num_steps` if not
+    given. The ids of whole runs know nothing of it."""
     batch_size: int | None = None
     """Samples a step, drawn with replacement; `None` is the full batch."""
     measure: tuple[str, ...] = ()
@@ -239,9 +244,17 @@ class RunConfig:
                 f"measure must not have 'preconditioned_sharpness' with optimizer {self.optimizer.name!r}, {why_not}: "
                 "measure 'sharpness'."
             )
-        if self.warmup.steps > self.num_steps:
+        if self.schedule_steps is not None:
+            _settle(self, schedule_steps=positive_count("schedule_steps", self.schedule_steps))
+            if self.schedule_steps <= self.num_steps:
+                raise ValueError(
+                    f"schedule_steps must be above num_steps = {self.num_steps}, got {self.schedule_steps}: leave it "
+                    "out for a whole run."
+                )
+        if self.warmup.steps > self.whole_steps:
+            name = "num_steps" if self.schedule_steps is None else "schedule_steps"
             raise ValueError(
-                f"warmup_steps must be at most num_steps = {self.num_steps}, got {self.warmup.steps}."
+                f"warmup_steps must be at most {name} = {self.whole_steps}, got {self.warmup.steps}."
             )
         own = self.model.name in plugins.MODELS or self.data.name in plugins.DATA or _any_name.get()
         if not own and self.data.name not in MODEL_DATA[self.model.name]:
@@ -249,6 +262,11 @@ class RunConfig:
             raise ValueError(
                 f"model {self.model.name!r} takes data of its kind ({allowed}), got {self.data.name!r}."
             )
+
+    @property
+    def whole_steps(self) -> int:
+        """Steps that the schedule is made for."""
+        return self.num_steps if self.schedule_steps is None else self.schedule_steps
 
     @functools.cached_property
     def run_id(self) -> str:
@@ -280,7 +298,10 @@ def _settle(config: Any, **checked: Any) -> None:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the config as nested dictionaries of plain values, as stored in JSON."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if config.schedule_steps is None:  # as before there was such a field: run ids are hashes of this
+        del values["schedule_steps"]
+    return values
 
 
 def _plain(value: Any) -> Any:

@@ -55,6 +55,7 @@ def run(
     slurm: Sequence[str] = (),
     workers: int | None = None,
     recipe_file: Path | None = None,
+    not_judged: str = "",
     on_progress: Progress = lambda state: None,
     on_notice: Callable[[str], None] = warnings.warn,
 ) -> Store:
@@ -70,6 +71,7 @@ def run(
         slurm: settings of the jobs of engine "slurm", NAME=VALUE each.
         workers: processes; all cores if not given.
         recipe_file: where the recipe is, if it is none of the paper's.
+        not_judged: why claims are not judged, if they are not.
         on_progress: called often.
         on_notice: called with a sentence for each thing that is wrong with the folder and was mended.
 
@@ -89,10 +91,7 @@ def run(
         check_prepared(name)
     recipes = [recipe(figure, recipe_file) for figure in planned]
     workers = os.cpu_count() or 1 if workers is None else positive_count("workers", workers)
-    figures = [
-        FigureRuns(figure=figure, scale=scale, run_ids=tuple(config.run_id for config in runs))
-        for figure, runs in configs.items()
-    ]
+    figures = _figures(planned, scale)
     Store.check(out, figures)  # a folder that is refused is left without a lock
     with locked(Folder(out)) as holder:
         store = Store.create(out, figures, recipe_file)
@@ -109,8 +108,28 @@ def run(
         finally:
             notes.finish()
             store.leave_out(work.beyond())
-            presentation.judge(store, recipes)
+            presentation.judge(store, recipes, not_judged)
     return store
+
+
+def finished(planned: dict[str, list[Ladder]], scale: str, out: Path) -> set[str]:
+    """Return the ids of the planned runs that the folder has, if it is there.
+
+    Raises:
+        StoreError: it holds something else.
+    """
+    Store.check(out, _figures(planned, scale))
+    if not (out / "sweep.json").exists():
+        return set()
+    wanted = {run_id for figure in _figures(planned, scale) for run_id in figure.run_ids}
+    return Store.open(out).runs.finished() & wanted
+
+
+def _figures(planned: dict[str, list[Ladder]], scale: str) -> list[FigureRuns]:
+    return [
+        FigureRuns(figure=figure, scale=scale, run_ids=tuple(c.run_id for c in chain.from_iterable(ladders)))
+        for figure, ladders in planned.items()
+    ]
 
 
 class _Notes:

@@ -125,6 +125,7 @@ def test_lm_is_the_network_it_says(norm, final_norm):
         ("digits", 5, [(8, 8), (4, 4), (2, 2), (2, 2), (2, 2)]),
         ("digit-pairs", 4, [(8, 16), (4, 8), (2, 4), (2, 4)]),
         ("digit-pairs-2x", 5, [(16, 32), (8, 16), (4, 8), (2, 4), (2, 4)]),
+        ("mnist1d", 3, [(1, 40), (1, 40), (1, 40)]),
     ],
 )
 def test_cnn_d_n_has_d_layers_of_n_channels_down_to_two_by_two(name, depth, sizes):

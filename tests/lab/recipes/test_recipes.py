@@ -21,6 +21,7 @@ from edgewise.lab.recipes import (
     recipe,
     stability_limits,
 )
+from edgewise.lab.recipes import PAPER as PAPER_FIGURES
 from edgewise.lab.recipes.edge_warmup.cells import task_of
 from edgewise.lab.recipes.edge_warmup.grid import LENGTHS, NUM_STEPS
 from edgewise.lab.recipes.recipe import at_edge, number
@@ -78,7 +79,7 @@ def test_fig1_is_gradient_descent_on_a_wide_net_at_its_two_rates():
 def test_fig7_adds_catapults_to_the_warmups_of_fig1(scale):
     *linear, catapults = RECIPES["fig7"].configs(scale)
     shared = [c for c in RECIPES["fig1"].configs(scale) if c in linear]
-    lengths = {"demo": (64, 200), "embedded": (64, 200), "paper": (64, 256, 1024)}[scale]
+    lengths = (64, 256, 1024) if scale in ("desk", "paper") else (64, 200)
     assert [(c.model.parameterization, c.warmup.steps) for c in shared] == [("sp", n) for n in lengths]
     assert changed(catapults, warmup=linear[0].warmup) == linear[0]
     assert catapults.warmup.kind == "catapult"
@@ -89,13 +90,15 @@ def test_fig7_adds_catapults_to_the_warmups_of_fig1(scale):
 def test_fig2_and_fig6_are_full_batch_adam_and_gi_adam(figure, scale):
     configs = RECIPES[figure].configs(scale)
     for c in configs:
-        network = ("cifar10", "fcn", 4, 512) if scale == "paper" else ("digits", "fcn", 4, 256)
+        data = {"paper": "cifar10", "desk": "mnist1d"}.get(scale, "digits")
+        network = (data, "fcn", 4, 512 if scale in ("desk", "paper") else 256)
         assert (c.data.name, c.model.name, c.model.depth, c.model.width) == network
         assert (c.loss, c.batch_size) == ("mse", None)
         assert c.optimizer.lr == {"simple-mup": 0.003, "sp": 0.001}[c.model.parameterization]
         assert c.optimizer.betas == (0.9, 0.999)
         assert "preconditioned_sharpness" in c.measure
-    lengths = {"demo": {1}, "embedded": {1, 64, 256}, "paper": {1, 64, 256, 1024}}[scale]
+    paper = {1, 64, 256, 1024}
+    lengths = {"demo": {1}, "embedded": {1, 64, 256}, "desk": paper, "paper": paper}[scale]
     long = [c for c in configs if c.num_steps > 1]
     assert {c.optimizer.name for c in long} == ({"adam"} if figure == "fig2" else {"adam", "gi-adam"})
     for name in ("simple-mup", "sp"):
@@ -155,9 +158,34 @@ def test_the_paper_s_scale_is_the_paper_s(figure):
 
 @pytest.mark.parametrize("figure", RECIPES)
 def test_other_scales_need_no_prepared_data(figure):
-    for scale in ("demo", "embedded"):
+    for scale in ("demo", "embedded", "desk"):
         for config in RECIPES[figure].configs(scale):
             check_prepared(config.data.name)
+
+
+@pytest.mark.parametrize("figure", PAPER_FIGURES)
+def test_at_the_desk_warmups_are_the_paper_s_shares_of_thousands_of_steps(figure):
+    """Figures of curves at the paper's very lengths; phase diagrams and the table at its shares of a shorter run."""
+    desk, paper = ([c for c in RECIPES[figure].configs(s) if c.num_steps > 1] for s in ("desk", "paper"))
+    whole = figure in ("fig5", "fig27", "fig28", "fig29")  # which end with their warmups
+    lengths = [
+        {
+            c.warmup.steps if whole else round(c.warmup.steps / c.num_steps, 4)
+            for c in its
+            if c.warmup.steps > 1
+        }
+        for its in (desk, paper)
+    ]
+    assert lengths[0] <= lengths[1]
+    assert bool(lengths[0]) == bool(lengths[1])
+    assert max(c.num_steps for c in desk) >= 2000
+    for part in (
+        lambda c: c.model.parameterization,
+        lambda c: c.optimizer.name,
+        lambda c: c.loss,
+        lambda c: c.measure,
+    ):
+        assert {part(c) for c in desk} == {part(c) for c in paper}
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,14 @@ def _load(name: str, context: int) -> Dataset:
             from edgewise.lab.data.digits import load_digits
 
             return load_digits()
-        case "digit-pairs":
+        case "digit-pairs" | "digit-pairs-2x":
             from edgewise.lab.data.digit_pairs import load_digit_pairs
 
-            return load_digit_pairs()
-        case "digit-pairs-2x":
-            from edgewise.lab.data.digit_pairs import load_digit_pairs
+            return load_digit_pairs(scale=2 if name.endswith("-2x") else 1)
+        case "mnist1d":
+            from edgewise.lab.data.mnist1d import load_mnist1d
 
-            return load_digit_pairs(scale=2)
+            return load_mnist1d()
         case "cifar10" | "cifar100" | "tiny-imagenet":
             from edgewise.lab.data.images import load_images
 

@@ -16,6 +16,8 @@ from datasets.table import embed_table_storage
 from edgewise.arguments import known_name
 from edgewise.lab.errors import DataError
 
+VOCABULARY = 4096  # byte-pair tokens of a text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -24,8 +26,10 @@ class Source:
     hub: tuple[str, ...]
     """Name, and configuration if there are several."""
     test_split: str
-    size: str
+    megabytes: int
     """Disk space that it takes when prepared, about."""
+    samples: tuple[int, int] = (0, 0)
+    """Images for training and for testing; text has as many samples as its context makes."""
     pixels: int | None = None
     """Height and width; `None` for text."""
     num_classes: int | None = None
@@ -34,17 +38,28 @@ class Source:
 
 
 _CIFAR10 = Source(
-    hub=("uoft-cs/cifar10",), test_split="test", size="150 MB", pixels=32, num_classes=10, image_column="img"
+    hub=("uoft-cs/cifar10",),
+    test_split="test",
+    megabytes=150,
+    samples=(50_000, 10_000),
+    pixels=32,
+    num_classes=10,
+    image_column="img",
 )
 SOURCES = {
     "cifar10": _CIFAR10,
     "cifar100": replace(_CIFAR10, hub=("uoft-cs/cifar100",), num_classes=100, label_column="fine_label"),
     "tiny-imagenet": Source(
-        hub=("zh-plus/tiny-imagenet",), test_split="valid", size="170 MB", pixels=64, num_classes=200
+        hub=("zh-plus/tiny-imagenet",),
+        test_split="valid",
+        megabytes=170,
+        samples=(100_000, 10_000),
+        pixels=64,
+        num_classes=200,
     ),
-    "wikitext-2": Source(hub=("Salesforce/wikitext", "wikitext-2-raw-v1"), test_split="test", size="10 MB"),
+    "wikitext-2": Source(hub=("Salesforce/wikitext", "wikitext-2-raw-v1"), test_split="test", megabytes=10),
     "wikitext-103": Source(
-        hub=("Salesforce/wikitext", "wikitext-103-raw-v1"), test_split="test", size="350 MB"
+        hub=("Salesforce/wikitext", "wikitext-103-raw-v1"), test_split="test", megabytes=350
     ),
 }
 
@@ -63,7 +78,7 @@ def check_prepared(name: str) -> None:
     if name in SOURCES and not all(_file(name, split).exists() for split in ("train", "test")):
         raise DataError(
             f"data set {name!r} is not in {root() / name}: get it with `edgewise prepare {name}` (about "
-            f"{SOURCES[name].size} there, from huggingface.co), or from files with `edgewise prepare {name} "
+            f"{SOURCES[name].megabytes} MB there, from huggingface.co), or from files with `edgewise prepare {name} "
             "--source DIR`; the folder is chosen by the environment variable EDGEWISE_DATA."
         )
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from edgewise.lab.data import sources
 from edgewise.lab.data.dataset import Dataset
 
-VOCABULARY = 4096
-
 
 def load_wikitext(name: str, *, context: int) -> Dataset:
     """Return the text cut into samples of `context` tokens, each to predict its successor.
@@ -21,7 +19,7 @@ def load_wikitext(name: str, *, context: int) -> Dataset:
         DataError: the data set is not prepared.
     """
     train, test = (sources.read(name, split)["text"] for split in ("train", "test"))
-    path = sources.root() / name / f"tokenizer-{VOCABULARY}.json"
+    path = sources.root() / name / f"tokenizer-{sources.VOCABULARY}.json"
     if path.exists():
         tokenizer = Tokenizer.from_file(str(path))
     else:
@@ -35,17 +33,19 @@ def load_wikitext(name: str, *, context: int) -> Dataset:
         train_targets=train_samples[:, 1:],
         test_inputs=test_samples[:, :-1],
         test_targets=test_samples[:, 1:],
-        num_classes=VOCABULARY,
+        num_classes=sources.VOCABULARY,
     )
 
 
 def train_tokenizer(text: Iterable[str]) -> Tokenizer:
-    """Return a byte-level BPE tokenizer of `VOCABULARY` tokens: every text has a code, and decodes to itself."""
+    """Return a byte-level BPE tokenizer of so many tokens: every text has a code, and decodes to itself."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=sources.VOCABULARY,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(text, trainer)
     return tokenizer

@@ -26,6 +26,8 @@ from edgewise.lab.training import (
     make_optimizer,
     make_schedule,
     outcome_of,
+    peak_memory,
+    reset_peak_memory,
     target_rate,
 )
 
@@ -48,6 +50,7 @@ def is_batchable(config: RunConfig) -> bool:
 def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps: None) -> list[RunResult]:
     """Train configs of one kind as one batch, each as `edgewise.lab.training.train` would."""
     started = time.perf_counter()
+    reset_peak_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset = data.load(configs[0].data).to(device)
     networks = [_network(config, dataset) for config in configs]
@@ -56,8 +59,11 @@ def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps:
     schedules = list(map(_Schedule, configs, networks, targets))
     shown = torch.tensor([schedule.shown for schedule in schedules], dtype=torch.float64)  # (cells, steps)
     rates = shown / cells.first_factor
+    begun = time.perf_counter()
     losses = _train_cells(cells, rates.to(device, torch.float32), _batches(configs, dataset), on_step)
-    seconds = (time.perf_counter() - started) / len(configs)  # its share
+    seconds, stepping = (
+        (time.perf_counter() - since) / len(configs) for since in (started, begun)
+    )  # its share
     results = []
     for i, config in enumerate(configs):
         cells.copy_to(i, networks[i])
@@ -66,6 +72,9 @@ def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps:
         optimizer = schedules[i].optimizer_after(updates)
         outcome = outcome_of(config, rows, networks[i], dataset, optimizer, targets[i])
         outcome |= {"warmup": schedules[i].report, "seconds": seconds}
+        if config.schedule_steps is not None:
+            pace = stepping / config.num_steps
+            outcome["cost"] = {"seconds_a_step": pace, "peak_memory": peak_memory()}
         results.append(RunResult(rows=rows, outcome=outcome))
     return results
 
@@ -156,7 +165,7 @@ class _Schedule:
             {"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in self._rates_of(self._optimizer)
         ]
         stand_in = SGD(groups, lr=target)
-        warmup, scheduler = make_schedule(config.warmup, stand_in, config.num_steps)
+        warmup, scheduler = make_schedule(config.warmup, stand_in, config.whole_steps)
         self._rates = [self._rates_of(stand_in)]
         for _ in range(config.num_steps):
             stand_in.step()

@@ -14,6 +14,7 @@ def wrn_configs(scale: str, loss: str) -> tuple[RunConfig, ...]:
     num_steps, batch_size, lengths, every = {
         "demo": (60, 64, (1, 30), 10),
         "embedded": (300, 128, (1, 64, 128), 10),
+        "desk": (2000, 512, (1, 256, 1024), 5),
         "paper": (2000, 512, (1, 256, 1024), 5),
     }[scale]
     training = {"loss": loss, "num_steps": num_steps, "batch_size": batch_size, "measure_every": every}
@@ -55,10 +56,11 @@ def lm_adam_configs(scale: str) -> tuple[RunConfig, ...]:
 def _lm_configs(
     scale: str, optimizer: OptimizerConfig, *, measure: tuple[str, ...], final_norm: bool = True
 ) -> tuple[RunConfig, ...]:
-    num_steps, lengths, every = {
-        "demo": (40, (1, 20), 10),
-        "embedded": (300, (1, 32, 128), 10),
-        "paper": (2000, (1, 256, 1024), 5),
+    num_steps, batch_size, lengths, every = {
+        "demo": (40, 16, (1, 20), 10),
+        "embedded": (300, 16, (1, 32, 128), 10),
+        "desk": (2000, 64, (1, 256, 1024), 10),
+        "paper": (2000, 64, (1, 256, 1024), 5),
     }[scale]
     return tuple(
         RunConfig(
@@ -66,7 +68,7 @@ def _lm_configs(
             optimizer=optimizer,
             warmup=WarmupConfig(steps=warmup_steps),
             num_steps=num_steps,
-            batch_size=64 if scale == "paper" else 16,
+            batch_size=batch_size,
             measure=measure,
             measure_every=every,
         )

@@ -29,14 +29,15 @@ def _config(scale: str, parameterization: str, optimizer: str, warmup_steps: int
         optimizer=OptimizerConfig(name=optimizer, lr=_RATES[parameterization]),
         warmup=WarmupConfig(steps=warmup_steps),
         loss="mse",
-        num_steps={"demo": 100, "embedded": 400, "paper": 2000}[scale],
+        num_steps={"demo": 100, "embedded": 400, "desk": 2000, "paper": 2000}[scale],
         measure=("preconditioned_sharpness",) if demo else ("preconditioned_sharpness", "sharpness"),
-        measure_every={"demo": 3, "embedded": 8, "paper": 5}[scale],
+        measure_every={"demo": 3, "embedded": 8, "desk": 8, "paper": 5}[scale],
     )
 
 
 def _lengths(scale: str) -> tuple[int, ...]:
-    return {"demo": (1,), "embedded": (1, 64, 256), "paper": (1, 64, 256, 1024)}[scale]
+    paper = (1, 64, 256, 1024)
+    return {"demo": (1,), "embedded": (1, 64, 256), "desk": paper, "paper": paper}[scale]
 
 
 def adam_configs(scale: str) -> tuple[RunConfig, ...]:

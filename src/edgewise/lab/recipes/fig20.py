@@ -15,6 +15,7 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
     num_steps, lengths, largest = {
         "demo": (100, (1, 40), 8),
         "embedded": (300, (1, 32, 128), 12),
+        "desk": (2000, (1, 20, 200, 1000), 12),
         "paper": (10_000, (1, 100, 1000, 5000), 12),
     }[scale]
     return tuple(

@@ -15,6 +15,7 @@ def image_configs(scale: str, images: str) -> tuple[RunConfig, ...]:
     smallest, num_rates, num_steps, batch_size, lengths = {
         "demo": (1e-3, 6, 100, 64, (1, 20)),
         "embedded": (1e-3, 10, 200, 64, (1, 40)),
+        "desk": (2.5e-4, 12, 2000, 128, (1, 40, 200, 1000)),
         "paper": (1e-5, 16, 100_000, 128, (1, 500, 2000, 10_000, 50_000)),
     }[scale]
     return tuple(
@@ -32,7 +33,7 @@ def image_configs(scale: str, images: str) -> tuple[RunConfig, ...]:
 
 
 def text_configs(scale: str) -> tuple[RunConfig, ...]:
-    """Return figure 4 on the other WikiText; at embedded scale one text stands in for both."""
+    """Return figure 4 on the other WikiText; at smaller scales one text stands in for both."""
     if scale != "paper":
         return fig4.configs(scale)
     return tuple(
@@ -76,7 +77,7 @@ def _on_images(figure: str, images: str, name: str, stand_in: str) -> Recipe:
         id=figure,
         title=f"Adam and GI-Adam on {name}",
         finding="A wide residual network with cosine decay. Without warmup GI-Adam takes larger rates than Adam, "
-        f"and reaches as good a result. At embedded scale {stand_in} stand in for {name}.",
+        f"and reaches as good a result. At smaller scales {stand_in} stand in for {name}.",
         configs=lambda scale: image_configs(scale, images),
         claims=lambda runs: claims(runs, TEST_ACCURACY),
         layout=PhaseDiagrams(panel=optimizer_label, value=TEST_ACCURACY),
@@ -89,7 +90,7 @@ FIG25 = Recipe(
     id="fig25",
     title="Adam and GI-Adam on WikiText-2",
     finding="Figure 4 on the other WikiText. Without warmup GI-Adam takes larger rates than Adam, at lower loss. At "
-    "embedded scale one text stands in for both, and the runs are those of figure 4.",
+    "smaller scales one text stands in for both, and the runs are those of figure 4.",
     configs=text_configs,
     claims=lambda runs: claims(runs, TEST_LOSS),
     layout=PhaseDiagrams(panel=optimizer_label),

@@ -26,7 +26,7 @@ _COLUMNS = {"train_loss": "loss", "gradient_norm": "gradient norm", "second_mome
 
 def far_configs(scale: str) -> tuple[RunConfig, ...]:
     """Return Adam without warmup at a rate that trains, and at ones far beyond the boundary."""
-    num_steps = {"demo": 60, "embedded": 300, "paper": 10_000}[scale]
+    num_steps = {"demo": 60, "embedded": 300, "desk": 4000, "paper": 10_000}[scale]
     return tuple(
         RunConfig(
             **settings.lm(scale),

@@ -15,6 +15,7 @@ _DATA_NAMES = {
     "cifar100": "CIFAR-100",
     "tiny-imagenet": "Tiny-ImageNet",
     "digits": "digits",
+    "mnist1d": "MNIST-1D",
     "digit-pairs": "digit pairs",
     "digit-pairs-2x": "digit pairs, enlarged",
 }
@@ -33,6 +34,7 @@ def grid(
     num_steps, batch_size, lengths, largest = {
         "demo": (100, 64, (1, 40), 8),
         "embedded": (200, 64, (1, 20, 80), 12),
+        "desk": (4000, 128, (1, 20, 80, 400, 2000), 12),
         "paper": (100_000, 128, (1, 500, 2000, 10_000, 50_000), 12),
     }[scale]
     return tuple(
@@ -77,7 +79,7 @@ def momentum_and_decay_configs(scale: str, parameterization: str) -> tuple[RunCo
 def panel_label(config: RunConfig) -> str:
     """Return what tells the panels apart."""
     parts = [parameterization_label(config), _LOSS_NAMES[config.loss]]
-    if config.data.name not in ("digits", "cifar10"):
+    if config.data.name not in ("digits", "mnist1d", "cifar10"):
         parts = [_DATA_NAMES[config.data.name]]
     if config.optimizer.momentum:
         parts.append("momentum")
@@ -191,7 +193,7 @@ FIG19 = replace(
     id="fig19",
     title="Phase diagrams of SGD with more classes",
     finding="Figure 3's SP with cross-entropy on CIFAR-100 and Tiny-ImageNet. Longer warmup moves the boundary to "
-    "larger rates here too. At embedded scale pairs of digits stand in for both.",
+    "larger rates here too. At smaller scales pairs of digits stand in for both.",
     configs=hundred_class_configs,
 )
 

@@ -29,6 +29,7 @@ def configs(scale: str, parameterization: str, optimizer: str) -> tuple[RunConfi
     lengths, num_rates = {
         "demo": ((16, 64), 3),
         "embedded": ((16, 64, 256), 6),
+        "desk": ((64, 256, 1024, 4096), 10),
         "paper": ((64, 256, 1024, 4096), 10),
     }[scale]
     lowest, unit = (4.0, "1/sharpness") if optimizer == "sgd" else (1e-3, "absolute")
@@ -38,7 +39,7 @@ def configs(scale: str, parameterization: str, optimizer: str) -> tuple[RunConfi
             optimizer=OptimizerConfig(name=optimizer, lr=lowest * 2**x, lr_unit=unit),
             warmup=WarmupConfig(steps=steps, lr_init="critical"),
             num_steps=10_000 if scale == "paper" else steps + 10,
-            batch_size=128 if scale == "paper" else 64,
+            batch_size=128 if scale in ("desk", "paper") else 64,
         )
         for steps in lengths
         for x in range(num_rates)

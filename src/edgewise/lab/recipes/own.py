@@ -122,7 +122,7 @@ def difference_label(
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     """Return dotted name → value; the name of a part is the part's."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Any] = {"schedule_steps": None}  # which whole runs leave out
     for name, value in to_dict(config).items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         flat |= {f"{name}.{key}" if key not in ("", "name") else name: part for key, part in parts}

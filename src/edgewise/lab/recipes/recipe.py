@@ -12,7 +12,7 @@ from edgewise.lab.ladders import Ladder, ladders
 from edgewise.lab.results.phase_diagram import TEST_LOSS, CellValue
 from edgewise.lab.results.runs import Run
 
-SCALES = ("demo", "embedded", "paper")
+SCALES = ("demo", "embedded", "desk", "paper")  # from minutes over hours to days
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""What the paper trains, at each scale: "paper" as published, "embedded" and "demo" small and without a download."""
+"""What the paper trains, at each scale: "paper" as published, the others small and without a download.
+
+"desk" has the paper's shares of warmup, thousands of steps, its widths where two cores bear them, and data on which the
+task is not done in a hundred steps; "embedded" and "demo" take minutes.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +11,11 @@ from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunCo
 
 
 def fcn(scale: str, parameterization: str) -> dict[str, Any]:
-    """Return data and model of the mechanisms: FCN-4-512 on 5,000 images of CIFAR-10; FCN-4-256 on digits."""
+    """Return data and model of the mechanisms: FCN-4-512 on 5,000 images of CIFAR-10 or on MNIST-1D, or FCN-4-256."""
     if scale == "paper":
         data, width = DataConfig(name="cifar10", num_samples=5000), 512
+    elif scale == "desk":
+        data, width = DataConfig(name="mnist1d"), 512
     else:
         data, width = DataConfig(name="digits"), 256
     return {
@@ -19,9 +25,11 @@ def fcn(scale: str, parameterization: str) -> dict[str, Any]:
 
 
 def wrn(scale: str, parameterization: str, images: str = "cifar10") -> dict[str, Any]:
-    """Return data and model of the image classifiers: WRN-16-4, augmented; WRN-10-1 on a stand-in for `images`."""
+    """Return data and model of the image classifiers: WRN-16-4, augmented; a WRN-16-1 or 10-1 on a stand-in."""
     if scale == "paper":
         data, depth, width = DataConfig(name=images, augment=True), 16, 4
+    elif scale == "desk" and images == "cifar10":
+        data, depth, width = DataConfig(name="mnist1d"), 16, 1
     else:
         stand_ins = {"cifar10": "digits", "cifar100": "digit-pairs", "tiny-imagenet": "digit-pairs-2x"}
         data, depth, width = DataConfig(name=stand_ins[images]), 10, 1
@@ -32,9 +40,11 @@ def wrn(scale: str, parameterization: str, images: str = "cifar10") -> dict[str,
 
 
 def lm(scale: str, *, text: str = "wikitext-103", final_norm: bool = True) -> dict[str, Any]:
-    """Return data and model of the language models: Pre-LN LM-4-128; LM-2-64 on bytes, one text for each WikiText."""
+    """Return data and model of the language models: Pre-LN LM-4-128; LM-4-64 or 2-64 on bytes of one text."""
     if scale == "paper":
         data, depth, width = DataConfig(name=text, context=64), 4, 128
+    elif scale == "desk":
+        data, depth, width = DataConfig(name="stdlib-text", context=64), 4, 64
     else:
         data, depth, width = DataConfig(name="stdlib-text", context=32), 2, 64
     return {

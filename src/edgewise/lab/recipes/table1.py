@@ -17,6 +17,7 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
     lr, num_steps, batch_size, long, seeds = {
         "demo": (0.016, 40, 64, 20, 2),
         "embedded": (0.016, 200, 64, 50, 3),
+        "desk": (0.016, 4000, 128, 400, 4),
         "paper": (0.01024, 100_000, 128, 10_000, 4),
     }[scale]
     return tuple(

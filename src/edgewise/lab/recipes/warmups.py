@@ -14,7 +14,7 @@ from edgewise.lab.results.phase_diagram import CellValue
 from edgewise.lab.results.runs import Run
 
 LENGTHS = (64, 200)
-_SEEDS = {"demo": range(1), "embedded": range(5), "paper": range(5)}
+_SEEDS = {"demo": range(1), "embedded": range(5), "desk": range(5), "paper": range(5)}
 _TASKS = {"fcn": "digits", "lm": "LM"}
 _HARMS_FROM = 0.016  # η of Adam
 

@@ -54,13 +54,20 @@ def write(store: Store, recipes: Sequence[Recipe], configs: Iterable[RunConfig])
         documents.copy(store, RECIPE, store.recipe_file)
 
 
-def judge(store: Store, recipes: Sequence[Recipe]) -> None:
+def judge(store: Store, recipes: Sequence[Recipe], not_judged: str = "") -> None:
     """Hold the claims of each figure against its runs, and record what came out, if there is room.
 
     They are judged on all runs of a figure or not at all: on some of them a claim may come out wrong.
+
+    Args:
+        store: the results folder.
+        recipes: of its figures.
+        not_judged: why no claim is judged, however many runs there are; empty where claims are.
     """
     by_id = {recipe.id: recipe for recipe in recipes}
-    findings = {figure.figure: _judged(store, figure, by_id[figure.figure]) for figure in store.figures}
+    findings = {
+        figure.figure: _judged(store, figure, by_id[figure.figure], not_judged) for figure in store.figures
+    }
     with contextlib.suppress(StoreError):
         documents.write(store, FINDINGS, findings)
 
@@ -127,12 +134,13 @@ def _figure_to_data(store: Store, recipe: Recipe, configs: Sequence[RunConfig]) 
     return {"title": recipe.title, "finding": recipe.finding, "layout": layout}
 
 
-def _judged(store: Store, figure: FigureRuns, recipe: Recipe) -> dict[str, Any]:
+def _judged(store: Store, figure: FigureRuns, recipe: Recipe, not_judged: str) -> dict[str, Any]:
     """Return the claims on a figure's runs, or why there are none, and the values that no outcome holds."""
     wanted = store.shown(figure)
     there = [run_id for run_id in wanted if store.runs.has(run_id)]
-    judgeable, value = there == wanted or recipe.claims is no_claims, layouts.computed(recipe.layout)
-    judged: dict[str, Any] = {"runs": there, "claims": None, "values": {}, "error": None}
+    judgeable = not not_judged and (there == wanted or recipe.claims is no_claims)
+    value = layouts.computed(recipe.layout)
+    judged: dict[str, Any] = {"runs": there, "claims": None, "values": {}, "error": not_judged or None}
     if not judgeable and value is None:
         return judged
     try:

@@ -16,6 +16,12 @@ from edgewise.lab.results.run_folder import RUNS, Columns, is_run_id
 _RUN_OVERHEAD = 32_768  # bytes of a stored run, beside its numbers
 
 
+def stored_bytes(config: RunConfig) -> int:
+    """Return about what a stored run takes: losses, rates, measurements and how well each of these is known."""
+    measurements = -(-config.num_steps // config.measure_every) * len(config.measure)
+    return _RUN_OVERHEAD + 8 * (2 * config.num_steps + 4 * measurements)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A finished run as stored."""

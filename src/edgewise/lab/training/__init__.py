@@ -1,6 +1,14 @@
 """Train one config and record what happened."""
 
-from edgewise.lab.training.loop import RunResult, batch_indices, initial_sharpness, target_rate, train
+from edgewise.lab.training.cost import peak_memory, reset_peak_memory
+from edgewise.lab.training.loop import (
+    RunResult,
+    batch_indices,
+    initial_samples,
+    initial_sharpness,
+    target_rate,
+    train,
+)
 from edgewise.lab.training.losses import (
     Batch,
     LossFunction,
@@ -20,11 +28,14 @@ __all__ = [
     "evaluate",
     "guess_loss",
     "half_squared_error",
+    "initial_samples",
     "initial_sharpness",
     "loss_function",
     "make_optimizer",
     "make_schedule",
     "outcome_of",
+    "peak_memory",
+    "reset_peak_memory",
     "target_rate",
     "train",
 ]

@@ -15,6 +15,7 @@ from edgewise.lab import data, models
 from edgewise.lab.configs import DataConfig, ModelConfig, RunConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.data.augmentation import augment
+from edgewise.lab.training.cost import peak_memory, reset_peak_memory
 from edgewise.lab.training.losses import Batch, loss_function
 from edgewise.lab.training.optimizers import make_optimizer, make_schedule
 from edgewise.lab.training.outcome import outcome_of
@@ -32,11 +33,15 @@ class RunResult:
 def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None) -> RunResult:
     """Train as configured, on the CPU, deterministically for a given number of threads.
 
+    The outcome of a run that is only the beginning of one has its `cost`: seconds of processor time a step, the first
+    left out if there are others, and the bytes of memory that the process held at most.
+
     Args:
         config: the run.
         on_step: called with the number of finished steps.
     """
     started = time.perf_counter()
+    reset_peak_memory()
     torch.manual_seed(config.seed)
     dataset = data.load(config.data)
     model = models.build(config.model, dataset)
@@ -44,10 +49,11 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
     batches = _batches(config, dataset)
     lr_target = target_rate(config)
     optimizer = make_optimizer(config.optimizer, model, lr_target)
-    warmup, scheduler = make_schedule(config.warmup, optimizer, config.num_steps)
+    warmup, scheduler = make_schedule(config.warmup, optimizer, config.whole_steps)
     probe = Probe(config, model, loss_fn, optimizer)
 
     rows: list[dict[str, float]] = []
+    ends = [time.process_time()]  # of the steps, which others on this machine do not make longer
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
         loss = loss_fn(model, batch)
@@ -61,9 +67,14 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
             break
         optimizer.step()
         scheduler.step()
+        ends.append(time.process_time())
         on_step(step + 1)
     outcome = outcome_of(config, rows, model, dataset, optimizer, lr_target)
     outcome |= {"warmup": asdict(warmup.report()), "seconds": time.perf_counter() - started}
+    if config.schedule_steps is not None:
+        ends = ends[1:] if len(ends) > 2 else ends
+        pace = (ends[-1] - ends[0]) / max(1, len(ends) - 1)
+        outcome["cost"] = {"seconds_a_step": pace, "peak_memory": peak_memory()}
     return RunResult(rows=rows, outcome=outcome)
 
 
@@ -121,12 +132,16 @@ def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = models.build(model_config, dataset)
-    targets_each = dataset.train_targets[0].numel()
-    num_targets = 2048 if model_config.name == "fcn" else 512
-    batch = dataset.train_batch(slice(max(1, num_targets // targets_each)))
+    batch = dataset.train_batch(slice(initial_samples(model_config, dataset)))
     initial = ew.sharpness(model, loss_function(loss), [batch])
     if not initial.converged:
         raise RuntimeError(
             f"the initial sharpness that sets the learning rate is not known: {initial.status.value}."
         )
     return initial.value
+
+
+def initial_samples(model_config: ModelConfig, dataset: Dataset) -> int:
+    """Return how many samples the initial sharpness is measured on, if there are so many."""
+    num_targets = 2048 if model_config.name == "fcn" else 512
+    return max(1, num_targets // dataset.train_targets[0].numel())
