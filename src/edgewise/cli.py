@@ -112,7 +112,7 @@ def figure(
     known_name("figure", name, [*RECIPES, "all"])
     engine_of(engine, slurm)
     planned = sweep.plan(list(PAPER) if name == "all" else [name], scale)
-    out = out or Path("runs") / _folder(f"{name}-{scale}", stop_after)
+    out = out or Path("runs") / trial.folder(f"{name}-{scale}", stop_after)
     _run_or_try(planned, scale, out, engine, workers, slurm, stop_after, one_of_each, plan)
 
 
@@ -146,7 +146,7 @@ def sweep_own(
     engine_of(engine, slurm)
     file = file.resolve()
     own = recipe(file.stem, file)
-    planned, out = {own.id: own.ladders(OWN)}, out or Path("runs") / _folder(own.id, stop_after)
+    planned, out = {own.id: own.ladders(OWN)}, out or Path("runs") / trial.folder(own.id, stop_after)
     _run_or_try(planned, OWN, out, engine, workers, slurm, stop_after, one_of_each, plan, file)
 
 
@@ -221,10 +221,7 @@ def inspect_setup(
     """
     positive_count("max_updates", max_updates)
     for file in (json_file, page):
-        if file is not None and file.is_dir():
-            raise ValueError(f"{file} cannot be written: it is a folder; name a file in it.")
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"{file} cannot be written: there is no folder {file.absolute().parent}.")
+        command_line.check_writable(file)
     subject = setup_file.load(target, most=max_updates)
     console = Console()
     try:
@@ -248,10 +245,6 @@ def inspect_setup(
     if page is not None:
         page.write_text(inspection.page_of(result), encoding="utf-8")
         console.print(f"page: {page}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _folder(name: str, stop_after: int | None) -> str:
-    return name if stop_after is None else f"{name}-first-{stop_after}"
 
 
 def _run_or_try(

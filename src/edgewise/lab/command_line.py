@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -55,6 +56,14 @@ def run(commands: Mapping[str, Command], purpose: str) -> None:
         except UnknownNameError as error:
             leave(MISUSED, f"edgewise: {error}")
         _call(commands[name], name, arguments)
+
+
+def check_writable(file: Path | None) -> None:
+    """Raise where a file that was asked for could not be written."""
+    if file is not None and file.is_dir():
+        raise ValueError(f"{file} cannot be written: it is a folder; name a file in it.")
+    if file is not None and not file.absolute().parent.is_dir():
+        raise ValueError(f"{file} cannot be written: there is no folder {file.absolute().parent}.")
 
 
 def leave(status: int, words: str) -> NoReturn:

@@ -56,7 +56,7 @@ def plan_notes(estimates: Sequence[Estimate], out: Path, workers: int, num_finis
     longest = max((its.core_seconds / its.num_runs for its in estimates), default=0.0)
     notes = [
         f"time: {duration(cores / workers)} in {workers} processes of one thread here. Runs are independent: any "
-        "number of cores shares them, on this machine (--workers) or on a cluster (--engine ray), down to the longest "
+        "number of cores shares them, on this machine (--workers) or on a cluster (--engine ray or slurm), down to the longest "
         f"run, {duration(longest)}.",
         f"memory: up to {size(workers * memory)} for {workers} processes.",
         f"disk: {size(sum(its.stored for its in estimates))} in {out}.",
@@ -73,7 +73,8 @@ def plan_notes(estimates: Sequence[Estimate], out: Path, workers: int, num_finis
         "rests on: operations of one gradient, counted, and its time here, in processor time of one thread; "
         f"{PRODUCTS} products of {GRADIENTS_A_PRODUCT} gradients each a measurement of curvature; {GPU_SHARE:.0%} of "
         f"the {GPU_FLOPS / 1e12:g} TFLOP/s of an {GPU} in float32, which small networks do not reach. Rates above the "
-        "failure boundary are left out as training gets there. Not counted: evaluation, and the time of the initial sharpness."
+        "failure boundary are left out as training gets there. Not counted: evaluation, and the time of the initial "
+        "sharpness."
     )
     return notes
 

@@ -38,6 +38,11 @@ def first_steps(planned: dict[str, list[Ladder]], steps: int) -> dict[str, list[
     }
 
 
+def folder(name: str, stop_after: int | None) -> str:
+    """Return the name of the results folder: first steps have one of their own."""
+    return name if stop_after is None else f"{name}-first-{stop_after}"
+
+
 def one_of_each(planned: dict[str, list[Ladder]]) -> dict[str, list[Ladder]]:
     """Return the first run of each kind of a figure: its others differ in rate, warmup length and seed alone."""
     first: dict[str, dict[RunConfig, RunConfig]] = {figure: {} for figure in planned}
