@@ -56,8 +56,8 @@ def plan_notes(estimates: Sequence[Estimate], out: Path, workers: int, num_finis
     longest = max((its.core_seconds / its.num_runs for its in estimates), default=0.0)
     notes = [
         f"time: {duration(cores / workers)} in {workers} processes of one thread here. Runs are independent: any "
-        "number of cores shares them, on this machine (--workers) or on a cluster (--engine ray or slurm), down to the longest "
-        f"run, {duration(longest)}.",
+        "number of cores shares them, on this machine (--workers) or on a cluster (--engine ray or slurm), down to the "
+        f"longest run, {duration(longest)}.",
         f"memory: up to {size(workers * memory)} for {workers} processes.",
         f"disk: {size(sum(its.stored for its in estimates))} in {out}.",
         *_data_notes(dict.fromkeys(its.kind.data.name for its in estimates)),
