@@ -12,8 +12,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES= W
 LIBRARY := --ignore=tests/lab --ignore=tests/test_cli.py --ignore=src/edgewise/lab --ignore=src/edgewise/cli.py
 CONCEPTS := $(wildcard docs/concepts/*.py)
 TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
-OLDEST_CONCEPTS := $(wildcard docs/concepts/*.py)
-TORCH = $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+OLDEST_TORCH = $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
