@@ -3,9 +3,9 @@
 Each library measures the top Hessian eigenvalue of the same loss through its own API, at its default setting and at
 settings swept for the cheapest with a true relative error of at most 1e-3 (medians over seeds). The sweep counts
 products: in it all libraries draw on one store, so that no product is taken twice; those of a part of the samples count
-by its share. The settings that reach the goal are then timed, by the processor, with products of their own, in turn with a plain gradient
-of the same batch, which is the unit. The true value is edgewise's at rtol 1e-6 in float64, and is set beside eigsh's on
-one task.
+by its share. The settings that reach the goal are then timed, by the processor, with products of their own, in turn
+with a plain gradient of the same batch, which is the unit. The true value is edgewise's at rtol 1e-6 in float64, and is
+set beside eigsh's on one task.
 
 Fast attention kernels have no second derivative: the peers are measured inside `sdpa_kernel(SDPBackend.MATH)`, as a
 user would help them.
