@@ -5,6 +5,8 @@ Oracle: what the page says of itself through the browser: sizes, colours, the st
 
 import shutil
 import time
+from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -88,17 +90,82 @@ def test_every_plot_is_drawn(visit):
     assert page.locator("#table1 table").first.inner_text().count(" ± 0.007 (2)") == 7
 
 
-def test_pointing_at_a_cell_shows_its_curves(visit):
-    page = visit()
-    before = page.locator("#cell-fig4").input_value()
-    plot = page.locator("#plot-fig4")
+def at_cell(page, figure, across, up):
+    """The middle of cell so far along the first panel, of its width and height."""
+    plot = page.locator(f"#plot-{figure}")
     plot.scroll_into_view_if_needed()
     area = plot.locator(".nsewdrag").first.bounding_box()
-    page.mouse.move(area["x"] + 0.55 * area["width"], area["y"] + 0.2 * area["height"])
-    until(page, f"document.getElementById('cell-fig4').value !== {before!r}")
-    chosen = page.locator("#cell-fig4").input_value()
-    assert "warmup 128" in chosen
-    assert chosen.startswith("Adam · η 0.064")
+    return area["x"] + across * area["width"], area["y"] + (1 - up) * area["height"]
+
+
+def shown_cells(page, figure):
+    return [page.locator(f"#{name}-{figure}").input_value() for name in ("cell", "beside")]
+
+
+def test_pointing_at_cells_changes_nothing_and_clicks_hold_one_and_compare_two(visit):
+    page = visit()
+    before = shown_cells(page, "fig4")
+    assert before == ["0-1-3", ""]  # the best of the first panel
+    first, second, third = ((0.55, 0.8), (0.1, 0.5), (0.9, 0.5))
+    for place in (first, second, third):
+        page.mouse.move(*at_cell(page, "fig4", *place))
+        page.wait_for_timeout(100)
+    assert shown_cells(page, "fig4") == before
+    page.mouse.click(*at_cell(page, "fig4", *first))
+    until(page, "document.getElementById('cell-fig4').value === '0-2-3'")
+    page.mouse.click(*at_cell(page, "fig4", *second))
+    until(page, "document.getElementById('beside-fig4').value === '0-1-0'")
+    names = page.evaluate("document.getElementById('curves-fig4').data.map(trace => trace.name)")
+    assert names == [
+        f"{what}, Adam · η {cell}"
+        for cell in ("0.064 · warmup 128", "0.001 · warmup 32")
+        for what in ("loss", "rate")
+    ]
+    page.mouse.move(*at_cell(page, "fig4", *third))
+    page.wait_for_timeout(100)
+    assert shown_cells(page, "fig4") == ["0-2-3", "0-1-0"]
+    page.mouse.click(*at_cell(page, "fig4", *second))  # lets go of it
+    until(page, "document.getElementById('beside-fig4').value === ''")
+    assert page.locator("#runs-fig4 li").count() == 1
+    link = page.locator("#runs-fig4 a").get_attribute("href")
+    run = link.split("/")[1]
+    assert f"Run {run}: optimizer.name adam, optimizer.lr 0.064" in page.locator("#runs-fig4").inner_text()
+    assert (Path(urlparse(page.url).path).parent / link).is_file()
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [
+        ("[-3, 0]", "0.001 0.003 0.01 0.03 0.1 0.3 1"),
+        ("[-5, -4]", "1e-5 2e-5 5e-5 0.0001"),
+        ("[-6, 2]", "1e-6 1e-5 0.0001 0.001 0.01 0.1 1 10 100"),
+    ],
+)
+def test_rates_on_axes_are_written_out(visit, span, expected):
+    page = visit()
+    assert page.evaluate(f"logTicks({span}).map(number).join(' ')") == expected
+
+
+def test_every_log_axis_has_ticks_that_are_whole_numbers_also_after_a_zoom(visit):
+    page = visit()
+    texts = "document.getElementById('curves-fig4')._fullLayout.yaxis2.ticktext"
+    assert all(float(text) > 0 for text in page.evaluate(texts))
+    page.evaluate("Plotly.relayout('curves-fig4', {'yaxis2.range': [-2.2, -2]})")
+    until(page, f"{texts}.length > 1")
+    assert all(0.006 < float(text) <= 0.01 for text in page.evaluate(texts))
+
+
+def test_the_buttons_of_a_plot_are_one_stop(visit):
+    page = visit()
+    stops = (
+        "[...document.querySelectorAll('#plot-fig4 .modebar-btn')].filter(button => button.tabIndex === 0)"
+    )
+    assert page.evaluate("document.querySelectorAll('#plot-fig4 .modebar-btn').length") > 3
+    assert page.evaluate(f"{stops}.length") == 1
+    page.evaluate(f"{stops}[0].focus()")
+    before = page.evaluate("document.activeElement.ariaLabel")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.ariaLabel") not in (before, None)
 
 
 def test_the_keyboard_reaches_every_cell(visit):
@@ -134,6 +201,11 @@ def test_a_change_of_the_scheme_recolours_the_plots(visit):
 def test_a_phone_scrolls_down_only(visit):
     page = visit(viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for verdict in page.locator("tr.holds td:first-child").all():
+        box = verdict.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+    assert page.locator(".hint").first.is_visible()
     size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)")
     assert size >= 12
 
@@ -157,8 +229,8 @@ def test_what_a_folder_says_runs_nothing_and_the_page_still_works(visit, hostile
     plot = page.locator(f"#plot-{name}")
     plot.scroll_into_view_if_needed()
     area = plot.locator(".nsewdrag").first.bounding_box()
-    for share in (0.2, 0.5, 0.8):  # point at cells
-        page.mouse.move(area["x"] + share * area["width"], area["y"] + share * area["height"])
+    for share in (0.2, 0.5, 0.8):
+        page.mouse.click(area["x"] + share * area["width"], area["y"] + share * area["height"])
     select = page.locator(f"#cell-{name}")
     select.select_option(index=2)
     assert len(curve_of(page, name)) >= 2
