@@ -58,11 +58,13 @@ for (const place of document.querySelectorAll(".plot > div")) {
   labelLogAxes(place);
 }
 
+// A label as plotly shows it unchanged: it reads some HTML, and fields in braces.
+const literal = text => text.replace(/[&<>{$]/g, sign => `&#${sign.charCodeAt()};`);
 function curvesOf(cell, i) {
   const look = {mode: "lines", legendgroup: String(i)};
   return cell.runs.filter(run => run.step).flatMap((run, k) => [
-    {...look, x: run.step, y: run.loss, name: "loss, " + cell.name, showlegend: k === 0, line: {color: colors[i]}},
-    {...look, x: run.step, y: run.lr, name: "rate, " + cell.name, yaxis: "y2", showlegend: k === 0,
+    {...look, x: run.step, y: run.loss, name: "loss, " + literal(cell.name), showlegend: k === 0, line: {color: colors[i]}},
+    {...look, x: run.step, y: run.lr, name: "rate, " + literal(cell.name), yaxis: "y2", showlegend: k === 0,
       line: {color: colors[i], dash: "dot", width: 1.2}},
   ]);
 }
@@ -118,5 +120,7 @@ for (const section of document.querySelectorAll(".cells")) {
     show();
   });
   show();
+  const curves = document.getElementById("curves-" + figure);
+  curves.on("plotly_relayout", () => labelLogAxes(curves));
 }
 recolor();
