@@ -244,7 +244,7 @@ def test_the_boundary_and_the_kinds_of_cells_in_the_page(tmp_path):
     data, layout = new_plot(write(tmp_path, {"fig4": edited}), "fig4")
     trained, failed, gone = [t for t in data if t["type"] == "heatmap"][:3]
     assert failed["text"][1] == ["", "", "", "", "fail", "fail"]
-    assert gone["text"][0][0] == "× diverged"
+    assert gone["text"][0][0] == "×"
     assert trained["text"][0][:2] == ["", "2.20"]
     assert trained["z"][1][4] is None
     adam = [s["x0"] for s in layout["shapes"][:3]]

@@ -160,8 +160,12 @@ def _hatches(diagram: PhaseDiagram) -> list[go.Scatter]:
     """Return the hatching of the cells of each kind that has one, through which the pointer sees the cells."""
     found = []
     for cell, pattern in _HATCHES.items():
+        corners: list[tuple[float | None, float | None]] = []
         for i, j in np.argwhere(diagram.cells == cell).tolist():
-            x, y = [j - 0.5, j + 0.5, j + 0.5, j - 0.5], [i - 0.5, i - 0.5, i + 0.5, i + 0.5]
+            corners += [(j - 0.5, i - 0.5), (j + 0.5, i - 0.5), (j + 0.5, i + 0.5), (j - 0.5, i + 0.5)]
+            corners.append((None, None))  # each a shape of its own
+        if corners:
+            x, y = zip(*corners, strict=True)
             seen_through = pattern | {"bgcolor": "rgba(0,0,0,0)"}  # the cell and its word are below
             found.append(go.Scatter(x=x, y=y, showlegend=False, **_hatched(seen_through)))
     return found
@@ -238,7 +242,7 @@ def _heatmaps(
     with_value = f", {label} {{mean:.3g}}"
     for cell, word, color, value in (
         (Cell.FAILED, "fail", panels.FAILED_COLOR, with_value),
-        (Cell.DIVERGED, "× diverged", panels.DIVERGED_COLOR, with_value),
+        (Cell.DIVERGED, "×", panels.DIVERGED_COLOR, with_value),
         (Cell.WAITING, "waiting", panels.WAITING_COLOR, ""),
         (Cell.ERROR, "error", panels.ERROR_COLOR, ""),
     ):
@@ -252,7 +256,7 @@ def _heatmaps(
                 showscale=False,
                 text=[["" if z is None else word for z in row] for row in marked],
                 texttemplate="%{text}",
-                hovertext=_hover(diagram, f"{word}{value}"),
+                hovertext=_hover(diagram, f"{cell.value}{value}"),
                 **common,
             )
         )

@@ -12,6 +12,7 @@ from edgewise.lab.results.runs import Absent, Run
 from edgewise.lab.results.store import Store
 
 _MOST_MISSING = 20  # named one by one
+_MOST_ROWS = 16  # of boundaries that stand open
 
 
 def claims(shown: FigureResults) -> str:
@@ -44,16 +45,19 @@ def boundaries(diagrams: panels.Diagrams) -> str:
         f"{diagrams.layout.value.label} there",
     )
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (*columns, "failure boundary"))
-    rows = "".join(
+    rows = [
         f"<tr>{f'<td>{html.escape(panel)}</td>' if several else ''}{_boundary_cells(diagram, row)}</tr>"
         for panel, diagram in diagrams.diagrams.items()
         for row in diagram.warmups
+    ]
+    table = (
+        '<div class="scroll" role="group" tabindex="0" aria-label="Best rate and failure boundary of each row">'
+        f'<table class="boundaries"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
-    return (
-        '<h3>Best rate and failure boundary</h3><div class="scroll" role="group" tabindex="0" '
-        'aria-label="Best rate and failure boundary of each row">'
-        f'<table class="boundaries"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    title = "Best rate and failure boundary"
+    if len(rows) > _MOST_ROWS:
+        return f"<details><summary>{title} of {len(rows)} rows</summary>{table}</details>"
+    return f"<h3>{title}</h3>{table}"
 
 
 def _boundary_cells(diagram: PhaseDiagram, row: Row) -> str:

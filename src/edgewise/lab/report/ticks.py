@@ -4,12 +4,12 @@ import math
 
 
 def number(value: float) -> str:
-    """Return a rate as people write it.
+    """Return a rate as people write it, to four digits.
 
-    >>> [number(x) for x in (0.001, 0.03, 2.0, 1e-05, 3e-6, 20000.0)]
-    ['0.001', '0.03', '2', '1e-5', '3e-6', '20000']
+    >>> [number(x) for x in (0.001, 0.03, 2.0, 1e-05, 3e-6, 20000.0, 0.353553)]
+    ['0.001', '0.03', '2', '1e-5', '3e-6', '20000', '0.3536']
     """
-    mantissa, exponent, power = f"{value:g}".partition("e")
+    mantissa, exponent, power = f"{float(f'{value:.4g}'):g}".partition("e")
     return f"{mantissa}e{int(power)}" if exponent else mantissa
 
 
