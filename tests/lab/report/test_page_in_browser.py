@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from edgewise.lab import report
@@ -16,7 +17,7 @@ from edgewise.lab.report import plots
 from edgewise.lab.results import documents
 from edgewise.lab.results.store import Store
 from hostile import HOSTILE, SCRIPT, hostile_store
-from lab_cases import stored, story
+from lab_cases import diverged, stored, story
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FIGURES = ("fig1", "fig4", "fig21", "table1")
@@ -258,6 +259,44 @@ def test_a_script_that_gets_into_the_page_is_not_run(browser, address, tmp_path)
     until(page, DRAWN)
     assert page.evaluate("window.owned") is None
     context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_moderate_or_worse(browser, address, scheme):
+    """Axe-core's rules, contrast among them; its script is let in past the page's policy."""
+    context = browser.new_context(offline=True, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(address)
+    until(page, DRAWN)
+    found = Axe().run(page).response["violations"]
+    context.close()
+    assert [(its["id"], its["nodes"][0]["html"]) for its in found if its["impact"] != "minor"] == []
+
+
+def test_a_cell_without_a_run_says_why(visit, tmp_path):
+    store = stored(tmp_path, {"fig4": story("fig4")})
+    failed, waiting = store.figures[0].run_ids[:2]
+    for run_id in (failed, waiting):
+        shutil.rmtree(tmp_path / "runs" / run_id)
+    store.failures.add(failed, "Traceback\nValueError: no room")
+    page = visit(report.write_report(Store.open(tmp_path)).as_uri())
+    said = []
+    for key in ("0-0-0", "0-0-1"):
+        page.locator("#cell-fig4").select_option(key)
+        said.append(page.locator("#runs-fig4").inner_text())
+        assert page.evaluate("document.getElementById('curves-fig4').data.length") == 0
+    assert "error: ValueError: no room" in said[0]
+    assert page.locator("#runs-fig4 a").count() == 0
+    assert f"waiting. Run {waiting}" in said[1]
+
+
+def test_a_diverged_cell_does_not_set_the_axis_of_the_one_beside_it(visit, tmp_path):
+    runs = story("fig4")
+    runs[0] = diverged(runs[0])  # up to a loss of 1e9
+    page = visit(report.write_report(stored(tmp_path, {"fig4": runs})).as_uri())
+    page.locator("#cell-fig4").select_option("0-0-1")
+    page.locator("#beside-fig4").select_option("0-0-0")
+    assert page.evaluate("document.getElementById('curves-fig4')._fullLayout.yaxis.range[1]") < 1
 
 
 def test_a_picture_of_a_plot_can_be_saved(visit):

@@ -23,6 +23,7 @@ from edgewise.lab.results.runs import Absent, Run
 from edgewise.lab.results.store import Store
 
 _LETTER_INCHES = 0.08  # of a row's name
+_NARROWEST = 5.5  # inches: room for the title
 _LEGEND_INCHES = 1.8  # of one entry
 _LARGE_DIAGRAM = 400  # cells: more are drawn small, without their numbers
 _MOST_TICKS = 25
@@ -160,6 +161,7 @@ def _draw_diagrams(shown: panels.Diagrams) -> Figure:
         (cell[0] * columns + 0.7 + _LETTER_INCHES * longest) * shown.across,
         (cell[1] * shown.most_warmups + 1.3) * shown.down + 0.6,
     )
+    width = max(width, _NARROWEST)
     figure = Figure(figsize=(width, height), layout="constrained")
     side_by_side = shown.layout.columns
     same_rows = len({diagram.warmups for diagram in shown.diagrams.values()}) == 1
