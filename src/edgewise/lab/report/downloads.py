@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from edgewise.lab.recipes import Table
 from edgewise.lab.report import panels
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.plots import name_of
@@ -83,7 +84,7 @@ def _of_diagrams(shown: panels.Diagrams, runs: Sequence[Run | Absent]) -> Iterat
 
 def _of_table(shown: FigureResults) -> Iterator[Sequence[object]]:
     layout = shown.layout
-    assert isinstance(layout, panels.Table)
+    assert isinstance(layout, Table)
     yield ("run", "row", "column", "seed", "state", layout.value.label)
     for run in shown.runs:
         config = run.config

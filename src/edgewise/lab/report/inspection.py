@@ -36,13 +36,28 @@ def page_of(result: Result) -> str:
         heading=_text(f"{subject['model']} with {subject['optimizer']}"),
         lead=_text(_lead(result)),
         cards=_cards(result),
-        ruler=self_contained.plot("rates", "Rates on one axis", inspection_plots.ruler(result)),
-        path=self_contained.plot("trial", "The trial: rate and loss", inspection_plots.trial(result)),
+        ruler=self_contained.plot("rates", _alternative(result), inspection_plots.ruler(result)),
+        path=self_contained.plot(
+            "trial",
+            "The trial: its rate and loss over the updates, and how short runs ended by their rate",
+            inspection_plots.trial(result),
+        ),
         sections="".join(_section(result, key) for key in result["questions"]),
         evidence=self_contained.data("result", json.dumps(result, allow_nan=False)),
         provenance=_provenance(result),
     )
     return self_contained.page(one_line(f"edgewise inspect · {subject['model']}"), body)
+
+
+def _alternative(result: Result) -> str:
+    """Return what the first plot shows, in words."""
+    rates = {
+        "yours": result["lr"],
+        "suggested": result["lr_suggested"],
+        "largest that trains": result["lr_largest"],
+    }
+    said = ", ".join(f"{name} {_rate(value)}" for name, value in rates.items())
+    return f"Learning rates on one axis: {said}. What is above the largest is shaded."
 
 
 def _lead(result: Result) -> str:

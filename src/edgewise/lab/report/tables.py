@@ -3,7 +3,7 @@
 import html
 from urllib.parse import quote
 
-from edgewise.lab.recipes import Claim
+from edgewise.lab.recipes import Claim, Trajectories
 from edgewise.lab.report import alternatives, panels
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.ticks import number
@@ -70,7 +70,7 @@ def _boundary_cells(diagram: PhaseDiagram, row: Row) -> str:
 
 def runs(shown: FigureResults) -> str:
     """Return all runs of a figure: where in it each is found, how it ended, and its config."""
-    value = TEST_LOSS if isinstance(shown.panels, panels.Curves) else shown.layout.value
+    value = TEST_LOSS if isinstance(shown.layout, Trajectories) else shown.layout.value
     rows = "".join(
         f"<tr><td>{html.escape(shown.where(run.config))}</td><td>{run.config.seed}</td>"
         f"<td>{html.escape(panels.state(run, value))}</td><td>{_config(run)}</td></tr>"
