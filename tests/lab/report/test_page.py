@@ -465,7 +465,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path):
     data, _ = new_plot(text, "fig4")
     error = next(t for t in data if t["type"] == "heatmap" and "error" in t["text"][1])
     stars = [t for t in data if t.get("marker", {}).get("symbol") == "star" and "name" not in t]
-    assert [len(t["y"]) for t in stars] == [2, 3]  # none in the row of which runs are missing
+    assert [len(t["y"]) for t in stars] == [2, 2]  # of three rows: not in those of which runs are missing
     assert error["text"][1] == ["", "", *["error"] * 4]
     lines = (tmp_path / "claims.md").read_text(encoding="utf-8").splitlines()
     assert "| | *not judged: 2 of 6 runs missing.* | | |" in lines
