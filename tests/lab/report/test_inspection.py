@@ -84,6 +84,15 @@ def test_what_is_not_known_is_said(changed, words):
     assert words in Text(inspection.page_of(inspected(**changed))).text
 
 
+def test_the_plots_say_in_words_what_is_to_be_seen():
+    page = inspection.page_of(inspected())
+    assert (
+        'aria-label="Learning rates on one axis: yours 0.0003, suggested 0.0041, largest that trains 0.02.'
+        in page
+    )
+    assert len(page.encode()) < 2_000_000
+
+
 def test_the_plots_hold_the_numbers():
     plotted = Text(inspection.page_of(inspected())).data
     rates = {trace["y"][0]: trace["x"][0] for trace in plotted["content-rates"]["data"]}

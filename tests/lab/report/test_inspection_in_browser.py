@@ -7,6 +7,7 @@ import shutil
 import time
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from edgewise.lab.report import inspection
@@ -69,6 +70,13 @@ def test_every_plot_is_drawn(visit):
 def test_light_and_dark_follow_the_reader(visit, scheme, ink):
     page = visit(inspected(), color_scheme=scheme)
     assert page.evaluate("document.getElementById('rates').layout.font.color") == ink
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_moderate_or_worse(visit, scheme):
+    page = visit(inspected(), color_scheme=scheme, bypass_csp=True)
+    found = Axe().run(page).response["violations"]
+    assert [(its["id"], its["nodes"][0]["html"]) for its in found if its["impact"] != "minor"] == []
 
 
 def test_a_phone_scrolls_down_only(visit):

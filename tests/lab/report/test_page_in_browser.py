@@ -5,8 +5,11 @@ Oracle: what the page says of itself through the browser: sizes, colours, the st
 
 import shutil
 import time
+from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from edgewise.lab import report
@@ -14,7 +17,7 @@ from edgewise.lab.report import plots
 from edgewise.lab.results import documents
 from edgewise.lab.results.store import Store
 from hostile import HOSTILE, SCRIPT, hostile_store
-from lab_cases import stored, story
+from lab_cases import diverged, stored, story
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FIGURES = ("fig1", "fig4", "fig21", "table1")
@@ -85,25 +88,100 @@ def test_every_plot_is_drawn(visit):
         box = page.locator(f"#plot-{figure} .main-svg").first.bounding_box()
         assert box["width"] > 600
         assert box["height"] > 200
-    assert page.locator("#table1 table").first.inner_text().count(" ± 0.007 (2)") == 7
+    assert page.locator("#table1 .scroll table").first.inner_text().count(" ± 0.007 (2)") == 7
 
 
-def test_pointing_at_a_cell_shows_its_curves(visit):
-    page = visit()
-    before = page.locator("#cell-fig4").input_value()
-    plot = page.locator("#plot-fig4")
+def at_cell(page, figure, across, up):
+    """The middle of cell so far along the first panel, of its width and height."""
+    plot = page.locator(f"#plot-{figure}")
     plot.scroll_into_view_if_needed()
     area = plot.locator(".nsewdrag").first.bounding_box()
-    page.mouse.move(area["x"] + 0.55 * area["width"], area["y"] + 0.2 * area["height"])
-    until(page, f"document.getElementById('cell-fig4').value !== {before!r}")
-    chosen = page.locator("#cell-fig4").input_value()
-    assert "warmup 128" in chosen
-    assert chosen.startswith("Adam · η 0.064")
+    return area["x"] + across * area["width"], area["y"] + (1 - up) * area["height"]
+
+
+def click(page, figure, place, key):
+    """Click a cell, once plotly has seen the pointer over it."""
+    page.mouse.move(*at_cell(page, figure, *place))
+    over = f"document.getElementById('plot-{figure}')._hoverdata ?? []"
+    until(page, f"({over}).some(point => [point.data.meta, ...point.pointNumber].join('-') === '{key}')")
+    page.mouse.down()
+    page.mouse.up()
+
+
+def shown_cells(page, figure):
+    return [page.locator(f"#{name}-{figure}").input_value() for name in ("cell", "beside")]
+
+
+def test_pointing_at_cells_changes_nothing_and_clicks_hold_one_and_compare_two(visit):
+    page = visit()
+    before = shown_cells(page, "fig4")
+    assert before == ["0-1-3", ""]  # the best of the first panel
+    first, second, third = ((0.55, 0.8), (0.1, 0.5), (0.9, 0.5))
+    for place in (first, second, third):
+        page.mouse.move(*at_cell(page, "fig4", *place))
+        page.wait_for_timeout(100)
+    assert shown_cells(page, "fig4") == before
+    click(page, "fig4", first, "0-2-3")
+    until(page, "document.getElementById('cell-fig4').value === '0-2-3'")
+    click(page, "fig4", second, "0-1-0")
+    until(page, "document.getElementById('beside-fig4').value === '0-1-0'")
+    names = page.evaluate("document.getElementById('curves-fig4').data.map(trace => trace.name)")
+    assert names == [
+        f"{what}, Adam · η {cell}"
+        for cell in ("0.064 · warmup 128", "0.001 · warmup 32")
+        for what in ("loss", "rate")
+    ]
+    page.mouse.move(*at_cell(page, "fig4", *third))
+    page.wait_for_timeout(100)
+    assert shown_cells(page, "fig4") == ["0-2-3", "0-1-0"]
+    click(page, "fig4", second, "0-1-0")  # lets go of it
+    until(page, "document.getElementById('beside-fig4').value === ''")
+    assert page.locator("#runs-fig4 li").count() == 1
+    link = page.locator("#runs-fig4 a").get_attribute("href")
+    run = link.split("/")[1]
+    assert f"Run {run}: optimizer adam, optimizer.lr 0.064" in page.locator("#runs-fig4").inner_text()
+    assert (Path(urlparse(page.url).path).parent / link).is_file()
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [
+        ("[-3, 0]", "0.001 0.003 0.01 0.03 0.1 0.3 1"),
+        ("[-5, -4]", "1e-5 2e-5 5e-5 0.0001"),
+        ("[-6, 2]", "1e-6 1e-5 0.0001 0.001 0.01 0.1 1 10 100"),
+    ],
+)
+def test_rates_on_axes_are_written_out(visit, span, expected):
+    page = visit()
+    assert page.evaluate(f"logTicks({span}).map(number).join(' ')") == expected
+
+
+def test_every_log_axis_has_ticks_that_are_whole_numbers_also_after_a_zoom(visit):
+    page = visit()
+    texts = "document.getElementById('curves-fig4')._fullLayout.yaxis2.ticktext"
+    assert all(float(text) > 0 for text in page.evaluate(texts))
+    page.evaluate("Plotly.relayout('curves-fig4', {'yaxis2.range': [-2.2, -2]})")
+    until(page, f"{texts}.length > 1")
+    assert all(0.006 < float(text) <= 0.01 for text in page.evaluate(texts))
+
+
+def test_the_buttons_of_a_plot_are_one_stop(visit):
+    page = visit()
+    stops = (
+        "[...document.querySelectorAll('#plot-fig4 .modebar-btn')].filter(button => button.tabIndex === 0)"
+    )
+    assert page.evaluate("document.querySelectorAll('#plot-fig4 .modebar-btn').length") > 3
+    assert page.evaluate(f"{stops}.length") == 1
+    page.evaluate(f"{stops}[0].focus()")
+    before = page.evaluate("document.activeElement.ariaLabel")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.ariaLabel") not in (before, None)
 
 
 def test_the_keyboard_reaches_every_cell(visit):
     page = visit()
     page.locator("#cell-fig21").focus()
+    page.keyboard.press("Home")
     values = {page.locator("#cell-fig21").input_value()}
     options = page.locator("#cell-fig21 option").count()
     for _ in range(options - 1):
@@ -134,6 +212,11 @@ def test_a_change_of_the_scheme_recolours_the_plots(visit):
 def test_a_phone_scrolls_down_only(visit):
     page = visit(viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for verdict in page.locator("tr.holds td:first-child").all():
+        box = verdict.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+    assert page.locator(".hint").first.is_visible()
     size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize)")
     assert size >= 12
 
@@ -157,8 +240,8 @@ def test_what_a_folder_says_runs_nothing_and_the_page_still_works(visit, hostile
     plot = page.locator(f"#plot-{name}")
     plot.scroll_into_view_if_needed()
     area = plot.locator(".nsewdrag").first.bounding_box()
-    for share in (0.2, 0.5, 0.8):  # point at cells
-        page.mouse.move(area["x"] + share * area["width"], area["y"] + share * area["height"])
+    for share in (0.2, 0.5, 0.8):
+        page.mouse.click(area["x"] + share * area["width"], area["y"] + share * area["height"])
     select = page.locator(f"#cell-{name}")
     select.select_option(index=2)
     assert len(curve_of(page, name)) >= 2
@@ -185,6 +268,44 @@ def test_a_script_that_gets_into_the_page_is_not_run(browser, address, tmp_path)
     until(page, DRAWN)
     assert page.evaluate("window.owned") is None
     context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_moderate_or_worse(browser, address, scheme):
+    """Axe-core's rules, contrast among them; its script is let in past the page's policy."""
+    context = browser.new_context(offline=True, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(address)
+    until(page, DRAWN)
+    found = Axe().run(page).response["violations"]
+    context.close()
+    assert [(its["id"], its["nodes"][0]["html"]) for its in found if its["impact"] != "minor"] == []
+
+
+def test_a_cell_without_a_run_says_why(visit, tmp_path):
+    store = stored(tmp_path, {"fig4": story("fig4")})
+    failed, waiting = store.figures[0].run_ids[:2]
+    for run_id in (failed, waiting):
+        shutil.rmtree(tmp_path / "runs" / run_id)
+    store.failures.add(failed, "Traceback\nValueError: no room")
+    page = visit(report.write_report(Store.open(tmp_path)).as_uri())
+    said = []
+    for key in ("0-0-0", "0-0-1"):
+        page.locator("#cell-fig4").select_option(key)
+        said.append(page.locator("#runs-fig4").inner_text())
+        assert page.evaluate("document.getElementById('curves-fig4').data.length") == 0
+    assert "error: ValueError: no room" in said[0]
+    assert page.locator("#runs-fig4 a").count() == 0
+    assert f"waiting. Run {waiting}" in said[1]
+
+
+def test_a_diverged_cell_does_not_set_the_axis_of_the_one_beside_it(visit, tmp_path):
+    runs = story("fig4")
+    runs[0] = diverged(runs[0])  # up to a loss of 1e9
+    page = visit(report.write_report(stored(tmp_path, {"fig4": runs})).as_uri())
+    page.locator("#cell-fig4").select_option("0-0-1")
+    page.locator("#beside-fig4").select_option("0-0-0")
+    assert page.evaluate("document.getElementById('curves-fig4')._fullLayout.yaxis.range[1]") < 1
 
 
 def test_a_picture_of_a_plot_can_be_saved(visit):

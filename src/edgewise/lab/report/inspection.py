@@ -3,17 +3,11 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from string import Template
 from typing import Any
-
-from plotly.offline import get_plotlyjs
 
 from edgewise.lab.report import inspection_plots, self_contained
 from edgewise.lab.results.documents import one_line
 
-_TEMPLATE = Path(__file__).with_name("inspection.html")
-_SCRIPT = Path(__file__).with_name("page.js")
 _MARKS = {"good": "✓", "notice": "!", "bad": "✗", "unknown": "?"}
 _WORDS = {
     "good": "nothing to do",
@@ -36,21 +30,34 @@ def page_of(result: Result) -> str:
     Returns:
         HTML that loads nothing, and runs nothing but its own scripts.
     """
-    scripts = {"plotly": get_plotlyjs(), "script": _SCRIPT.read_text(encoding="utf-8")}
     subject = result["subject"]
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        scripts,
-        policy=self_contained.policy(list(scripts.values())),
-        title=_text(f"edgewise inspect · {subject['model']}"),
+    body = self_contained.filled(
+        "inspection.html",
         heading=_text(f"{subject['model']} with {subject['optimizer']}"),
         lead=_text(_lead(result)),
         cards=_cards(result),
-        ruler=self_contained.plot("rates", "Rates on one axis", inspection_plots.ruler(result)),
-        path=self_contained.plot("trial", "The trial: rate and loss", inspection_plots.trial(result)),
+        ruler=self_contained.plot("rates", _alternative(result), inspection_plots.ruler(result)),
+        path=self_contained.plot(
+            "trial",
+            "The trial: its rate and loss over the updates, and how short runs ended by their rate",
+            inspection_plots.trial(result),
+        ),
         sections="".join(_section(result, key) for key in result["questions"]),
         evidence=self_contained.data("result", json.dumps(result, allow_nan=False)),
         provenance=_provenance(result),
     )
+    return self_contained.page(one_line(f"edgewise inspect · {subject['model']}"), body)
+
+
+def _alternative(result: Result) -> str:
+    """Return what the first plot shows, in words."""
+    rates = {
+        "yours": result["lr"],
+        "suggested": result["lr_suggested"],
+        "largest that trains": result["lr_largest"],
+    }
+    said = ", ".join(f"{name} {_rate(value)}" for name, value in rates.items())
+    return f"Learning rates on one axis: {said}. What is above the largest is shaded."
 
 
 def _lead(result: Result) -> str:
@@ -125,12 +132,16 @@ def _section(result: Result, key: str) -> str:
     if fine:
         rest += (
             f"<details><summary>{len(fine)} things that were looked for are in order</summary>"
-            f"<ul>{''.join(map(_line, fine))}</ul></details>"
+            f"{_list(fine)}</details>"
         )
     return (
         f'<section id="{_text(key)}"><h2>{_text(result["questions"][key])}</h2>'
-        f"<ul>{''.join(map(_line, shown))}</ul>{rest}{bars}</section>"
+        f"{_list(shown)}{rest}{bars}</section>"
     )
+
+
+def _list(lines: Sequence[Mapping[str, Any]]) -> str:
+    return f'<ul class="findings">{"".join(map(_line, lines))}</ul>' if lines else ""
 
 
 def _line(line: Mapping[str, Any]) -> str:

@@ -59,7 +59,6 @@ def ruler(result: Result) -> go.Figure:
             yref="paper",
             text="expected to fail",
             showarrow=False,
-            font={"color": _RED},
             xshift=-6,
         )
     styled(figure, height=70 + 44 * len(rows))
@@ -131,7 +130,6 @@ def trial(result: Result) -> go.Figure:
             showarrow=False,
             xanchor="left",
             xshift=4,
-            font={"color": _GREEN},
         )
     figure.update_yaxes(title_text="rate", title_standoff=4, row=1, col=1, secondary_y=True)
     figure.update_yaxes(type="log", showgrid=False, row=1, col=1, secondary_y=True, **_ticks(path["lr"]))

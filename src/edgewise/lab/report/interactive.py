@@ -2,16 +2,31 @@
 
 import html
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from edgewise.lab.recipes import Quantity, stability_limits
 from edgewise.lab.report import panels
+from edgewise.lab.report.ticks import number
 from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram
 from edgewise.lab.results.runs import Run
 
+_PATTERN = {"size": 8, "solidity": 0.15, "fgopacity": 0.5}
+_HATCHES = {
+    Cell.FAILED: {"shape": "/", "bgcolor": panels.FAILED_COLOR, "fgcolor": "#555555"},
+    Cell.DIVERGED: {"shape": "x", "bgcolor": panels.DIVERGED_COLOR, "fgcolor": "#e6e6e6"},
+    Cell.WAITING: {"shape": ".", "bgcolor": panels.WAITING_COLOR, "fgcolor": "#555555"},
+    Cell.ERROR: {"shape": "\\", "bgcolor": panels.ERROR_COLOR, "fgcolor": "#555555"},
+}
+_STAR: dict[str, Any] = {
+    "mode": "markers",
+    "marker": {"symbol": "star", "size": 10, "color": "#ffffff", "line": {"color": "#1a1a1a", "width": 1.2}},
+}
+_MOST_TICKS = 25
 _DASHED = {"dash": "dash", "width": 1.2}
 
 
@@ -45,11 +60,10 @@ def curves(shown: panels.Curves) -> go.Figure:
         for col, quantity in enumerate(shown.quantities, start=1):
             _style_axes(figure, shown.in_row(row_label), quantity, i, col)
     figure.update_xaxes(title_text="step", row=rows)
-    figure.add_trace(
-        go.Scatter(
-            x=[None], y=[None], mode="lines", line=_DASHED | {"color": "gray"}, name="stability threshold"
-        )
-    )
+    if any(stability_limits(run) for run in shown.runs):
+        _name(figure, "stability threshold", mode="lines", line=_DASHED | {"color": "gray"})
+    if any(run.outcome["diverged"] for run in shown.runs):
+        _name(figure, "diverged", mode="markers", marker={"color": "gray", "symbol": "x", "size": 8})
     return _styled(figure, height=300 * rows + 90)
 
 
@@ -90,7 +104,7 @@ def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int
     limits = panels.value_range(runs, quantity)
     if quantity.log:
         exponents = None if limits is None else [math.log10(limit) for limit in limits]
-        figure.update_yaxes(type="log", range=exponents, exponentformat="power", dtick=1, row=row, col=col)
+        figure.update_yaxes(type="log", range=exponents, row=row, col=col)
     else:
         figure.update_yaxes(range=limits, row=row, col=col)
     if quantity.threshold and quantity.times_lr:
@@ -99,52 +113,101 @@ def _style_axes(figure: go.Figure, runs: list[Run], quantity: Quantity, row: int
 
 
 def phase_diagrams(shown: panels.Diagrams) -> go.Figure:
-    """Return a heatmap for each panel, with the failure boundary; each trace has its panel as `meta`."""
-    shared = shown.layout.columns is None  # axes and colours
+    """Return a heatmap for each panel, with the failure boundary; each trace has its panel's number as `meta`.
+
+    Cell (i, j) is at [j − ½, j + ½] × [i − ½, i + ½].
+    """
+    shared = shown.layout.columns is None  # colours
     height = (130 + 70 * shown.most_warmups) * shown.down + 100
     figure = make_subplots(
         rows=shown.down,
         cols=shown.across,
-        subplot_titles=list(map(literal, shown.diagrams)),
-        shared_yaxes=shared,
-        horizontal_spacing=0.05,
+        subplot_titles=["" if panel == panels.ONE_PANEL else literal(panel) for panel in shown.diagrams],
+        horizontal_spacing=0.09 if shown.across > 1 else 0.05,
         vertical_spacing=110 / height,
     )
-    for i, ((panel, diagram), ends) in enumerate(zip(shown.diagrams.items(), shown.limits, strict=True)):
+    for i, (diagram, ends) in enumerate(zip(shown.diagrams.values(), shown.limits, strict=True)):
         at = {"row": i // shown.across + 1, "col": i % shown.across + 1}
         for trace in _heatmaps(diagram, ends, shown.color_map, showscale=i == 0 and shared):
-            trace.meta = panel
+            trace.meta = i
             figure.add_trace(trace, **at)
+        for mark in (*_hatches(diagram), _stars(diagram)):
+            figure.add_trace(mark, **at)
+        rates, rows = list(map(number, diagram.lr_targets)), [literal(str(row)) for row in diagram.warmups]
+        figure.update_xaxes(_ticks(rates), **at)
+        figure.update_yaxes(_ticks(rows), **at)
         if not shown.layout.value.of_training:
             continue
         for y, edge in _boundary_edges(diagram):
             line = {"color": panels.BOUNDARY_COLOR, "width": 4}
             figure.add_shape(type="line", x0=edge, x1=edge, y0=y - 0.5, y1=y + 0.5, line=line, **at)
-    figure.update_xaxes(type="category")
+    figure.update_xaxes(showgrid=False)
     figure.update_xaxes(title_text=shown.rate_axis, row=shown.down)
-    figure.update_yaxes(type="category", showgrid=False)
+    figure.update_yaxes(showgrid=False)
     figure.update_yaxes(title_text="warmup length (steps)", col=1)
     _add_legend(figure, shown)
     return _styled(figure, height=height)
 
 
+def _ticks(names: Sequence[str]) -> dict[str, Any]:
+    """Return an axis on which cells have names, not more than fit."""
+    stride = -(-len(names) // _MOST_TICKS)
+    ticks = list(range(0, len(names), stride))
+    return {"tickvals": ticks, "ticktext": [names[i] for i in ticks], "range": [-0.5, len(names) - 0.5]}
+
+
+def _hatches(diagram: PhaseDiagram) -> list[go.Scatter]:
+    """Return the hatching of the cells of each kind that has one, through which the pointer sees the cells."""
+    found = []
+    for cell, pattern in _HATCHES.items():
+        corners: list[tuple[float | None, float | None]] = []
+        for i, j in np.argwhere(diagram.cells == cell).tolist():
+            corners += [(j - 0.5, i - 0.5), (j + 0.5, i - 0.5), (j + 0.5, i + 0.5), (j - 0.5, i + 0.5)]
+            corners.append((None, None))  # each a shape of its own
+        if corners:
+            x, y = zip(*corners, strict=True)
+            seen_through = pattern | {"bgcolor": "rgba(0,0,0,0)"}  # the cell and its word are below
+            found.append(go.Scatter(x=x, y=y, showlegend=False, **_hatched(seen_through)))
+    return found
+
+
+def _hatched(pattern: dict[str, Any]) -> dict[str, Any]:
+    return {"mode": "none", "fill": "toself", "hoverinfo": "skip", "fillpattern": _PATTERN | pattern}
+
+
+def _stars(diagram: PhaseDiagram) -> go.Scatter:
+    """Return a star in the best cell of each row that is known."""
+    best = {i: diagram.best(row) for i, row in enumerate(diagram.warmups) if diagram.complete(row)}
+    at = {i: diagram.lr_targets.index(rate) for i, (rate, value) in best.items() if math.isfinite(value)}
+    return go.Scatter(
+        x=list(at.values()), y=[i + 0.33 for i in at], showlegend=False, hoverinfo="skip", **_STAR
+    )
+
+
 def _add_legend(figure: go.Figure, shown: panels.Diagrams) -> None:
-    entries: list[tuple[str, dict[str, Any]]] = []
+    _name(figure, "best of its row", **_STAR)
     if shown.layout.value.of_training:
-        boundary = {"color": panels.BOUNDARY_COLOR, "symbol": "line-ns-open", "line": {"width": 4}}
-        entries = [
-            ("failed: learned nothing", {"color": panels.FAILED_COLOR, "symbol": "square"}),
-            ("diverged", {"color": panels.DIVERGED_COLOR, "symbol": "square"}),
-            ("failure boundary (blank beyond: not trained)", boundary),
-        ]
-    if Cell.WAITING in shown.kinds:
-        entries.append(("waiting: not trained yet", {"color": panels.WAITING_COLOR, "symbol": "square"}))
-    if Cell.ERROR in shown.kinds:
-        entries.append(("error: no result", {"color": panels.ERROR_COLOR, "symbol": "square"}))
-    for name, marker in entries:
-        figure.add_trace(
-            go.Scatter(x=[None], y=[None], mode="markers", marker=marker | {"size": 12}, name=name)
-        )
+        boundary = {
+            "color": panels.BOUNDARY_COLOR,
+            "symbol": "line-ns-open",
+            "size": 12,
+            "line": {"width": 4},
+        }
+        _name(figure, "failure boundary (blank beyond: not trained)", mode="markers", marker=boundary)
+    words = {
+        Cell.FAILED: "failed: learned nothing",
+        Cell.DIVERGED: "× diverged",
+        Cell.WAITING: "waiting: not trained yet",
+        Cell.ERROR: "error: no result",
+    }
+    for cell, pattern in _HATCHES.items():
+        if cell in shown.kinds:
+            _name(figure, words[cell], **_hatched(pattern))
+
+
+def _name(figure: go.Figure, name: str, **look: Any) -> None:
+    """Add an entry to the legend."""
+    figure.add_trace(go.Scatter(x=[None], y=[None], name=name, **look))
 
 
 def _boundary_edges(diagram: PhaseDiagram) -> list[tuple[int, float]]:
@@ -160,9 +223,7 @@ def _heatmaps(
     diagram: PhaseDiagram, ends: tuple[float, float], color_map: str, *, showscale: bool
 ) -> list[go.Heatmap]:
     """Return the trained cells coloured by their loss, and the others in the grey of their kind."""
-    x = [f"{lr:g}" for lr in diagram.lr_targets]
-    y = [str(steps) for steps in diagram.warmups]
-    common: dict[str, Any] = {"x": x, "y": y, "xgap": 2, "ygap": 2}
+    common: dict[str, Any] = {"xgap": 2, "ygap": 2, "hoverinfo": "text"}
     trained, label = _where(diagram, Cell.TRAINED), literal(diagram.value.label)
     maps = [
         go.Heatmap(
@@ -174,15 +235,14 @@ def _heatmaps(
             colorbar={"title": literal(diagram.value.label), "thickness": 14},
             text=[["" if value is None else diagram.value.text(value) for value in row] for row in trained],
             texttemplate="%{text}",
-            customdata=[[_seed_deviation(x) for x in row] for row in diagram.deviation],
-            hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{label} %{{z:.3f}}%{{customdata}}<extra></extra>",
+            hovertext=_hover(diagram, f"{label} {{mean:.3g}}{{deviation}}"),
             **common,
         )
     ]
-    with_value = f", {label} %{{customdata:.2f}}"
+    with_value = f", {label} {{mean:.3g}}"
     for cell, word, color, value in (
         (Cell.FAILED, "fail", panels.FAILED_COLOR, with_value),
-        (Cell.DIVERGED, "diverged", panels.DIVERGED_COLOR, with_value),
+        (Cell.DIVERGED, "×", panels.DIVERGED_COLOR, with_value),
         (Cell.WAITING, "waiting", panels.WAITING_COLOR, ""),
         (Cell.ERROR, "error", panels.ERROR_COLOR, ""),
     ):
@@ -192,16 +252,27 @@ def _heatmaps(
         maps.append(
             go.Heatmap(
                 z=marked,
-                customdata=diagram.mean,
                 colorscale=[[0, color], [1, color]],
                 showscale=False,
                 text=[["" if z is None else word for z in row] for row in marked],
                 texttemplate="%{text}",
-                hovertemplate=f"η %{{x}}, warmup %{{y}}<br>{word}{value}<extra></extra>",
+                hovertext=_hover(diagram, f"{cell.value}{value}"),
                 **common,
             )
         )
     return maps
+
+
+def _hover(diagram: PhaseDiagram, text: str) -> list[list[str]]:
+    """Return what is said of each cell under the pointer; the text has places for its value and deviation."""
+    return [
+        [
+            f"η {number(lr)}, warmup {literal(str(row))}<br>"
+            + text.replace("{mean:.3g}", f"{mean:.3g}").replace("{deviation}", _seed_deviation(deviation))
+            for lr, mean, deviation in zip(diagram.lr_targets, means, deviations, strict=True)
+        ]
+        for row, means, deviations in zip(diagram.warmups, diagram.mean, diagram.deviation, strict=True)
+    ]
 
 
 def _seed_deviation(deviation: float) -> str:
@@ -237,6 +308,7 @@ def _styled(figure: go.Figure, *, height: int) -> go.Figure:
             "xanchor": "center",
         },
     )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
+    look = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "exponentformat": "e"}
+    figure.update_xaxes(look)
+    figure.update_yaxes(look)
     return figure

@@ -9,7 +9,7 @@ import numpy as np
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import PhaseDiagrams, Quantity, Table, Trajectories, stability_limits
 from edgewise.lab.recipes.recipe import Layout
-from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram, phase_diagram
+from edgewise.lab.results.phase_diagram import Cell, CellValue, PhaseDiagram, kind_of, phase_diagram
 from edgewise.lab.results.runs import Absent, Run
 
 Array = np.ndarray[Any, Any]
@@ -25,6 +25,7 @@ COLORS = (
 FAILED_COLOR, DIVERGED_COLOR, BOUNDARY_COLOR = "#d9d9d9", "#6f6f6f", "#D55E00"
 ERROR_COLOR, WAITING_COLOR = "#f3d3e4", "#dfe9f5"
 
+ONE_PANEL = "all runs"  # the label of a panel that needs none
 _PANEL_COLUMNS = 3  # more panels stand in two rows
 
 
@@ -162,6 +163,11 @@ def curve(run: Run, quantity: Quantity) -> tuple[Array, Array]:
 def thresholds(run: Run) -> list[tuple[Array, Array]]:
     """Return steps and limit/η_t, the curvature at which the run's rate becomes unstable, for each of its limits."""
     return [(run.columns["step"], limit / run.columns["lr"]) for limit in stability_limits(run)]
+
+
+def state(run: Run | Absent, value: CellValue) -> str:
+    """Return what became of a run, in a word."""
+    return kind_of(run, value).value
 
 
 def value_range(runs: Sequence[Run], quantity: Quantity) -> tuple[float, float] | None:

@@ -17,10 +17,13 @@ from matplotlib.patches import Patch
 from edgewise.lab.recipes import Quantity, stability_limits
 from edgewise.lab.report import panels
 from edgewise.lab.report.figures import FigureResults
+from edgewise.lab.report.ticks import log_ticks, number
 from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram
 from edgewise.lab.results.runs import Absent, Run
 from edgewise.lab.results.store import Store
 
+_LETTER_INCHES = 0.08  # of a row's name
+_NARROWEST = 5.5  # inches: room for the title
 _LEGEND_INCHES = 1.8  # of one entry
 _LARGE_DIAGRAM = 400  # cells: more are drawn small, without their numbers
 _MOST_TICKS = 25
@@ -139,6 +142,10 @@ def _finish_axes(ax: Axes, runs: list[Run], quantity: Quantity) -> None:
         ax.set_yscale("log")
     if limits := panels.value_range(runs, quantity):
         ax.set_ylim(*limits)
+        if quantity.log:
+            ticks = log_ticks(*limits)
+            ax.set_yticks(ticks, list(map(number, ticks)))
+            ax.set_yticks([], minor=True)
     if quantity.threshold and quantity.times_lr:
         for limit in {limit for run in runs for limit in stability_limits(run)}:
             ax.axhline(limit, ls="--", color="0.3", lw=0.9)
@@ -149,27 +156,31 @@ def _draw_diagrams(shown: panels.Diagrams) -> Figure:
     columns = max(len(diagram.lr_targets) for diagram in shown.diagrams.values())
     large = columns * shown.most_warmups > _LARGE_DIAGRAM
     cell = (0.12, 0.12) if large else (0.62, 0.55)
+    longest = max(len(str(row)) for diagram in shown.diagrams.values() for row in diagram.warmups)
     width, height = (
-        (cell[0] * columns + 1) * shown.across,
+        (cell[0] * columns + 0.7 + _LETTER_INCHES * longest) * shown.across,
         (cell[1] * shown.most_warmups + 1.3) * shown.down + 0.6,
     )
+    width = max(width, _NARROWEST)
     figure = Figure(figsize=(width, height), layout="constrained")
     side_by_side = shown.layout.columns
-    axes = figure.subplots(shown.down, shown.across, squeeze=False, sharey=side_by_side is None)
+    same_rows = len({diagram.warmups for diagram in shown.diagrams.values()}) == 1
+    axes = figure.subplots(shown.down, shown.across, squeeze=False, sharey=same_rows and side_by_side is None)
     cmap = mpl.colormaps[shown.color_map]
     for ax, (panel, diagram), ends in zip(axes.flat, shown.diagrams.items(), shown.limits, strict=False):
         _draw_cells(ax, diagram, mpl.colors.Normalize(*ends), cmap, with_numbers=not large)
-        ax.set_title(_literal(panel), loc="left", fontsize=9)
+        ax.set_title("" if panel == panels.ONE_PANEL else _literal(panel), loc="left", fontsize=9)
     for ax in axes.flat[len(shown.diagrams) :]:
-        ax.set_visible(False)
+        ax.remove()
+    used = list(axes.flat[: len(shown.diagrams)])
     for ax in axes[:, 0]:
         ax.set_ylabel("warmup length $T_{wrm}$ (steps)")
-    for ax in axes[-1]:
+    for ax in used[-shown.across :]:  # the lowest of each column
         ax.set_xlabel(shown.rate_axis)
     for i in range(0, len(shown.limits), side_by_side or len(shown.limits)):
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(*shown.limits[i]), cmap)
-        beside = axes[i // shown.across] if side_by_side else axes.flat
-        figure.colorbar(scale, ax=list(beside), label=_literal(shown.layout.value.label), pad=0.01)
+        beside = used[i : i + side_by_side] if side_by_side else used
+        figure.colorbar(scale, ax=beside, label=_literal(shown.layout.value.label), pad=0.01)
     handles = _diagram_legend(shown)
     entries = min(len(handles), max(2, int(width / _LEGEND_INCHES)))
     figure.legend(handles=handles, loc="outside lower center", ncols=entries, fontsize=8)
@@ -238,7 +249,7 @@ def _draw_cells(ax: Axes, diagram: PhaseDiagram, norm: Any, cmap: Any, *, with_n
             j = diagram.lr_targets.index(best_lr)
             ax.plot(j + 0.5, i + 0.8, "*", color=_ink(cmap(norm(best_loss))), ms=6)
     ax.set(xlim=(0, len(diagram.lr_targets)), ylim=(0, len(diagram.warmups)))
-    _label_ticks(ax.xaxis, [f"{lr:g}" for lr in diagram.lr_targets], rotation=45)
+    _label_ticks(ax.xaxis, list(map(number, diagram.lr_targets)), rotation=45)
     _label_ticks(ax.yaxis, [str(row) for row in diagram.warmups])
     ax.grid(visible=False)
 

@@ -4,8 +4,31 @@ import base64
 import hashlib
 import html
 from collections.abc import Sequence
+from pathlib import Path
+from string import Template
 
 import plotly.graph_objects as go
+
+_HERE = Path(__file__).parent
+PLOTLY = _HERE / "vendor" / "plotly-cartesian.min.js"
+"""Plotly's own bundle of the traces that a page needs, from the package plotly.js-cartesian-dist-min 4.1.1 of npm."""
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole page around a body: one file that holds all it needs.
+
+    Args:
+        title: as text.
+        body: HTML, from `filled`.
+    """
+    scripts = {"plotly": PLOTLY.read_text(encoding="utf-8"), "script": _read("page.js")}
+    parts = {"style": _read("page.css"), "title": html.escape(title), "body": body}
+    return filled("shell.html", **scripts, **parts, policy=policy(list(scripts.values())))
+
+
+def filled(template: str, **parts: str) -> str:
+    """Return a template of this folder with its places filled, each with HTML."""
+    return Template(_read(template)).substitute(parts)
 
 
 def policy(scripts: Sequence[str]) -> str:
@@ -23,9 +46,21 @@ def data(name: str, content: str) -> str:
     return f'<script type="application/json" id="{name}">{escaped}</script>'
 
 
-def plot(name: str, title: str, figure: go.Figure) -> str:
-    """Return a place for a plot, and its content as data: page.js draws it."""
+def plot(name: str, alternative: str, figure: go.Figure) -> str:
+    """Return a place for a plot, and its content as data: page.js draws it.
+
+    Args:
+        name: of the place.
+        alternative: what is to be seen, for those who do not see it.
+        figure: the plot.
+    """
     return (
-        f'<div class="plot" role="img" aria-label="{html.escape(title)}"><div id="{name}"></div></div>'
+        f'<div class="plot" role="group" tabindex="0" aria-label="{html.escape(alternative)}">'
+        f'<div id="{name}"></div></div>'
+        '<p class="hint">Wider than the screen: swipe it sideways.</p>'
         f"{data(f'content-{name}', figure.to_json())}"
     )
+
+
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")

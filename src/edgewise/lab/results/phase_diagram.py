@@ -142,7 +142,7 @@ def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) ->
         with np.errstate(invalid="ignore"):  # ∞ − ∞, where runs diverged
             mean[at] = np.mean(values) if values else math.nan
             deviation[at] = np.std(values, ddof=1) if len(values) > 1 else math.nan
-        cells[at] = max((_kind(run, value) for run in group), key=severity.index)
+        cells[at] = max((kind_of(run, value) for run in group), key=severity.index)
     return PhaseDiagram(
         value=value,
         lr_targets=tuple(rates),
@@ -153,7 +153,8 @@ def phase_diagram(runs: Sequence[Run | Absent], value: CellValue = TEST_LOSS) ->
     )
 
 
-def _kind(run: Run | Absent, value: CellValue) -> Cell:
+def kind_of(run: Run | Absent, value: CellValue) -> Cell:
+    """Return what became of one run, where a figure shows this value."""
     if isinstance(run, Absent):
         return Cell.ERROR if run.failed else Cell.WAITING
     return cell_of(run.outcome) if value.of_training else Cell.TRAINED
