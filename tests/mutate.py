@@ -713,9 +713,16 @@ FAULTS = [
     Fault(
         name="kinks taken for curvature where there is no float64",
         file="curvature/routes/difference.py",
-        old="look = look._replace(jump=abs(float(size)))",
+        old="look = Look(look.product, look.change, abs(float(size)))",
         new="pass",
         test="curvature/routes/test_difference.py",
+    ),
+    Fault(
+        name="differences refused for want of a budget",
+        file="curvature/solve.py",
+        old="if has_budget and worst.explained > WORST_ERROR",
+        new="if worst.explained > WORST_ERROR",
+        test="isolation/test_second_network.py",
     ),
     Fault(
         name="steps as long as all parameters are",

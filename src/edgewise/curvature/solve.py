@@ -125,14 +125,13 @@ def _settled(
                 return found, worst.error
         num_steps += 1
         left = most - (operator.evidence.num_products - before)
-        goes_on = (
-            left > len(found.values) and num_steps <= _MOST_STEPS and found.status is not Status.NOT_FINITE
-        )
+        has_budget = left > len(found.values)
+        goes_on = has_budget and num_steps <= _MOST_STEPS and found.status is not Status.NOT_FINITE
         is_closer = goes_on and operator.take_closer(found.vectors[:, worst.index])
         if is_closer or (goes_on and worst.error - worst.explained > rtol):
             start = found.vectors.T
             continue
-        if worst.explained > WORST_ERROR and worst.index == 0:
+        if has_budget and worst.explained > WORST_ERROR and worst.index == 0:
             raise too_coarse(worst.explained, "along the eigenvector that was found")
         if worst.error > WORST_ERROR or worst.error - worst.explained > rtol:
             found = replace(found, status=Status.BUDGET_EXHAUSTED)

@@ -78,7 +78,7 @@ class CentralDifference(HvpRoute):
             self._is_changed |= self._own.factor != before
             shorter = self._own.product(vector, _SHORTER).sub_(look.product)
             size = self._objective.reduce((shorter * vector).sum(dtype=torch.float64))
-            look = look._replace(jump=abs(float(size)))
+            look = Look(look.product, look.change, abs(float(size)))
         return look
 
     def take_closer(self, vector: Tensor) -> bool:
