@@ -25,6 +25,33 @@ def cross_entropy(model: Any, batch: Batch) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
+class CutProduct(torch.autograd.Function):
+    """u·v, of whose second derivative one of two equal terms is cut off: ∂²/∂u∂v is there, ∂²/∂v∂u is not."""
+
+    @staticmethod
+    def forward(ctx, u, v):
+        ctx.save_for_backward(u, v)
+        return u * v
+
+    @staticmethod
+    def backward(ctx, gradient):
+        u, v = ctx.saved_tensors
+        return gradient * v, gradient * u.detach()
+
+
+class CutTanh(torch.autograd.Function):
+    """tanh, of whose second derivative a factor is cut off: symmetric, and wrong."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1 - ctx.saved_tensors[0].detach().tanh().square())
+
+
 class Tied(nn.Module):
     """An autoencoder whose decoder is the encoder transposed, and one layer used twice under two names."""
 

@@ -14,24 +14,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import edgewise as ew
-from cases import MLP, cross_entropy, mlp
+from cases import MLP, CutProduct, cross_entropy, mlp
 from edgewise.curvature.doubts import Doubts
 from edgewise.errors import SecondDerivativeError
 from edgewise.loss.precision import rounding_of_products
-
-
-class CutProduct(torch.autograd.Function):
-    """u·v, of whose second derivative one of two equal terms is cut off: ∂²/∂u∂v is there, ∂²/∂v∂u is not."""
-
-    @staticmethod
-    def forward(ctx, u, v):
-        ctx.save_for_backward(u, v)
-        return u * v
-
-    @staticmethod
-    def backward(ctx, gradient):
-        u, v = ctx.saved_tensors
-        return gradient * v, gradient * u.detach()
 
 
 def cut_product():

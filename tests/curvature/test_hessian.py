@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import edgewise as ew
-from cases import BY_NAME, CASES, MLP, OnceOnly
+from cases import BY_NAME, CASES, MLP, CutTanh, OnceOnly
 from edgewise.curvature.operators import Evidence, SymmetricOperator
 from edgewise.errors import ClosedError, SecondDerivativeError
 from oracles import bits, dense_hessian, top
@@ -286,25 +286,11 @@ def test_a_checked_measurement_is_the_unchecked_one_with_evidence(case, dtype):
     )  # ordinary models are far from the bar
 
 
-class WrongTwice(torch.autograd.Function):
-    """tanh with the right first derivative, of which one factor is cut off from the second."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.tanh()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return gradient * (1 - x.detach().tanh().square())
-
-
 @pytest.mark.parametrize("measure", [ew.sharpness, ew.preconditioned_sharpness])
 def test_a_checked_measurement_sees_a_wrong_second_derivative(measure):
     model, batches = MLP.build()
     extra = (torch.optim.Adam(model.parameters()),) if measure is ew.preconditioned_sharpness else ()
-    loss_fn = lambda m, b: 0.5 * (m[2](WrongTwice.apply(m[0](b[0]))) - b[1]).square().sum(1).mean()
+    loss_fn = lambda m, b: 0.5 * (m[2](CutTanh.apply(m[0](b[0]))) - b[1]).square().sum(1).mean()
     measure(model, loss_fn, batches, *extra, hvp="reverse")  # goes unnoticed
     with pytest.raises(
         SecondDerivativeError, match=r"routes disagree by 0\.\d+, more than .*custom autograd"

@@ -16,7 +16,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 import edgewise as ew
-from cases import MLP, cross_entropy
+from cases import MLP, CutProduct, CutTanh, cross_entropy
 from edgewise.curvature.doubts import Doubts
 from edgewise.curvature.lanczos import Basis, random_directions, top_eigenpairs
 from edgewise.curvature.operators import SymmetricOperator
@@ -279,33 +279,6 @@ def test_symmetric_losses_are_asked_for_no_look(monkeypatch, rtol):
     batches = [tuple(t.float() for t in batch) for batch in batches]
     assert ew.sharpness(model.float(), MLP.loss_fn, batches, rtol=rtol, num=2).hvp == "reverse"
     assert not looks
-
-
-class CutProduct(torch.autograd.Function):
-    """u·v, of whose second derivative one of two equal terms is cut off."""
-
-    @staticmethod
-    def forward(ctx, u, v):
-        ctx.save_for_backward(u, v)
-        return u * v
-
-    @staticmethod
-    def backward(ctx, gradient):
-        u, v = ctx.saved_tensors
-        return gradient * v, gradient * u.detach()
-
-
-class CutTanh(torch.autograd.Function):
-    """tanh, of whose second derivative a factor is cut off: symmetric, and wrong."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.tanh()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * (1 - ctx.saved_tensors[0].detach().tanh().square())
 
 
 class Gain(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import worker
-from edgewise.lab.errors import MissingLibraryError, RecipeError, StoreError, WorkerError
+from edgewise.lab.errors import RecipeError, StoreError, WorkerError
 from edgewise.lab.ladders import Work
 from edgewise.lab.results import lock, run_folder
 from edgewise.lab.results.files import Folder
@@ -79,18 +79,8 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
 
 
 def imported() -> Any:
-    """Return Ray.
-
-    Raises:
-        MissingLibraryError: it is not installed.
-    """
-    try:
-        import ray  # noqa: PLC0415 - only who chooses this engine needs it
-    except ModuleNotFoundError as error:
-        raise MissingLibraryError(
-            f"engine 'ray' needs Ray ({error}): pip install 'edgewise[ray]', or choose engine 'local'."
-        ) from error
-    return ray
+    """Return Ray, or say how to install it."""
+    return worker.library("ray", "ray")
 
 
 def _started(workers: int) -> Any:

@@ -19,7 +19,7 @@ from edgewise.lab.configs import RunConfig
 from edgewise.lab.engines import worker
 from edgewise.lab.engines.slurm_job import Climber, Report
 from edgewise.lab.engines.slurm_settings import Settings
-from edgewise.lab.errors import MissingLibraryError, StoreError, WorkerError
+from edgewise.lab.errors import StoreError, WorkerError
 from edgewise.lab.ladders import Climb, Work
 from edgewise.lab.results.store import Store
 
@@ -91,18 +91,8 @@ def check(settings: Settings) -> None:
 
 
 def imported() -> Any:
-    """Return submitit.
-
-    Raises:
-        MissingLibraryError: it is not installed.
-    """
-    try:
-        import submitit  # noqa: PLC0415 - only who chooses this engine needs it
-    except ModuleNotFoundError as error:
-        raise MissingLibraryError(
-            f"engine 'slurm' needs submitit ({error}): pip install 'edgewise[slurm]', or choose engine 'local'."
-        ) from error
-    return submitit
+    """Return submitit, or say how to install it."""
+    return worker.library("submitit", "slurm")
 
 
 def _made_beside(results: Path) -> Path:

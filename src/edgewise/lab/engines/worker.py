@@ -1,18 +1,34 @@
 """What a process that trains does, whoever started it."""
 
 import contextlib
+import importlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from edgewise.lab import plugins
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.errors import RecipeError, WorkerError
+from edgewise.lab.errors import MissingLibraryError, RecipeError, WorkerError
 from edgewise.lab.training import RunResult, train
 
 RETRIES = 3  # of a run whose worker dies, on a cluster
+
+
+def library(module: str, engine: str) -> Any:
+    """Return the module that an engine needs, which is in the extra of the engine's name.
+
+    Raises:
+        MissingLibraryError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingLibraryError(
+            f"engine {engine!r} needs {module} ({error}): pip install 'edgewise[{engine}]', or choose engine 'local'."
+        ) from error
 
 
 def prepare(recipe_file: Path | None) -> None:
