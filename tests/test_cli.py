@@ -563,7 +563,7 @@ def test_only_the_recipe_given_again_judges_anew(edgewise, tmp_path):
     edited = CLAIMING.replace("as it was trained", "edited").replace("== 3", "== 4")
     file.write_text(edited)
     assert edgewise("sweep", "mine.py", "--workers", 1)[0] == 0
-    assert "<h2>edited " in page.read_text()
+    assert "<h1>edited" in page.read_text()
     assert "0 of 1 findings hold" in page.read_text()
     assert (tmp_path / "runs/mine/recipe.py").read_text() == edited
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/mine/runs").rglob("*")} == trained
@@ -658,11 +658,11 @@ def test_damage_is_named_by_every_command_and_mended_by_the_one_that_trains(edge
     assert "note:" not in edgewise("status", "results")[1]
 
 
-@pytest.mark.parametrize(("engine", "library"), [("ray", "Ray"), ("slurm", "submitit")])
+@pytest.mark.parametrize(("engine", "library"), [("ray", "ray"), ("slurm", "submitit")])
 def test_a_missing_library_is_one_sentence_before_anything_is_done(
     edgewise, tmp_path, monkeypatch, engine, library
 ):
-    monkeypatch.setitem(sys.modules, library.lower(), None)
+    monkeypatch.setitem(sys.modules, library, None)
     (tmp_path / "mine.py").write_text("raise ArithmeticError('too early')")
     for command in (("figure", "fig1"), ("sweep", "mine.py")):
         status, out, err = edgewise(*command, "--engine", engine)
