@@ -265,7 +265,7 @@ def test_no_start_hides_more_than_the_chance_allows(seed, width, exponent):
     ritz = RitzPairs(basis, 1)
     if 0 < float(ritz.values[0]) < 1.1 / 1.05:
         component = 40**0.5 * 10**exponent / float(start.norm())
-        assert ritz.chance_of_missing(basis) >= min(1.0, (2 / torch.pi) ** 0.5 * component) * (1 - 1e-6)
+        assert ritz.chance_of_missing(basis, 1.05) >= min(1.0, (2 / torch.pi) ** 0.5 * component) * (1 - 1e-6)
 
 
 def test_a_start_that_hides_the_top_is_doubted():
@@ -304,7 +304,7 @@ def test_the_chance_is_that_of_its_formula():
     growth = torch.tensor([(1.05 * value - other) / (value - other) for other in others]).double().prod()
     x = ritz.vectors[0]  # along the start, of norm √40, it has 1ᵀx/√40 of its length
     bound = float(ritz.residual_norms[0] * x.sum().abs() / (0.05 * value * growth))
-    assert ritz.chance_of_missing(basis) == pytest.approx((2 / torch.pi) ** 0.5 * bound, rel=1e-6)
+    assert ritz.chance_of_missing(basis, 1.05) == pytest.approx((2 / torch.pi) ** 0.5 * bound, rel=1e-6)
 
 
 def test_where_a_residual_is_rounding_there_is_no_doubt():

@@ -22,7 +22,7 @@ from edgewise.status import Status
 _ASYMMETRY = 0.1  # of a residual's tolerance, that (A − Aᵀ)v may have unseen
 FLOOR = 16  # times ε: a residual below this share of ‖A‖ is rounding
 _MAX_BASIS = 32  # vectors kept before a restart: bounds memory at about 2 · 32 vectors
-_FAR_ABOVE = 1.05  # times the value found: the eigenvalues that are not to be missed
+_FAR, _FAR_IN_RTOL = 0.05, 5  # so far above the value found, relative, no eigenvalue is to be missed; the larger holds
 _EXTRA_RITZ = 2  # Ritz vectors kept beyond the wanted ones, for restarts and for later calls
 _BLOCK = 4  # rows allotted at a time
 _CHUNKS, _SMALLEST_CHUNK = 64, 8192  # that a sum over all entries is taken in
@@ -58,7 +58,7 @@ def top_eigenpairs(
         extra: Ritz vectors beyond the `num` in the result's subspace; each is combined from the whole basis.
         expand: where to look next, of the basis, its Ritz pairs and the index of the first that has not converged;
             `None` for the residual.
-        most_chance: that an eigenvalue more than 5 % above the value found is missed, if there is one; in (0, 1].
+        most_chance: that an eigenvalue more than 5 %, and 5 rtol, above the value found is missed; in (0, 1].
             Below 1, `start` must be one normal random vector, `num` 1 and `expand` `None`.
 
     Returns:
@@ -70,7 +70,7 @@ def top_eigenpairs(
     missing = random_directions(operator, max(0, num - len(start)), generator)
     for vector in [*start, *missing][:max_products]:
         basis.extend(vector)
-    doubted = False
+    doubted, far = False, 1 + max(_FAR, _FAR_IN_RTOL * rtol)
     while True:
         if not basis.projection.isfinite().all():
             return _not_finite(basis, num, extra)
@@ -86,7 +86,7 @@ def top_eigenpairs(
             basis.extend(random_directions(operator, 1, generator)[0])
             doubted = True
             continue
-        is_sure = exhausted or doubted or ritz.chance_of_missing(basis) <= most_chance
+        is_sure = exhausted or doubted or ritz.chance_of_missing(basis, far) <= most_chance
         if exhausted or (converged and is_sure):
             _check_symmetric(operator, basis, ritz, tolerance)
             status = Status.CONVERGED if converged else Status.BUDGET_EXHAUSTED
@@ -245,8 +245,8 @@ class RitzPairs:
         self.floor = FLOOR * basis.eps * self.spectral_norm
         self.residual_norms = basis.norms(self.residuals) + self.floor
 
-    def chance_of_missing(self, basis: Basis) -> float:
-        """Return how likely a random start hides an eigenvalue μ ≥ 1.05θ, if there is one; at most 1.
+    def chance_of_missing(self, basis: Basis, far: float) -> float:
+        """Return how likely a random start hides an eigenvalue μ ≥ far·θ, if there is one; at most 1.
 
             |vᵀg| ≤ ‖Ax − θx‖ |xᵀg| / ((μ − θ) Πⱼ (μ − θⱼ)/(θ − θⱼ)),  Av = μv
 
@@ -257,7 +257,7 @@ class RitzPairs:
         value, residual = float(self.values[0]), float(self.residual_norms[0])
         if value <= 0 or residual <= 2 * self.floor or basis.width < basis.num_products:
             return 0.0
-        above = _FAR_ABOVE * value
+        above = far * value
         growth = float(((above - self._others) / (value - self._others)).prod())
         component = float(self.coordinates[0, 0].abs()) * basis.dimension**0.5
         return min(1.0, math.sqrt(2 / math.pi) * residual * component / ((above - value) * growth))
