@@ -22,7 +22,8 @@ from edgewise.status import Status
 _ASYMMETRY = 0.1  # of a residual's tolerance, that (A − Aᵀ)v may have unseen
 FLOOR = 16  # times ε: a residual below this share of ‖A‖ is rounding
 _MAX_BASIS = 32  # vectors kept before a restart: bounds memory at about 2 · 32 vectors
-_FAR, _FAR_IN_RTOL = 0.05, 5  # so far above the value found, relative, no eigenvalue is to be missed; the larger holds
+# So far above the value found, relative, no eigenvalue is to be missed: the larger of the two, one in units of rtol.
+_FAR, _FAR_IN_RTOL = 0.05, 5
 _EXTRA_RITZ = 2  # Ritz vectors kept beyond the wanted ones, for restarts and for later calls
 _BLOCK = 4  # rows allotted at a time
 _CHUNKS, _SMALLEST_CHUNK = 64, 8192  # that a sum over all entries is taken in
