@@ -564,6 +564,13 @@ FAULTS = [
         test="loss/test_checks.py",
     ),
     Fault(
+        name="parameters inside a reentrant checkpoint left out",
+        file="loss/gradients.py",
+        old="self._by_backward = has_reentrant_checkpoint(loss)",
+        new="self._by_backward = False",
+        test="loss/test_gradients.py",
+    ),
+    Fault(
         name="a sparse gradient not filled up",
         file="parameters.py",
         old="return tensor if tensor.layout is torch.strided else tensor.to_dense()",

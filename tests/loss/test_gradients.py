@@ -16,7 +16,7 @@ from edgewise.errors import LossError
 from edgewise.isolation import isolated
 from edgewise.loss.measuring import Measuring
 from edgewise.loss.objective import Objective
-from oracles import dense_gradient, loss_after_step
+from oracles import dense_gradient, dense_hessian, loss_after_step, top
 
 # Two float64 evaluations of sums of fewer than 100 terms of order 1: they agree to a few 100 ε.
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -84,6 +84,22 @@ def test_a_reentrant_checkpoint_has_its_gradient_by_backward_of_copies(num_batch
             torch.testing.assert_close(objective.gradient(), dense_gradient(model, plain, batches), **CLOSE)
     assert seen == []
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_reentrant_checkpoint_of_an_input_leaves_no_parameter_out():
+    """As PEFT makes it: the input is a leaf that wants a gradient, and leads torch.autograd.grad to no parameter."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    batch = tuple(part.double() for part in vectors(5))
+    plain = lambda m, b: (m(b[0]) - b[1]).square().sum(1).mean()
+    inside = lambda m, x: m[2](checkpoint(m[:2], x.detach().requires_grad_(), use_reentrant=True))
+    again = lambda m, b: plain(lambda x: inside(m, x), b)
+    with isolated(model) as snapshot:
+        objective = Objective(model, again, [batch], snapshot=snapshot)
+        torch.testing.assert_close(objective.gradient(), dense_gradient(model, plain, [batch]), **CLOSE)
+    found = sharpness(model, again, [batch], rtol=1e-6)
+    assert (found.hvp, found.converged) == ("difference", True)
+    assert found.value == pytest.approx(float(top(dense_hessian(model, plain, [batch]))), rel=1e-5)
 
 
 # Sparse gradients

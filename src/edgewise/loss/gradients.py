@@ -9,10 +9,9 @@ from torch import Tensor
 from edgewise.errors import LossError
 from edgewise.loss.checks import differentiable_loss
 from edgewise.loss.evaluation import Evaluation
+from edgewise.loss.graph import has_reentrant_checkpoint
 from edgewise.loss.graph_budget import GraphBudget
 from edgewise.parameters import FlatSum, unflatten
-
-_REENTRANT = "incompatible with .grad()"  # torch's refusal of torch.autograd.grad over a reentrant checkpoint
 
 
 class Gradients:
@@ -25,7 +24,9 @@ class Gradients:
 
     def __init__(self, evaluation: Evaluation, budget: GraphBudget) -> None:
         self._evaluation, self._budget = evaluation, budget
-        self._by_backward = False  # the loss only allows loss.backward()
+        self._by_backward: bool | None = (
+            None  # whether only loss.backward() finds all; unknown before the first loss
+        )
 
     def total(self) -> Tensor:
         """Return this rank's part of ∇L, shape (size,); of sharded parameters, its shards of the sum of all parts."""
@@ -86,16 +87,14 @@ class Gradients:
         evaluation = self._evaluation
         with evaluation.measuring(), torch.enable_grad():
             loss, tensors = evaluation.differentiable(index, batch), evaluation.tensors
-            try:
-                if self._by_backward:
-                    loss.backward()
-                    return loss.detach(), [tensor.grad for tensor in tensors]
+            if self._by_backward:
+                loss.backward()
+                return loss.detach(), [tensor.grad for tensor in tensors]
+            if self._by_backward is None:
+                self._by_backward = has_reentrant_checkpoint(loss)
+            if not self._by_backward:
                 return loss.detach(), list(torch.autograd.grad(loss, tensors, allow_unused=True))
-            except RuntimeError as error:
-                if _REENTRANT not in str(error):
-                    raise
         # loss.backward() would fill the gradients of all parameters and run their hooks: let it be copies'.
-        self._by_backward = True
         evaluation.copy_model()
         return self._of_batch(index, batch)
 

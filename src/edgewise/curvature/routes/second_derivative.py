@@ -1,6 +1,6 @@
 """The second derivative of a loss by torch's two routes, and where there is none."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from edgewise.curvature.routes.attention import plain_attention
 from edgewise.errors import EdgewiseError, SecondDerivativeError
+from edgewise.loss.graph import nodes
 from edgewise.parameters import dense
 
 
@@ -20,7 +21,7 @@ class WrongDerivativeError(SecondDerivativeError):
 
 def gradient_with_graph(loss: Tensor, parameters: list[Tensor]) -> tuple[list[Tensor | None], bool]:
     """Return ∇L with a graph, to be differentiated again, and whether custom functions have a part in it."""
-    is_custom = any(isinstance(node, BackwardCFunction) for node in _nodes([loss.grad_fn]))
+    is_custom = any(isinstance(node, BackwardCFunction) for node in nodes([loss.grad_fn]))
     with as_second_derivative_error("reverse-over-reverse"):
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         return [gradient if gradient is None else dense(gradient) for gradient in gradients], is_custom
@@ -86,25 +87,12 @@ def _check_twice_differentiable(gradients: list[Any]) -> None:
     torch raises on such a node only when the path behind it is asked for; here it ends at a detached tensor, and
     torch.autograd.grad would leave its terms out in silence.
     """
-    for node in _nodes(gradients):
+    for node in nodes(gradients):
         if node.name() == "torch::autograd::Error":
             raise SecondDerivativeError(
                 "reverse-over-reverse is not possible for this loss (a custom autograd.Function is marked "
                 'once_differentiable): use hvp="difference", or a function that can be differentiated twice.'
             )
-
-
-def _nodes(last: Iterable[Any]) -> Iterator[Any]:
-    """Yield the nodes of the graph that ends in the last ones, each once."""
-    pending = list(last)
-    seen = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        pending.extend(following for following, _ in node.next_functions)
 
 
 @contextmanager
