@@ -1,12 +1,14 @@
 """Peak resident memory of one Hessian-vector product by each route, beside that of a plain gradient.
 
-Each measurement runs in a process of its own, as the peak never goes down. The unit is one copy of the parameters.
+Each measurement runs in a process of its own, as the peak never goes down: Linux's VmHWM, as `getrusage` begins with
+the peak of the process that started this one. The unit is one copy of the parameters.
 """
 
-import resource
+import re
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +83,7 @@ def _loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         _do(sys.argv[1])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
     else:
         for row in rows():
             print(f"| {' | '.join(row)} |")

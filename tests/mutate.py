@@ -1168,6 +1168,13 @@ FAULTS = [
         test="lab/engines/test_local.py",
     ),
     Fault(
+        name="a cluster that happens to run is joined",
+        file="lab/engines/cluster.py",
+        old='"address": "local", ',
+        new="",
+        test="lab/engines/test_cluster_nodes.py",
+    ),
+    Fault(
         name="Ray's results stored by the driver alone",
         file="lab/engines/cluster.py",
         old="    if lock.holds(folder, holder):",

@@ -7,6 +7,7 @@ these are processes of this one, each with its own scheduler, store of objects a
 import pytest
 
 from edgewise.lab import sweep
+from edgewise.lab.engines.cluster import _started
 from edgewise.lab.recipes import own
 from edgewise.lab.training import train
 
@@ -46,6 +47,12 @@ def cluster(monkeypatch):
     yield cluster, nodes
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.mark.processes
+def test_a_cluster_that_happens_to_run_here_is_not_joined_unless_it_is_named(cluster, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert _started(1).cluster_resources()["CPU"] == 1  # and not the cluster's two
 
 
 @pytest.mark.processes

@@ -87,7 +87,8 @@ def _started(workers: int) -> Any:
     """Return Ray, connected."""
     ray = imported()
     if not ray.is_initialized():
-        own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+        # "local", as Ray would otherwise join whatever cluster happens to run on this machine.
+        own: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         try:
             ray.init(
                 log_to_driver=False, logging_level=logging.ERROR, **{} if "RAY_ADDRESS" in os.environ else own
