@@ -141,7 +141,8 @@ SECTIONS = {
 HEADER = """# Benchmark results
 
 `make bench`, or `python benchmarks/run.py NAME …` for some of the sections: CPU, one thread. The unit gradient is one
-full gradient of the same batch, timed in turn. Times are from machines with other work: read the ratios.
+full gradient of the same batch, timed in turn. Times are from machines with other work: read the ratios. What was aimed
+at, and what is missed: docs/sharpness.md, "What it costs".
 """
 
 
