@@ -729,7 +729,14 @@ FAULTS = [
         file="curvature/solve.py",
         old="if has_budget and worst.explained > WORST_ERROR",
         new="if worst.explained > WORST_ERROR",
-        test="isolation/test_second_network.py",
+        test="curvature/routes/test_difference.py",
+    ),
+    Fault(
+        name="a coarse tolerance looks as near as a fine one",
+        file="curvature/lanczos.py",
+        old="_FAR, _FAR_IN_RTOL = 0.05, 5",
+        new="_FAR, _FAR_IN_RTOL = 0.05, 0",
+        test="curvature/test_lanczos.py",
     ),
     Fault(
         name="steps as long as all parameters are",

@@ -313,3 +313,12 @@ def test_where_a_residual_is_rounding_there_is_no_doubt():
     start[0, :3] = 1.0
     found = solve(torch.diag(torch.linspace(1, 0, 40).double()), rtol=1e-2, start=start, most_chance=1e-30)
     assert (found.num_products, found.value) == (3, pytest.approx(1.0))
+
+
+def test_a_coarse_tolerance_looks_for_nothing_nearer_than_five_times_itself():
+    """1 lies 11 % above 0.9: to be found at rtol 1e-2, and none of what a tenth is about."""
+    values = torch.cat([torch.tensor([1.0, 0.9]), torch.linspace(0, 0.3, 98)]).double()
+    start, matrix = nearly_blind(values, 0.01), torch.diag(values)
+    content = solve(matrix, rtol=0.1, start=start)
+    assert solve(matrix, rtol=0.1, start=start, most_chance=0.01).num_products == content.num_products
+    assert solve(matrix, rtol=1e-2, start=start, most_chance=0.001).value == pytest.approx(1, rel=1e-3)

@@ -286,3 +286,23 @@ def test_parameters_come_back_when_a_difference_raises():
     with pytest.raises(ew.LossError, match="nan"):
         ew.sharpness(model, loss_fn, batches[:1], hvp="difference")
     assert [bits(p) for p in model.parameters()] == before
+
+
+def test_a_budget_that_is_spent_is_no_refusal():
+    """The squares behind BatchNorm hardly change, and it knows float32 alone: looks are coarse, and cannot go on.
+
+    A refusal may be of the first product only, which is too coarse at any step.
+    """
+    ends = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        norm = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+        loss_fn = lambda m, x, norm=norm: norm(m(x)).square().mean()
+        try:
+            found = ew.sharpness(model, loss_fn, [torch.randn(8, 3)], hvp="difference", max_hvps=3, rtol=0.5)
+            ends.add(found.status.name)
+        except SecondDerivativeError as error:
+            ends.add(str(error).partition("%")[2].partition(",")[0].strip())
+    assert "BUDGET_EXHAUSTED" in ends
+    assert ends <= {"BUDGET_EXHAUSTED", "CONVERGED", "at the best of several steps"}
