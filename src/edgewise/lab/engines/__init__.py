@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from edgewise.arguments import known_name
-from edgewise.lab.engines import cluster, local, slurm, vectorized
+from edgewise.lab.engines import cluster, local, slurm, vectorized, worker
 from edgewise.lab.engines.slurm_settings import settings
 from edgewise.lab.ladders import Work
 from edgewise.lab.results.store import Store
@@ -42,5 +42,5 @@ def engine(name: str, slurm_settings: Sequence[str] = ()) -> Engine:
     if slurm_settings:
         raise ValueError(f"--slurm {' '.join(slurm_settings)} is for engine 'slurm', not for {name!r}.")
     if chosen is cluster.run:
-        cluster.imported()
+        worker.library(*cluster.LIBRARY)
     return chosen

@@ -22,6 +22,7 @@ from edgewise.lab.results.files import Folder
 from edgewise.lab.results.store import Store
 from edgewise.lab.training import RunResult
 
+LIBRARY = ("ray", "ray")  # and the extra that it is in
 _POLL_SECONDS = 0.5
 
 
@@ -78,14 +79,9 @@ def run(work: Work, store: Store, workers: int, on_progress: Callable[[dict[str,
     work.raise_first_error()
 
 
-def imported() -> Any:
-    """Return Ray, or say how to install it."""
-    return worker.library("ray", "ray")
-
-
 def _started(workers: int) -> Any:
     """Return Ray, connected."""
-    ray = imported()
+    ray = worker.library(*LIBRARY)
     if not ray.is_initialized():
         # "local", as Ray would otherwise join whatever cluster happens to run on this machine.
         own: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}

@@ -23,6 +23,7 @@ from edgewise.lab.errors import StoreError, WorkerError
 from edgewise.lab.ladders import Climb, Work
 from edgewise.lab.results.store import Store
 
+LIBRARY = ("submitit", "slurm")  # and the extra that it is in
 _POLL_SECONDS = 0.5
 _SECONDS_TO_END = 5.0  # that a cancelled process on this machine has
 _LINES_SHOWN = 5  # of the log of a job that died
@@ -81,18 +82,13 @@ def check(settings: Settings) -> None:
         MissingLibraryError: submitit is not installed.
         WorkerError: programs of Slurm's are missing.
     """
-    imported()
+    worker.library(*LIBRARY)
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if settings.cluster == "slurm" and missing:
         raise WorkerError(
             f"engine 'slurm' needs Slurm, and {', '.join(missing)} cannot be found here: run this where jobs are "
             "submitted, try it on this machine with --slurm cluster=local, or choose engine 'local'."
         )
-
-
-def imported() -> Any:
-    """Return submitit, or say how to install it."""
-    return worker.library("submitit", "slurm")
 
 
 def _made_beside(results: Path) -> Path:
@@ -107,7 +103,7 @@ def _made_beside(results: Path) -> Path:
 
 
 def _executor(files: Path, settings: Settings) -> Any:
-    executor = imported().AutoExecutor(folder=files, cluster=settings.cluster)
+    executor = worker.library(*LIBRARY).AutoExecutor(folder=files, cluster=settings.cluster)
     executor.update_parameters(**settings.of_submitit())
     return executor
 
@@ -140,7 +136,7 @@ class _Jobs:
         shares = self._dealt()
         if not shares:
             return
-        submitit = imported()
+        submitit = worker.library(*LIBRARY)
         try:
             with submitit.helpers.clean_env():  # a job that submits would pass its own settings on
                 jobs = self._executor.map_array(Climber(self._store), shares)
@@ -250,7 +246,7 @@ def _report(job: Any) -> Report | None:
     """Return what a job that ended reports; nothing if it died."""
     if not job.paths.result_pickle.exists() and _state(job) != "COMPLETED":  # then the file may be on its way
         return None
-    submitit = imported()
+    submitit = worker.library(*LIBRARY)
     try:
         return job.result()
     except submitit.core.utils.FailedJobError as error:  # raised outside of the runs
