@@ -21,7 +21,7 @@ function logTicks(range) {
     if (power % stride === 0) ticks.push(...digits.map(digit => Number(`${digit}e${power}`)));
   }
   const inside = ticks.filter(tick => Math.log10(tick) >= low - 1e-9 && Math.log10(tick) <= high + 1e-9);
-  return inside.length > 1 ? inside : [0.1, 0.5, 0.9].map(share => Number((10 ** (low + share * decades)).toPrecision(3)));
+  return inside.length > 1 ? inside : [0.1, 0.5, 0.9].map(share => Number((10 ** (low + share * decades)).toPrecision(2)));
 }
 function labelLogAxes(plot) {
   const changes = {};
