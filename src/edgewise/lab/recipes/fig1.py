@@ -14,7 +14,7 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
     num_steps, measure_every, lengths = {
         "demo": (250, 5, (1, 64, 200)),
         "embedded": (500, 1, (1, 64, 200)),
-        "desk": (2000, 5, (1, 64, 256, 1024)),
+        "desk": (2000, 9, (1, 64, 256, 1024)),
         "paper": (2000, 1, (1, 64, 256, 1024)),
     }[scale]
     return settings.two_starts(

@@ -24,7 +24,7 @@ def _variations(
                 batch_size=batch_size,
                 optimizer=replace(config.optimizer, momentum=momentum),
                 loss=loss,
-                measure_every=1 if scale == "paper" else 5,
+                measure_every={"paper": 1, "desk": 9}.get(scale, 5),
             )
             for momentum in momenta
             for config in fig1.configs(scale)

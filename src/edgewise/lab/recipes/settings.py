@@ -11,11 +11,11 @@ from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunCo
 
 
 def fcn(scale: str, parameterization: str) -> dict[str, Any]:
-    """Return data and model of the mechanisms: FCN-4-512 on 5,000 images of CIFAR-10 or on MNIST-1D, or FCN-4-256."""
+    """Return data and model of the mechanisms: FCN-4-512 on 5,000 images of CIFAR-10; FCN-4-256 on a stand-in."""
     if scale == "paper":
         data, width = DataConfig(name="cifar10", num_samples=5000), 512
     elif scale == "desk":
-        data, width = DataConfig(name="mnist1d"), 512
+        data, width = DataConfig(name="mnist1d"), 256
     else:
         data, width = DataConfig(name="digits"), 256
     return {
