@@ -144,7 +144,7 @@ from edgewise.lab import sweep
 from edgewise.lab.report import presentation
 from lab_cases import tiny
 
-configs = tuple(tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 2000)))
+configs = tuple(tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 6000)))
 
 def show(state):
     workers = [process.pid for process in multiprocessing.active_children()]
@@ -165,7 +165,7 @@ def alive(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 def test_a_killed_sweep_leaves_no_orphans_and_is_resumed_bit_for_bit(tmp_path):
     out = tmp_path / "out"
-    configs = [tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 2000))]
+    configs = [tiny(seed=seed, num_steps=steps, batch_size=8) for seed, steps in enumerate((5, 6000))]
     parent = subprocess.Popen(
         [sys.executable, "-c", KILLED, out],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
