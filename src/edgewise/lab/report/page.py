@@ -84,16 +84,16 @@ def _claims_markdown(figures: Sequence[FigureResults]) -> str:
     """Return the claims of all figures as a Markdown table."""
     lines = ["| | finding | expected | measured |", "|---|---|---|---|"]
     for shown in figures:
-        lines.append(f"| **{_markdown(shown.id)}** | **{_markdown(shown.title)}** | | |")
+        lines.append(f"| **{markdown_cell(shown.id)}** | **{markdown_cell(shown.title)}** | | |")
         for claim in shown.claims:
-            cells = map(_markdown, (claim.text, claim.expected, claim.measured))
+            cells = map(markdown_cell, (claim.text, claim.expected, claim.measured))
             lines.append(f"| {'✓' if claim.holds else '✗'} | {' | '.join(cells)} |")
         if shown.note:
-            lines.append(f"| | *{_markdown(shown.note)}* | | |")
+            lines.append(f"| | *{markdown_cell(shown.note)}* | | |")
     return "\n".join(lines) + "\n"
 
 
-def _markdown(text: str) -> str:
+def markdown_cell(text: str) -> str:
     """Return a text as a cell of a Markdown table shows it: bars end a cell, and HTML would be taken for HTML."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("|", "\\|"))
 
