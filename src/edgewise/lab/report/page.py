@@ -41,7 +41,7 @@ _FILES = {
 
 
 def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -> Path:
-    """Write DIR/report.html, claims.md, boundaries.csv and the figures beside them, and return the page.
+    """Write DIR/report.html, boundaries.csv, the figures, and claims.md if there are any, and return the page.
 
     What is missing is marked as such. No recipe is needed: what a page says is in the folder, see
     `edgewise.lab.report.presentation`.
@@ -58,7 +58,8 @@ def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -
     for shown in figures:
         downloads.write(store, shown)
     downloads.write_boundaries(store, figures)
-    store.write_file("claims.md", _claims_markdown(figures))
+    if any(shown.claims or shown.note for shown in figures):
+        store.write_file("claims.md", _claims_markdown(figures))
     title = figures[0].title if _is_own(figures) else "edgewise"
     body = self_contained.filled(
         "page.html",
