@@ -77,6 +77,15 @@ def test_a_folder_is_taken_as_its_recipes_judge_it(docs, tmp_path, capsys):
     assert claims_record.read(docs) == {"embedded": [taken]}
 
 
+def test_runs_beyond_the_failure_boundary_are_counted_apart(docs, tmp_path):
+    store = stored(tmp_path / "folder", {"fig26": story("fig26", "embedded")}, scale="embedded")
+    store.leave_out({story("fig26", "embedded")[-1].config.run_id})
+    assert claims.main([str(store.path)], docs) == 0
+    (taken,) = claims_record.read(docs)["embedded"]
+    assert (taken.runs, taken.beyond) == (len(story("fig26", "embedded")) - 1, 1)
+    assert "; 1 more beyond their failure boundary" in (docs / "claims.md").read_text(encoding="utf-8")
+
+
 def test_a_figure_that_is_not_judged_on_all_its_runs_is_refused_and_the_others_are_taken(
     docs, tmp_path, capsys
 ):
@@ -123,6 +132,7 @@ def test_a_folder_without_results_is_refused(docs, tmp_path, capsys):
 
 def test_the_check_fails_where_a_finding_stopped_holding(docs, tmp_path, capsys):
     claims.main([str(made_folder(tmp_path / "good", ("fig26",)))], docs)
+    (docs / "claims.md").write_text("not written anew")
     before = contents(docs)
     assert claims.main(["--check", str(tmp_path / "good")], docs) == 0
     capsys.readouterr()
@@ -138,6 +148,13 @@ def test_the_check_fails_where_a_finding_stopped_holding(docs, tmp_path, capsys)
             in said
         )
     assert contents(docs) == before
+
+
+def test_taking_what_holds_no_more_asks_for_a_cause(docs, tmp_path, capsys):
+    claims.main([str(made_folder(tmp_path / "good", ("fig26",)))], docs)
+    assert claims.main([str(spoilt(tmp_path / "bad"))], docs) == 1
+    assert capsys.readouterr().out.count("NO CAUSE in causes.toml: fig26: ") == 3
+    assert "1 of 4 findings" in (docs / "claims.md").read_text(encoding="utf-8")
 
 
 def judged(path):
