@@ -52,8 +52,9 @@ docs/concepts/%.md: docs/concepts/%.py | .venv/.docs
 		--TagRemovePreprocessor.remove_cell_tags=remove_cell --MarkdownExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor \
 		--KernelManager.transport=ipc --output-dir docs/concepts --output $*
 
-figures: .venv/.lab ## every figure there is a recipe for, at embedded scale: runs/all-embedded
+figures: .venv/.lab ## every figure there is a recipe for, at embedded scale: runs/all-embedded; fails if a finding stopped holding
 	$(BIN)/edgewise figure all
+	$(BIN)/python docs/studies/claims.py --check runs/all-embedded
 
 mutate: .venv/.dev ## plant faults and see that the tests notice
 	$(BIN)/python tests/mutate.py

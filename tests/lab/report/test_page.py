@@ -165,6 +165,7 @@ def test_a_sweep_of_one_s_own_has_its_own_page(own_sweep):
     for of_the_paper in ("paper", "Kalra", "findings hold", "scale own", "all runs"):
         assert of_the_paper not in words
     assert {"./", "recipe.py", "boundaries.csv", "runs/", "figures/mine.csv"} <= set(page.links)
+    assert "claims.md" not in page.links  # it claims nothing
     assert "1 0.001 0.20 0.01" in words
     assert "3 0.001 0.20 0.1, the highest tried: none failed" in words
 

@@ -41,7 +41,7 @@ _FILES = {
 
 
 def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -> Path:
-    """Write DIR/report.html, claims.md, boundaries.csv and the figures beside them, and return the page.
+    """Write DIR/report.html, boundaries.csv, the figures, and claims.md if there are any, and return the page.
 
     What is missing is marked as such. No recipe is needed: what a page says is in the folder, see
     `edgewise.lab.report.presentation`.
@@ -58,7 +58,8 @@ def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -
     for shown in figures:
         downloads.write(store, shown)
     downloads.write_boundaries(store, figures)
-    store.write_file("claims.md", _claims_markdown(figures))
+    if any(shown.claims or shown.note for shown in figures):
+        store.write_file("claims.md", _claims_markdown(figures))
     title = figures[0].title if _is_own(figures) else "edgewise"
     body = self_contained.filled(
         "page.html",
@@ -84,16 +85,16 @@ def _claims_markdown(figures: Sequence[FigureResults]) -> str:
     """Return the claims of all figures as a Markdown table."""
     lines = ["| | finding | expected | measured |", "|---|---|---|---|"]
     for shown in figures:
-        lines.append(f"| **{_markdown(shown.id)}** | **{_markdown(shown.title)}** | | |")
+        lines.append(f"| **{markdown_cell(shown.id)}** | **{markdown_cell(shown.title)}** | | |")
         for claim in shown.claims:
-            cells = map(_markdown, (claim.text, claim.expected, claim.measured))
+            cells = map(markdown_cell, (claim.text, claim.expected, claim.measured))
             lines.append(f"| {'✓' if claim.holds else '✗'} | {' | '.join(cells)} |")
         if shown.note:
-            lines.append(f"| | *{_markdown(shown.note)}* | | |")
+            lines.append(f"| | *{markdown_cell(shown.note)}* | | |")
     return "\n".join(lines) + "\n"
 
 
-def _markdown(text: str) -> str:
+def markdown_cell(text: str) -> str:
     """Return a text as a cell of a Markdown table shows it: bars end a cell, and HTML would be taken for HTML."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("|", "\\|"))
 

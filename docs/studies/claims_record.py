@@ -1,0 +1,171 @@
+"""What came out of the paper's findings, as docs/claims/SCALE.json has it; the command is `claims.py`."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgewise.lab.recipes import PAPER, RECIPES, SCALES, Claim
+from edgewise.lab.report import presentation
+from edgewise.lab.report.figures import FigureResults
+from edgewise.lab.results.documents import one_line
+from edgewise.lab.results.store import Store
+
+DEMO = SCALES[0]  # has a table of its own, and no part in the count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of the paper with its findings, as they were judged."""
+
+    title: str
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What was taken from a results folder. Its numbers stay when some of its figures are trained anew elsewhere."""
+
+    date: str  # on which it was begun
+    torch: str
+    runs: int
+    beyond: int  # runs beyond the failure boundary, not trained
+    core_minutes: float
+    figures: dict[str, Figure]
+
+
+Record = dict[str, list[Sweep]]  # scale → sweeps, the newest last; a figure is in one of them
+Key = tuple[str, int]  # the words of a claim, and how many claims of its figure before it have the same
+Row = dict[str, Claim]  # scale → what one finding came to there
+
+
+def read(docs: Path) -> Record:
+    """Return what docs/claims/ says, of the scales that it has."""
+    files = {scale: docs / "claims" / f"{scale}.json" for scale in SCALES}
+    return {
+        scale: [_sweep(data) for data in json.loads(file.read_text(encoding="utf-8"))]
+        for scale, file in files.items()
+        if file.exists()
+    }
+
+
+def _sweep(data: dict[str, Any]) -> Sweep:
+    figures = {
+        name: Figure(title=figure["title"], claims=tuple(Claim(**claim) for claim in figure["claims"]))
+        for name, figure in data["figures"].items()
+    }
+    return Sweep(**data | {"figures": figures})
+
+
+def write(docs: Path, record: Record) -> None:
+    """Write a file for each scale, a value on each line, so that a difference shows what has changed."""
+    for scale, sweeps in record.items():
+        text = json.dumps([asdict(sweep) for sweep in sweeps], ensure_ascii=False, indent=1)
+        (docs / "claims" / f"{scale}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def figures_of(sweeps: Iterable[Sweep]) -> dict[str, Figure]:
+    """Return all figures of a scale, in the paper's order."""
+    found = {name: figure for sweep in sweeps for name, figure in sweep.figures.items()}
+    return {name: found[name] for name in PAPER if name in found}
+
+
+def open_folder(path: Path) -> tuple[str, Sweep, list[str]]:
+    """Return the scale of a results folder, what is to be taken from it, and a line for each figure that is not.
+
+    Raises:
+        StoreError: it is no results folder, or cannot be read.
+    """
+    store = Store.open(path)
+    taken, refused, beyond = [], [], set[str]()
+    for planned, shown in zip(store.figures, presentation.read(store), strict=True):
+        if why := _refusal(shown, planned.run_ids):
+            refused.append(f"REFUSED: {shown.id} of {path}: {why}")
+        else:
+            taken.append(shown)
+            beyond |= store.beyond.intersection(planned.run_ids)
+    seconds = {run.config: run.outcome["seconds"] for shown in taken for run in shown.finished}
+    sweep = Sweep(
+        date=one_line(store.provenance["started"])[:10],
+        torch=one_line(store.provenance["torch"]),
+        runs=len(seconds),
+        beyond=len(beyond),
+        core_minutes=round(sum(seconds.values()) / 60, 1),
+        figures={shown.id: Figure(title=shown.title, claims=shown.claims) for shown in taken},
+    )
+    return one_line(store.figures[0].scale), sweep, refused
+
+
+def _refusal(shown: FigureResults, run_ids: Sequence[str]) -> str:
+    """Return why a figure is not to be taken, or nothing."""
+    if shown.id not in PAPER:
+        return "it is none of the paper's figures."
+    if shown.scale not in SCALES:
+        return f"its scale is {shown.scale!r}, none of {', '.join(SCALES)}."
+    if {config.run_id for config in RECIPES[shown.id].configs(shown.scale)} != set(run_ids):
+        return "its settings are not those of its recipe today: train it again, in a new folder."
+    return shown.note
+
+
+def take(record: Record, scale: str, sweep: Sweep) -> None:
+    """Put a sweep into the record; its figures are no longer those of the sweeps before."""
+    left = [
+        replace(old, figures={name: old.figures[name] for name in old.figures if name not in sweep.figures})
+        for old in record.get(scale, [])
+    ]
+    record[scale] = [*(old for old in left if old.figures), sweep]
+
+
+def words(text: str) -> str:
+    """Return a claim's text without its numbers, which may be those of a scale.
+
+    >>> words("SP, T_wrm = 64, 200: trains")
+    'SP T_wrm = trains'
+    """
+    return " ".join(word.strip(",:;()") for word in text.split() if not re.search(r"\d", word))
+
+
+def by_words(claims: Iterable[Claim]) -> dict[Key, Claim]:
+    """Return the claims of a figure by what they have in common at every scale."""
+    found: dict[Key, Claim] = {}
+    for claim in claims:
+        own = words(claim.text)
+        found[own, sum(own == other for other, _ in found)] = claim
+    return found
+
+
+def rows_of(record: Record) -> dict[str, list[Row]]:
+    """Return figure → its findings, each at all scales that claim it; without the demo's."""
+    rows: dict[str, dict[Key, Row]] = {name: {} for name in PAPER}
+    for scale, sweeps in record.items():
+        if scale != DEMO:
+            for name, figure in figures_of(sweeps).items():
+                for key, claim in by_words(figure.claims).items():
+                    rows[name].setdefault(key, {})[scale] = claim
+    return {name: list(found.values()) for name, found in rows.items() if found}
+
+
+def compare(where: str, then: Figure | None, now: Figure) -> tuple[list[str], list[str]]:
+    """Return what a figure lost since it was recorded, and what there is to be taken into the record."""
+    if then is None:
+        return [], [f"new: {where}: {sum(claim.holds for claim in now.claims)} of {len(now.claims)} hold"]
+    old, new = by_words(then.claims), by_words(now.claims)
+    lost, gained = [], []
+    for key, claim in old.items():
+        if key not in new:
+            lost.append(_difference("NO LONGER CLAIMED", where, claim, claim.measured, "nothing"))
+        elif claim.holds and not new[key].holds:
+            lost.append(_difference("NO LONGER HOLDS", where, new[key], claim.measured, new[key].measured))
+    for key, claim in new.items():
+        if key not in old:
+            said = "new, and holds" if claim.holds else "new, and does not hold"
+            gained.append(_difference(said, where, claim, "nothing", claim.measured))
+        elif claim.holds and not old[key].holds:
+            gained.append(_difference("holds now", where, claim, old[key].measured, claim.measured))
+    return lost, gained
+
+
+def _difference(what: str, where: str, claim: Claim, then: str, now: str) -> str:
+    return f"{what}: {where}: {claim.text}\n    expected: {claim.expected}\n    then: {then}\n    now: {now}"
