@@ -19,7 +19,7 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
     """Return phase diagrams that span the starts and the optimizers, and a run of one step at each start of Adam's."""
     cells = [replace(config, seed=seed) for seed in _SEEDS[scale] for config in _diagrams(scale)]
     starts = [start_of(config) for config in cells if config.optimizer.traits.adaptive]
-    return tuple(dict.fromkeys(starts + cells))
+    return tuple(dict.fromkeys(cells + starts))
 
 
 def _diagrams(scale: str) -> Iterable[RunConfig]:

@@ -172,13 +172,18 @@ class Points:
 
     def ends(self, panel: str) -> tuple[float, float]:
         """Return where a panel's axis ends; gains that are not finite stand there."""
-        finite = [g.value for its in self.panels[panel].values() for g in its if np.isfinite(g.value)]
+        every = [gain for its in self.panels[panel].values() for gain in its]
+        finite = [gain.value for gain in every if np.isfinite(gain.value)]
         low, high = min((0.0, *finite)), max((3 * self.tolerances[panel], *finite))
-        return low - 0.1 * (high - low), high + 0.1 * (high - low)
+        margin = 0.25 * (high - low)
+        return low - (margin if any(gain.value == -np.inf for gain in every) else 0.1 * margin), high + margin
 
     def heights(self, panel: str, line: str) -> list[float]:
-        """Return where the points of a line stand: at their gains, or at an end of the axis."""
-        return [float(np.clip(gain.value, *self.ends(panel))) for gain in self.panels[panel][line]]
+        """Return where the points of a line stand: at their gains, or near an end of the axis, each line at its own."""
+        low, high = self.ends(panel)
+        inset = 0.025 * (high - low) * (1 + list(self.panels[panel]).index(line))
+        at = {np.inf: high - inset, -np.inf: low + inset}
+        return [at.get(gain.value, gain.value) for gain in self.panels[panel][line]]
 
 
 def panels_of(layout: Layout, runs: Sequence[Run | Absent]) -> Curves | Diagrams | Cells | Points:
