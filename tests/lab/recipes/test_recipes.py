@@ -802,9 +802,8 @@ def test_every_claim_is_flipped_above(figure):
 def test_when_warmup_is_of_the_diagrams_that_there_are_and_measures_each_start_of_adam_s_once(scale):
     configs = RECIPES["when-warmup"].configs(scale)
     starts = [c for c in configs if c.num_steps == 1]
-    cells = {changed(c, seed=0) for c in configs if c.num_steps > 1}
-    diagrams = {c for n in (3, 4, 20, 21, 22, 23) for c in RECIPES[f"fig{n}"].configs(scale) if c.seed == 0}
-    assert cells < diagrams
+    cells = {c for c in configs if c.num_steps > 1}
+    assert cells < {c for n in (3, 4, 20, 21, 22, 23) for c in RECIPES[f"fig{n}"].configs(scale)}
     assert {(c.model.name, c.optimizer.name) for c in cells} == {
         *((model, name) for model in ("wrn", "lm") for name in ("sgd", "adam", "gi-adam"))
     }

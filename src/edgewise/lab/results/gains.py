@@ -8,9 +8,8 @@ from edgewise.lab.configs import RunConfig, WarmupConfig
 from edgewise.lab.results.phase_diagram import Cell, CellValue, kind_of
 from edgewise.lab.results.runs import Absent, Run
 
-_EARLY_LIMIT = (
-    2.0  # of η·λ at the first updates of gradient descent, also with momentum, which has yet to build up
-)
+# Of η·λ at the first updates of gradient descent; also with momentum, which has yet to build up.
+_EARLY_LIMIT = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
