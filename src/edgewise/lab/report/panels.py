@@ -176,7 +176,7 @@ class Points:
         finite = [gain.value for gain in every if np.isfinite(gain.value)]
         low, high = min((0.0, *finite)), max((3 * self.tolerances[panel], *finite))
         margin = 0.25 * (high - low)
-        return low - (margin if any(gain.value == -np.inf for gain in every) else 0.1 * margin), high + margin
+        return low - (margin if any(gain.value == -np.inf for gain in every) else margin / 4), high + margin
 
     def heights(self, panel: str, line: str) -> list[float]:
         """Return where the points of a line stand: at their gains, or near an end of the axis, each line at its own."""
