@@ -817,7 +817,7 @@ def test_when_warmup_says_how_often_the_rule_errs():
     below, beyond, *_ = RECIPES["when-warmup"].claims(story("when-warmup"))
     assert below.measured == "more at 0 of 1"
     assert beyond.measured == (
-        "at 8 of 8, at all from 1 times the limit on (η = 2); 5 train with warmup alone, 0 with no length"
+        "at 8 of 8, at all from 1 times the limit on (η = 2/λ₀); 5 train with warmup alone, 0 with no length"
     )
 
 

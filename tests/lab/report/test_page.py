@@ -524,10 +524,10 @@ def test_gains_are_points_with_the_rule_beside_them(tmp_path):
     data, layout = new_plot(text, "when-warmup")
     (its,) = [trace for trace in data if trace.get("name") == "WRN, μP, MSE, SGD"]
     assert its["marker"]["symbol"] == ["circle-open", *["circle"] * 3, *["triangle-up"] * 5]
-    assert its["text"][0] == "η 1, seed 0<br>gain +0.000"
-    assert its["text"][-1] == "η 256, seed 0<br>trains with warmup alone"
+    assert its["text"][0] == "η 1/λ₀, seed 0<br>gain +0.000"
+    assert its["text"][-1] == "η 256/λ₀, seed 0<br>trains with warmup alone"
     assert layout["xaxis"]["type"] == "log"
-    row = "<tr><th>WRN, μP, MSE, SGD</th><td>0 of 1</td><td>8 of 8</td><td>5</td><td>1 (η 2)</td></tr>"
+    row = "<tr><th>WRN, μP, MSE, SGD</th><td>0 of 1</td><td>8 of 8</td><td>5</td><td>1 (η 2/λ₀)</td></tr>"
     assert row in text
     assert (
         "WRN, μP, MSE, SGD: gains at 0 of 1 rates below 1, and at 8 of 8 from 1 on, of which 5 train" in text

@@ -110,7 +110,7 @@ def _not_needed(line: str, fares: Rule, limit: float) -> Claim:
 def _needed(line: str, fares: Rule, limit: float, unreachable: int) -> Claim:
     onset = fares.onset
     since = (
-        f"at all from {number(onset.distance)} times the limit on (η = {onset.config.optimizer.lr:g})"
+        f"at all from {number(onset.distance)} times the limit on (η = {onset.target})"
         if onset
         else "not at the largest"
     )

@@ -32,7 +32,7 @@ def onset(its: Rule) -> str:
     """Return in words from which distance on warmup gains at all rates."""
     if its.onset is None:
         return "not at the largest rate"
-    return f"{its.onset.distance:.3g} (η {number(its.onset.config.optimizer.lr)})"
+    return f"{its.onset.distance:.3g} (η {its.onset.target})"
 
 
 def boundary(diagram: PhaseDiagram, row: Row) -> str:

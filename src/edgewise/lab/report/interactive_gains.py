@@ -7,7 +7,6 @@ from plotly.subplots import make_subplots
 
 from edgewise.lab.report import panels
 from edgewise.lab.report.interactive import literal, styled
-from edgewise.lab.report.ticks import number
 from edgewise.lab.results.gains import Gain
 
 
@@ -66,4 +65,4 @@ def _symbol(gain: Gain, tolerance: float) -> str:
 def _words(gain: Gain) -> str:
     ends = {math.inf: "trains with warmup alone", -math.inf: "trains without warmup alone"}
     what = ends.get(gain.value, f"gain {gain.value:+.3f}")
-    return f"η {number(gain.config.optimizer.lr)}, seed {gain.config.seed}<br>{what}"
+    return f"η {gain.target}, seed {gain.config.seed}<br>{what}"

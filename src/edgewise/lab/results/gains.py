@@ -23,6 +23,12 @@ class Gain:
     value: float
     """That of the best length less that of none; ∞ where it trains with warmup alone, −∞ where without alone."""
 
+    @property
+    def target(self) -> str:
+        """The target rate in its unit, as people write it."""
+        optimizer = self.config.optimizer
+        return f"{optimizer.lr:g}{'/λ₀' if optimizer.lr_unit == '1/sharpness' else ''}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
