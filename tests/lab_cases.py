@@ -353,7 +353,23 @@ def _warmups(config: RunConfig) -> Run:
     return made(config, {"train_loss": loss}, test_loss=loss)
 
 
+ADAM_EDGE = 3e-3  # the target rate at which Adam's first update is at the edge
+
+
+def _when_warmup(config: RunConfig) -> Run:
+    """Warmup gains nothing where training starts stable, 0.1 beyond, and all from eight times the edge on."""
+    if config.num_steps == 1:
+        return made(config, {"preconditioned_sharpness": paper_limit(config.optimizer) / ADAM_EDGE})
+    adaptive = config.optimizer.traits.adaptive
+    distance = config.optimizer.lr / (ADAM_EDGE if adaptive else 2.0)
+    run = made(config, num_steps=3, test_loss=2.0, test_accuracy=0.5, num_classes=100, guess_loss=4.0)
+    if config.warmup.steps == 1:
+        return diverged(run, after=2) if distance >= 8 else run
+    return remade(run, test_loss=1.9, test_accuracy=0.6) if distance >= 1 else run
+
+
 _STORIES = {
+    "when-warmup": _when_warmup,
     "warmups": _warmups,
     "edge-warmup": _edge_warmup,
     "fig1": _fig1,

@@ -25,7 +25,7 @@ from edgewise import cli
 from edgewise.lab import plugins, training
 from edgewise.lab.data import sources
 from edgewise.lab.engines import ENGINES
-from edgewise.lab.recipes import PAPER, RECIPES, SCALES, PhaseDiagrams, Quantity, Table, Trajectories
+from edgewise.lab.recipes import PAPER, RECIPES, SCALES, Quantity, Trajectories
 from edgewise.lab.recipes.recipe import LOSS, Claim, parameterization_label, warmup_label
 from edgewise.lab.results.index import FigureRuns
 from edgewise.lab.results.store import Store
@@ -163,7 +163,7 @@ def test_commands_are_those_written_down(edgewise):
 
 def test_the_help_names_the_figures_and_the_data_sets(edgewise):
     words = " ".join(edgewise("figure", "--help")[1].split())
-    assert "fig1 to fig31, table1, all of these, edge-warmup or warmups" in words
+    assert "fig1 to fig31, table1, all of these, edge-warmup, warmups or when-warmup" in words
     assert next(iter(PAPER)) == "fig1"
     assert list(PAPER)[-2:] == ["fig31", "table1"]
     words = " ".join(edgewise("prepare", "--help")[1].split())
@@ -194,7 +194,7 @@ NONE = "holds no results (no sweep.json): make some with edgewise demo or edgewi
     ("arguments", "message"),
     [
         (("figure", "fig44"), "unknown figure 'fig44'; known: all, edge-warmup, fig1, "),
-        (("figure", "al"), "table1, warmups. Did you mean 'all'?"),
+        (("figure", "al"), "table1, warmups, when-warmup. Did you mean 'all'?"),
         (("figure", "fig1", "--scale", "dem"), "unknown scale 'dem'; known: demo, desk, embedded, paper. Did you "),
         (("figure", "fig4", "--scale", "paper"), "data set 'wikitext-103' is not in data/wikitext-103: get it with "
          "`edgewise prepare wikitext-103` (about 350 MB there, from huggingface.co), or from files"),
@@ -481,10 +481,6 @@ def test_ctrl_c_ends_soon_keeps_what_is_finished_and_says_so(tmp_path, waits_for
     assert err.strip().count("\n") == 0
     found = [p.name for p in (out / "runs").iterdir()] if (out / "runs").exists() else []
     assert [name for name in found if not name.startswith(".")] == kept
-
-
-def test_layouts_are_those_the_report_knows():
-    assert all(isinstance(its.layout, Trajectories | PhaseDiagrams | Table) for its in RECIPES.values())
 
 
 RECIPE = """

@@ -92,7 +92,7 @@ def figure(
     """Train, draw and check one figure of the paper, or "all" of them.
 
     Args:
-        name: fig1 to fig31, table1, all of these, edge-warmup or warmups; edgewise list says what they show.
+        name: fig1 to fig31, table1, all of these, edge-warmup, warmups or when-warmup: see edgewise list.
         scale: "embedded" (minutes on two cores), "demo" (smaller), "desk" (hours) or "paper" (needs data: see edgewise
             prepare).
         out: results folder; a second call continues there.

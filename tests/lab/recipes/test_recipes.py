@@ -15,16 +15,13 @@ from edgewise.lab.recipes import (
     DEMO,
     RECIPES,
     SCALES,
-    PhaseDiagrams,
-    Table,
-    Trajectories,
     recipe,
     stability_limits,
 )
 from edgewise.lab.recipes import PAPER as PAPER_FIGURES
 from edgewise.lab.recipes.edge_warmup.cells import task_of
 from edgewise.lab.recipes.edge_warmup.grid import LENGTHS, NUM_STEPS
-from edgewise.lab.recipes.recipe import at_edge, number
+from edgewise.lab.recipes.recipe import Layout, at_edge, number
 from lab_cases import CATAPULTS, FIG4_ADAM, changed, diverged, made, remade, story, tiny
 
 ALL = [(figure, scale) for figure in RECIPES for scale in SCALES]
@@ -57,7 +54,7 @@ def test_a_recipe_says_what_to_see(figure):
     its = RECIPES[figure]
     assert 5 < len(its.title) < 80
     assert len(its.finding.split(".")) >= 3
-    assert isinstance(its.layout, Trajectories | PhaseDiagrams | Table)
+    assert isinstance(its.layout, Layout)
 
 
 def test_fig1_is_gradient_descent_on_a_wide_net_at_its_two_rates():
@@ -91,7 +88,7 @@ def test_fig2_and_fig6_are_full_batch_adam_and_gi_adam(figure, scale):
     configs = RECIPES[figure].configs(scale)
     for c in configs:
         data = {"paper": "cifar10", "desk": "mnist1d"}.get(scale, "digits")
-        network = (data, "fcn", 4, 512 if scale in ("desk", "paper") else 256)
+        network = (data, "fcn", 4, 512 if scale == "paper" else 256)
         assert (c.data.name, c.model.name, c.model.depth, c.model.width) == network
         assert (c.loss, c.batch_size) == ("mse", None)
         assert c.optimizer.lr == {"simple-mup": 0.003, "sp": 0.001}[c.model.parameterization]
@@ -189,7 +186,8 @@ def test_at_the_desk_warmups_are_the_paper_s_shares_of_thousands_of_steps(figure
 
 
 @pytest.mark.parametrize(
-    ("figure", "climbs"), [("fig3", True), ("fig4", True), ("fig5", False), ("fig1", False)]
+    ("figure", "climbs"),
+    [("fig3", True), ("fig4", True), ("when-warmup", True), ("fig5", False), ("fig1", False)],
 )
 def test_phase_diagrams_climb_and_others_do_not(figure, climbs):
     its = RECIPES[figure]
@@ -709,6 +707,29 @@ FLIPS += [
 ]
 
 
+def of_line(line, *, lr):
+    """Which runs of when-warmup: with warmup, of a network and an optimizer, at a target rate."""
+    label = RECIPES["when-warmup"].layout.line
+    return lambda c: label(c) == line and c.warmup.steps > 1 and c.optimizer.lr == pytest.approx(lr)
+
+
+def rule_flips(line):
+    """Flips of both sides of the rule, by a gain of 0.1 where it says none and one of half the tolerance beyond."""
+    stable, beyond = (1e-3, 4e-3) if line.endswith("Adam") else (1.0, 4.0)
+    gains, hardly = with_(test_loss=1.9, test_accuracy=0.6), with_(test_loss=1.99, test_accuracy=0.505)
+    return [
+        ("when-warmup", [(of_line(line, lr=stable), gains)], f"{line}: where training starts stable"),
+        ("when-warmup", [(of_line(line, lr=beyond), hardly)], f"{line}: where training starts at the edge"),
+    ]
+
+
+FLIPS += [
+    flip
+    for line in dict.fromkeys(map(RECIPES["when-warmup"].layout.line, RECIPES["when-warmup"].configs("demo")))
+    for flip in rule_flips(line)
+]
+
+
 @pytest.mark.parametrize(("figure", "edits", "words"), FLIPS)
 def test_a_claim_does_not_hold_where_the_runs_do_not_show_it(figure, edits, words):
     runs = story(figure)
@@ -775,6 +796,47 @@ def test_every_claim_is_flipped_above(figure):
     words = [w for flipped, _, w in FLIPS if flipped == figure]
     for claim in RECIPES[figure].claims(story(figure)):
         assert any(claim.text.startswith(w) for w in words), claim.text
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_when_warmup_is_of_the_diagrams_that_there_are_and_measures_each_start_of_adam_s_once(scale):
+    configs = RECIPES["when-warmup"].configs(scale)
+    starts = [c for c in configs if c.num_steps == 1]
+    cells = {changed(c, seed=0) for c in configs if c.num_steps > 1}
+    assert cells < {c for n in (3, 4, 20, 21, 22, 23) for c in RECIPES[f"fig{n}"].configs(scale)}
+    assert {(c.model.name, c.optimizer.name) for c in cells} == {
+        *((model, name) for model in ("wrn", "lm") for name in ("sgd", "adam", "gi-adam"))
+    }
+    seeds = {(c.model.name, c.optimizer.name, c.seed) for c in configs if c.optimizer.name != "sgd"}
+    assert sorted((c.model.name, c.optimizer.name, c.seed) for c in starts) == sorted(seeds)
+    assert {c.measure for c in starts} == {("preconditioned_sharpness",)}
+
+
+def test_when_warmup_says_how_often_the_rule_errs():
+    """SGD of figure 3 at demo scale: targets of 2ˣ/λ₀, x = 0 … 8, the first of them below the limit 2/λ₀."""
+    below, beyond, *_ = RECIPES["when-warmup"].claims(story("when-warmup"))
+    assert below.measured == "more at 0 of 1"
+    assert beyond.measured == (
+        "at 8 of 8, at all from 1 times the limit on (η = 2/λ₀); 5 train with warmup alone, 0 with no length"
+    )
+
+
+def test_when_warmup_says_what_chance_is_worth():
+    """On two seeds of the residual network; one whose accuracy with warmup is 0.02 higher has gains so much higher."""
+
+    def luckier(run):
+        return remade(run, test_accuracy=run.outcome["test_accuracy"] + 0.02)
+
+    def last(runs):
+        return RECIPES["when-warmup"].claims(runs)[-1]
+
+    runs = story("when-warmup", "embedded")
+    assert last(runs).text.startswith("the gain of the residual network at a rate is the same on two seeds")
+    assert last(runs).measured.startswith("apart by 0 in the median, 0 at most")
+    assert last(runs).holds
+    lucky = [luckier(run) if run.config.seed == 1 and run.config.warmup.steps > 1 else run for run in runs]
+    assert last(lucky).measured.startswith("apart by 0.02 in the median, 0.02 at most")
+    assert not last(lucky).holds
 
 
 def test_a_claim_shows_what_was_measured():

@@ -517,3 +517,23 @@ def test_provenance_counts_a_shared_run_once(tmp_path):
     assert f"<td>training time, all processes</td><td>{len(distinct)} s</td>" in text
     for name in ("edgewise", "torch", "python", "started"):
         assert f"<td>{name}</td>" in text
+
+
+def test_gains_are_points_with_the_rule_beside_them(tmp_path):
+    """The numbers of the story: one rate of SGD starts stable, eight do not, and five of these need warmup."""
+    text = write(tmp_path, {"when-warmup": story("when-warmup")})
+    data, layout = new_plot(text, "when-warmup")
+    (its,) = [trace for trace in data if trace.get("name") == "WRN, μP, MSE, SGD"]
+    assert its["marker"]["symbol"] == ["circle-open", *["circle"] * 3, *["triangle-up"] * 5]
+    assert its["text"][0] == "η 1/λ₀, seed 0<br>gain +0.000"
+    assert its["text"][-1] == "η 256/λ₀, seed 0<br>trains with warmup alone"
+    assert layout["xaxis"]["type"] == "log"
+    row = "<tr><th>WRN, μP, MSE, SGD</th><td>0 of 1</td><td>8 of 8</td><td>5</td><td>1 (η 2/λ₀)</td></tr>"
+    assert row in text
+    assert (
+        "WRN, μP, MSE, SGD: gains at 0 of 1 rates below 1, and at 8 of 8 from 1 on, of which 5 train" in text
+    )
+    with (tmp_path / "figures" / "when-warmup.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["line"] == "WRN, μP, MSE, SGD"]
+    assert [row["gain"] for row in rows[-2:]] == ["inf", "inf"]
+    assert [float(row["distance"]) for row in rows] == [2.0**x for x in range(-1, 8)]

@@ -304,3 +304,58 @@ def test_figures_are_saved_as_png_and_pdf_and_leave_matplotlib_as_it_was(tmp_pat
         assert (tmp_path / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     assert dict(mpl.rcParams) == before
+
+
+def gains_of(panel, line):
+    """The points of when-warmup as they should stand: distance and gain, infinite ones where only warmup trains."""
+    points = panels.panels_of(RECIPES["when-warmup"].layout, story("when-warmup"))
+    return points, points.panels[panel][line]
+
+
+def test_gains_stand_over_the_distance_from_the_edge():
+    """The made-up runs gain nothing below 1, 0.1 from there on, and train with warmup alone from 8 on."""
+    figure = draw("when-warmup", story("when-warmup"))
+    points, found = gains_of("SGD: test accuracy, residual network", "WRN, μP, MSE, SGD")
+    assert [(gain.distance, gain.value) for gain in found] == [
+        *((0.5, 0.0), (1.0, pytest.approx(0.1)), (2.0, pytest.approx(0.1)), (4.0, pytest.approx(0.1))),
+        *((2.0**x, math.inf) for x in range(3, 8)),
+    ]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == list(points.panels)
+    first, *_ = figure.axes
+    assert first.get_xscale() == "log"
+    drawn = [
+        (float(line.get_xdata()[0]), line.get_marker(), line.get_markerfacecolor() != "none")
+        for line in first.get_lines()
+        if line.get_color() == panels.COLORS[0] and len(line.get_xdata()) == 1
+    ]
+    assert drawn == [
+        *((0.5, "o", False), (1.0, "o", True), (2.0, "o", True), (4.0, "o", True)),
+        *((2.0**x, "^", True) for x in range(3, 8)),
+    ]
+    assert [line.get_xdata()[0] for line in dashed(first)] == [1]
+    low, high = first.get_ylim()
+    for label, line in points.panels["SGD: test accuracy, residual network"].items():
+        heights = points.heights("SGD: test accuracy, residual network", label)
+        assert len(heights) == len(line)
+        assert all(low < height < high for height in heights)
+    tops = {
+        points.heights("SGD: test accuracy, residual network", label)[-1]
+        for label in points.panels["SGD: test accuracy, residual network"]
+    }
+    assert len(tops) == 6  # none hides another
+
+
+def test_a_gain_that_only_no_warmup_has_stands_at_the_bottom():
+    its = RECIPES["when-warmup"].layout
+    runs = [
+        diverged(run, after=2) if run.config.warmup.steps > 1 else run
+        for run in story("when-warmup")
+        if its.line(run.config) == "LM, final LayerNorm, SGD" and run.config.optimizer.lr <= 8
+    ]
+    points = panels.panels_of(its, runs)
+    ((panel, (line,)),) = points.panels.items()
+    assert {gain.value for gain in points.panels[panel][line]} == {-math.inf}
+    low, _ = points.ends(panel)
+    assert all(low < height < 0 for height in points.heights(panel, line))
+    (ax,) = draw("when-warmup", runs).axes
+    assert [line.get_marker() for line in ax.get_lines()].count("v") == 4

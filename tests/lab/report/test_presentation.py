@@ -10,7 +10,7 @@ import pytest
 
 from edgewise.lab.errors import RecipeError, StoreError
 from edgewise.lab.recipes import RECIPES, Claim, PhaseDiagrams, Table, Trajectories, own
-from edgewise.lab.recipes.recipe import no_claims
+from edgewise.lab.recipes.recipe import Gains, no_claims
 from edgewise.lab.report import layouts, presentation
 from edgewise.lab.report.presentation import FINDINGS, PRESENTATION
 from edgewise.lab.results import documents
@@ -32,6 +32,8 @@ def lines_of(layout, config):
             return layout.panel(config)
         case Table():
             return layout.row(config), layout.column(config)
+        case Gains():
+            return layout.panel(config), layout.line(config), layout.tolerance(config)
 
 
 def numbers_of(layout):
@@ -48,8 +50,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_what_a_recipe_says_comes_back_from_the_folder(folder):
-    for shown in presentation.read(Store.open(folder)):
+def test_what_a_recipe_says_comes_back_from_the_folder(folder, tmp_path):
+    gains = stored(tmp_path, {"when-warmup": story("when-warmup")})  # apart: it shares runs with others
+    for shown in (*presentation.read(Store.open(folder)), *presentation.read(gains)):
         its, runs = RECIPES[shown.id], story(shown.id)
         assert (shown.title, shown.finding, shown.scale) == (its.title, its.finding, "demo")
         assert [run.config for run in shown.runs] == [run.config for run in runs]

@@ -20,6 +20,7 @@ from edgewise.lab.recipes import (
     own,
     table1,
     warmups,
+    when_warmup,
 )
 from edgewise.lab.recipes.recipe import (
     SCALES,
@@ -88,7 +89,7 @@ RECIPES = {
     )
 }
 PAPER = tuple(RECIPES)  # what "all" means
-RECIPES |= {r.id: r for r in (edge_warmup.RECIPE, warmups.RECIPE)}
+RECIPES |= {r.id: r for r in (edge_warmup.RECIPE, warmups.RECIPE, when_warmup.RECIPE)}
 DEMO = ("fig1", "fig6", "fig4")  # three parts, in the order of the story
 
 

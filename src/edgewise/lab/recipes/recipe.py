@@ -68,7 +68,19 @@ class Table:
     value: CellValue
 
 
-Layout = Trajectories | PhaseDiagrams | Table
+@dataclass(frozen=True, kw_only=True)
+class Gains:
+    """What the best warmup length gains over none, over the distance of the target from the edge at the start."""
+
+    panel: Callable[[RunConfig], str]
+    line: Callable[[RunConfig], str]
+    """What one phase diagram is of; runs of one step measure where it starts."""
+    value: CellValue
+    tolerance: Callable[[RunConfig], float]
+    """What a gain must be above to count, in units of the value; the same for all runs of a panel."""
+
+
+Layout = Trajectories | PhaseDiagrams | Table | Gains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +100,11 @@ class Recipe:
     def ladders(self, scale: str) -> list[Ladder]:
         """Return the runs as they are to be trained: the rates of a phase diagram upwards, until training fails."""
         configs = self.configs(scale)
-        climbs = (
-            isinstance(self.layout, PhaseDiagrams) and self.layout.climbs and self.layout.value.of_training
-        )
+        match self.layout:
+            case PhaseDiagrams():
+                climbs = self.layout.climbs and self.layout.value.of_training
+            case layout:
+                climbs = isinstance(layout, Gains)
         return ladders(configs) if climbs else [(config,) for config in configs]
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from edgewise.lab.report import panels
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.ticks import number
+from edgewise.lab.results.gains import Rule, rule
 from edgewise.lab.results.phase_diagram import Cell, PhaseDiagram, Row
 
 
@@ -18,6 +19,20 @@ def text(shown: FigureResults) -> str:
             return f"{shown.title}. {diagrams.layout.value.label} by {diagrams.rate_axis} and warmup. {' '.join(its)}"
         case panels.Cells() as cells:
             return f"{shown.title}. Table of {len(cells.rows)} rows and {len(cells.columns)} columns."
+        case panels.Points() as points:
+            its = [
+                f"{panel}: {line}: {_of_rule(rule(found, points.tolerances[panel]))}"
+                for panel, lines in points.panels.items()
+                for line, found in lines.items()
+            ]
+            return f"{shown.title}. {points.label} by distance from the edge at the start. {' '.join(its)}"
+
+
+def onset(its: Rule) -> str:
+    """Return in words from which distance on warmup gains at all rates."""
+    if its.onset is None:
+        return "not at the largest rate"
+    return f"{its.onset.distance:.3g} (η {its.onset.target})"
 
 
 def boundary(diagram: PhaseDiagram, row: Row) -> str:
@@ -44,6 +59,13 @@ def _of_curves(shown: panels.Curves) -> str:
     return (
         f"Curves over the steps of {names}, for {', '.join(shown.rows)}. A line each for {', '.join(shown.lines)}. "
         f"{len(shown.runs)} runs, {ends[True]} diverged{missing}."
+    )
+
+
+def _of_rule(its: Rule) -> str:
+    return (
+        f"gains at {its.missed} of {its.below} rates below 1, and at {its.found} of {its.beyond} from 1 on, of which "
+        f"{its.decided} train with warmup alone."
     )
 
 

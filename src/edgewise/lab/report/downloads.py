@@ -17,7 +17,7 @@ _FORMULA = ("=", "+", "-", "@", "\t")  # what a spreadsheet takes a text that be
 
 
 def write(store: Store, shown: FigureResults) -> None:
-    """Write DIR/figures/NAME.csv: a row for each run, or for each of its steps where the figure shows curves.
+    """Write DIR/figures/NAME.csv: a row for each run, for each of its steps where it shows curves, for each gain.
 
     Raises:
         StoreError: it cannot be written.
@@ -29,6 +29,8 @@ def write(store: Store, shown: FigureResults) -> None:
             lines = _of_diagrams(diagrams, shown.runs)
         case panels.Cells():
             lines = _of_table(shown)
+        case panels.Points() as points:
+            lines = _of_points(points)
     store.write_file(f"figures/{name_of(shown.id)}.csv", _csv(lines))
 
 
@@ -80,6 +82,15 @@ def _of_diagrams(shown: panels.Diagrams, runs: Sequence[Run | Absent]) -> Iterat
         config = run.config
         at = config.run_id, shown.layout.panel(config), row_of(config), config.optimizer.lr, config.seed
         yield (*at, panels.state(run, value), _number(value.of(run)) if isinstance(run, Run) else "")
+
+
+def _of_points(shown: panels.Points) -> Iterator[Sequence[object]]:
+    yield ("panel", "line", "rate", "seed", "distance", "gain")
+    for panel, lines in shown.panels.items():
+        for line, found in lines.items():
+            for gain in found:
+                at = panel, line, gain.config.optimizer.lr, gain.config.seed
+                yield (*at, gain.distance, gain.value)
 
 
 def _of_table(shown: FigureResults) -> Iterator[Sequence[object]]:

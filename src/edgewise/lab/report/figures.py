@@ -28,7 +28,7 @@ class FigureResults:
     """On how many runs they were judged, if not on all, or why they were not."""
 
     @cached_property
-    def panels(self) -> panels.Curves | panels.Diagrams | panels.Cells:
+    def panels(self) -> panels.Curves | panels.Diagrams | panels.Cells | panels.Points:
         """What there is to draw, arranged once for the pictures, the page and the tables."""
         return panels.panels_of(self.layout, self.runs)
 

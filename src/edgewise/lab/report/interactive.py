@@ -64,7 +64,7 @@ def curves(shown: panels.Curves) -> go.Figure:
         _name(figure, "stability threshold", mode="lines", line=_DASHED | {"color": "gray"})
     if any(run.outcome["diverged"] for run in shown.runs):
         _name(figure, "diverged", mode="markers", marker={"color": "gray", "symbol": "x", "size": 8})
-    return _styled(figure, height=300 * rows + 90)
+    return styled(figure, height=300 * rows + 90)
 
 
 def _curves(run: Run, quantity: Quantity, name: str, color: str) -> list[go.Scatter]:
@@ -146,7 +146,7 @@ def phase_diagrams(shown: panels.Diagrams) -> go.Figure:
     figure.update_yaxes(showgrid=False)
     figure.update_yaxes(title_text="warmup length (steps)", col=1)
     _add_legend(figure, shown)
-    return _styled(figure, height=height)
+    return styled(figure, height=height)
 
 
 def _ticks(names: Sequence[str]) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def _where(diagram: PhaseDiagram, cell: Cell) -> list[list[float | None]]:
     ]
 
 
-def _styled(figure: go.Figure, *, height: int) -> go.Figure:
+def styled(figure: go.Figure, *, height: int) -> go.Figure:
     """Return the figure without a background of its own, so that the page's light or dark shows through."""
     figure.update_layout(
         height=height,

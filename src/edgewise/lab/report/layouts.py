@@ -6,7 +6,7 @@ from typing import Any
 
 from edgewise.arguments import positive_count
 from edgewise.lab.configs import RunConfig
-from edgewise.lab.recipes.recipe import Layout, PhaseDiagrams, Quantity, Table, Trajectories
+from edgewise.lab.recipes.recipe import Gains, Layout, PhaseDiagrams, Quantity, Table, Trajectories
 from edgewise.lab.results.documents import one_line
 from edgewise.lab.results.phase_diagram import CellValue, OutcomeEntry, row_of
 from edgewise.lab.results.runs import Run
@@ -28,6 +28,8 @@ def description(layout: Layout, config: RunConfig) -> str:
             return f"{layout.row(config)}, {layout.line(config)}"
         case PhaseDiagrams():
             return f"{layout.panel(config)} · η {config.optimizer.lr:g} · warmup {row_of(config)}"
+        case Gains():
+            return f"{layout.line(config)} · η {config.optimizer.lr:g} · warmup {row_of(config)}"
         case Table():
             return f"{layout.row(config)}, {layout.column(config)}"
 
@@ -50,6 +52,10 @@ def to_data(layout: Layout, configs: Sequence[RunConfig]) -> dict[str, Any]:
         case Table():
             shape = {"row": labels(layout.row), "column": labels(layout.column)}
             return {"kind": "table", "value": _value_to_data(layout.value)} | shape
+        case Gains():
+            tolerances = {config.run_id: float(layout.tolerance(config)) for config in configs}
+            shape = {"panel": labels(layout.panel), "line": labels(layout.line)}
+            return {"kind": "gains", "value": _value_to_data(layout.value), "tolerance": tolerances} | shape
 
 
 def from_data(data: dict[str, Any], ids: dict[RunConfig, str], values: dict[str, float]) -> Layout:
@@ -78,6 +84,12 @@ def from_data(data: dict[str, Any], ids: dict[RunConfig, str], values: dict[str,
         case "table":
             value = _value_from_data(data["value"], ids, values)
             return Table(row=label("row"), column=label("column"), value=value)
+        case "gains":
+            value = _value_from_data(data["value"], ids, values)
+            tolerances = {config: float(data["tolerance"][run_id]) for config, run_id in ids.items()}
+            return Gains(
+                panel=label("panel"), line=label("line"), value=value, tolerance=tolerances.__getitem__
+            )
         case kind:
             raise ValueError(f"unknown layout {kind!r}")
 

@@ -12,6 +12,7 @@ from edgewise.lab.report import (
     cells,
     downloads,
     interactive,
+    interactive_gains,
     panels,
     plots,
     presentation,
@@ -158,6 +159,9 @@ def _body(store: Store, shown: FigureResults) -> str:
             return plot + tables.boundaries(diagrams) + cells.section(store, shown, diagrams)
         case panels.Cells() as values:
             return tables.values(values) + tables.runs(shown)
+        case panels.Points() as points:
+            plot = self_contained.plot(place, alternative, interactive_gains.points(points))
+            return plot + tables.rules(points) + tables.runs(shown)
 
 
 def _files(store: Store) -> str:

@@ -1,4 +1,4 @@
-"""What the figures show, whichever library draws them: curves, diagrams and tables, from stored runs alone."""
+"""What the figures show, whichever library draws them: curves, diagrams, tables and points, from stored runs alone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import numpy as np
 
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import PhaseDiagrams, Quantity, Table, Trajectories, stability_limits
-from edgewise.lab.recipes.recipe import Layout
+from edgewise.lab.recipes.recipe import Gains, Layout
+from edgewise.lab.results.gains import Gain, gains
 from edgewise.lab.results.phase_diagram import Cell, CellValue, PhaseDiagram, kind_of, phase_diagram
 from edgewise.lab.results.runs import Absent, Run
 
@@ -26,6 +27,8 @@ FAILED_COLOR, DIVERGED_COLOR, BOUNDARY_COLOR = "#d9d9d9", "#6f6f6f", "#D55E00"
 ERROR_COLOR, WAITING_COLOR = "#f3d3e4", "#dfe9f5"
 
 ONE_PANEL = "all runs"  # the label of a panel that needs none
+GAINS_ACROSS = 2  # panels of gains, side by side
+DISTANCE = "target rate × initial sharpness ÷ its limit"
 _PANEL_COLUMNS = 3  # more panels stand in two rows
 
 
@@ -140,7 +143,50 @@ class Cells:
         return cls(title=title, rows=rows, columns=columns, texts=texts)
 
 
-def panels_of(layout: Layout, runs: Sequence[Run | Absent]) -> Curves | Diagrams | Cells:
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Gains over distances from the edge: panels of points, those of a line in one colour."""
+
+    panels: dict[str, dict[str, tuple[Gain, ...]]]
+    """Panel label → line label → its rates, nearest first; also lines and panels of which none is known yet."""
+    tolerances: dict[str, float]
+    """Panel label → what a gain must be above to count."""
+    label: str
+    """What is gained."""
+
+    @classmethod
+    def of(cls, layout: Gains, runs: Sequence[Run | Absent]) -> "Points":
+        """Arrange the gains of each panel and line."""
+        inside: dict[str, dict[str, list[Run | Absent]]] = {}
+        for run in runs:
+            lines = inside.setdefault(layout.panel(run.config), {})
+            lines.setdefault(layout.line(run.config), []).append(run)
+        return cls(
+            panels={
+                panel: {line: gains(its, layout.value) for line, its in lines.items()}
+                for panel, lines in inside.items()
+            },
+            tolerances={layout.panel(run.config): layout.tolerance(run.config) for run in runs},
+            label=layout.value.label,
+        )
+
+    def ends(self, panel: str) -> tuple[float, float]:
+        """Return where a panel's axis ends; gains that are not finite stand there."""
+        every = [gain for its in self.panels[panel].values() for gain in its]
+        finite = [gain.value for gain in every if np.isfinite(gain.value)]
+        low, high = min((0.0, *finite)), max((3 * self.tolerances[panel], *finite))
+        margin = 0.25 * (high - low)
+        return low - (margin if any(gain.value == -np.inf for gain in every) else margin / 4), high + margin
+
+    def heights(self, panel: str, line: str) -> list[float]:
+        """Return where the points of a line stand: at their gains, or near an end of the axis, each line at its own."""
+        low, high = self.ends(panel)
+        inset = 0.025 * (high - low) * (1 + list(self.panels[panel]).index(line))
+        at = {np.inf: high - inset, -np.inf: low + inset}
+        return [at.get(gain.value, gain.value) for gain in self.panels[panel][line]]
+
+
+def panels_of(layout: Layout, runs: Sequence[Run | Absent]) -> Curves | Diagrams | Cells | Points:
     """Return what a figure of this layout shows of these runs."""
     match layout:
         case Trajectories():
@@ -149,6 +195,8 @@ def panels_of(layout: Layout, runs: Sequence[Run | Absent]) -> Curves | Diagrams
             return Diagrams.of(layout, runs)
         case Table():
             return Cells.of(layout, runs)
+        case Gains():
+            return Points.of(layout, runs)
 
 
 def curve(run: Run, quantity: Quantity) -> tuple[Array, Array]:

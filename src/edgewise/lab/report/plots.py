@@ -51,6 +51,8 @@ def draw(shown: FigureResults) -> Figure:
                 figure = _draw_diagrams(diagrams)
             case panels.Cells() as cells:
                 figure = _draw_table(cells)
+            case panels.Points() as points:
+                figure = _draw_points(points)
         figure.suptitle(_literal(f"{shown.title} ({shown.id})"), fontsize=11)
         return figure
 
@@ -203,6 +205,46 @@ def _diagram_legend(shown: panels.Diagrams) -> list[Any]:
         no_result = "error: no result"
         handles.append(Patch(facecolor=panels.ERROR_COLOR, hatch="\\\\", edgecolor="0.4", label=no_result))
     return handles
+
+
+def _draw_points(shown: panels.Points) -> Figure:
+    down = -(-len(shown.panels) // panels.GAINS_ACROSS)
+    figure = Figure(figsize=(5.2 * panels.GAINS_ACROSS, 3.0 * down + 0.8), layout="constrained")
+    axes = figure.subplots(down, panels.GAINS_ACROSS, squeeze=False, sharex=True)
+    for ax, (panel, lines) in zip(axes.flat, shown.panels.items(), strict=False):
+        for color, line in zip(panels.COLORS, lines, strict=False):
+            _draw_gains(ax, shown, panel, line, color)
+        ax.axvline(1, ls="--", color="0.3", lw=0.9)
+        ax.axhline(shown.tolerances[panel], ls=":", color="0.3", lw=0.9)
+        ax.set(xscale="log", ylim=shown.ends(panel))
+        ax.set_title(_literal(panel), loc="left", fontsize=9)
+        ax.legend(fontsize=7)
+    for ax in axes.flat[len(shown.panels) :]:
+        ax.remove()
+    for ax in axes[:, 0]:
+        ax.set_ylabel(_literal(shown.label))
+    for ax in axes[-1]:
+        ax.set_xlabel(panels.DISTANCE)
+    looks: list[tuple[str, dict[str, Any]]] = [
+        ("gains", {"marker": "o"}),
+        ("gains no more than the dotted line", {"marker": "o", "mfc": "none"}),
+        ("trains with warmup alone", {"marker": "^"}),
+        ("trains without alone", {"marker": "v"}),
+    ]
+    handles = [mpl.lines.Line2D([], [], color="0.3", ls="", label=label, **look) for label, look in looks]
+    handles.append(mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability limit at the start"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    return figure
+
+
+def _draw_gains(ax: Axes, shown: panels.Points, panel: str, line: str, color: str) -> None:
+    """Draw the points of a line, each by what the gain is; the first artist of them is the legend's."""
+    found, heights = shown.panels[panel][line], shown.heights(panel, line)
+    ax.plot([], [], "o", color=color, label=_literal(line))
+    for gain, height in zip(found, heights, strict=True):
+        marker = "o" if math.isfinite(gain.value) else "^" if gain.value > 0 else "v"
+        face = color if gain.value > shown.tolerances[panel] else "none"
+        ax.plot(gain.distance, height, marker, color=color, mfc=face, ms=5, alpha=0.8)
 
 
 def _draw_table(shown: panels.Cells) -> Figure:

@@ -7,6 +7,7 @@ from edgewise.lab.recipes import Claim, Trajectories
 from edgewise.lab.report import alternatives, panels
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.ticks import number
+from edgewise.lab.results.gains import Rule, rule
 from edgewise.lab.results.phase_diagram import TEST_LOSS, PhaseDiagram, Row
 from edgewise.lab.results.runs import Absent, Run
 from edgewise.lab.results.store import Store
@@ -116,6 +117,40 @@ def _why(store: Store, shown: FigureResults, run: Absent) -> str:
 
 def _name(shown: FigureResults, run: Absent) -> str:
     return f"{shown.where(run.config)}, seed {run.config.seed}"
+
+
+def rules(shown: panels.Points) -> str:
+    """Return for each line how the rule fares by which warmup is needed where training starts beyond the edge."""
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in (
+            "",
+            "starts stable: gains",
+            "starts at the edge or beyond: gains",
+            "decides",
+            "gains at all from",
+        )
+    )
+    body = "".join(
+        f"<tr><th>{html.escape(line)}</th>{_rule_cells(rule(found, shown.tolerances[panel]))}</tr>"
+        for panel, lines in shown.panels.items()
+        for line, found in lines.items()
+    )
+    title = "Where warmup gains, in numbers of rates"
+    return (
+        f'<h3>{title}</h3><div class="scroll" role="group" tabindex="0" aria-label="{title}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _rule_cells(its: Rule) -> str:
+    texts = (
+        f"{its.missed} of {its.below}",
+        f"{its.found} of {its.beyond}",
+        str(its.decided),
+        alternatives.onset(its),
+    )
+    return "".join(f"<td>{html.escape(text)}</td>" for text in texts)
 
 
 def values(shown: panels.Cells) -> str:
