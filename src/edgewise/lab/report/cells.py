@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 
 from edgewise.lab.recipes.own import difference_label
-from edgewise.lab.report import panels, self_contained
+from edgewise.lab.report import colors, panels, self_contained
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.plots import name_of
 from edgewise.lab.report.ticks import number
@@ -30,7 +30,8 @@ def section(store: Store, shown: FigureResults, diagrams: panels.Diagrams) -> st
         for key, cell in cells.items()
     )
     return (
-        f'<div class="cells" data-figure="{name}"><h3>Training behind a cell</h3>'
+        f'<div class="cells" data-figure="{name}" data-colors="{" ".join(colors.OTHERS[:2])}">'
+        "<h3>Training behind a cell</h3>"
         "<p>Click a cell of the diagram to hold it here, and a second one to compare the two; or choose:</p>"
         f'<label>Cell <select id="cell-{name}">{options}</select></label>'
         f'<label>beside <select id="beside-{name}"><option value="">none</option></select></label>'

@@ -7,11 +7,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from edgewise.lab.report import colors
 from edgewise.lab.report.interactive import literal
 
 Result = Mapping[str, Any]
 
-_BLUE, _RED, _GREEN, _PINK, _GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98"
 _MOST_BARS, _SMALLEST_BAR = 10, 0.005  # parameters that are drawn, and the share from which one is
 
 
@@ -48,7 +48,7 @@ def ruler(result: Result) -> go.Figure:
         figure.add_vrect(
             x0=largest,
             x1=right,
-            fillcolor=_RED,
+            fillcolor=colors.VERMILLION,
             opacity=0.1,
             line_width=0,
         )
@@ -77,11 +77,11 @@ def _rates(result: Result) -> list[tuple[str, float, tuple[float, float] | None,
     largest, within = result["lr_largest"], evidence.get("largest rate that trains", {}).get("within")
     spread = [largest / within, largest * within] if largest and within else None
     found: list[tuple[str, float | None, Any, str]] = [
-        ("your rate", result["lr"], None, _BLUE),
-        ("suggested", result["lr_suggested"], None, _GREEN),
-        ("largest that trains, about", largest, spread, _RED),
-        ("edge of stability here", edge, None, _GRAY),
-        ("critical rate, coming update", critical.get("lr"), critical.get("interval"), _GRAY),
+        ("your rate", result["lr"], None, colors.BLUE),
+        ("suggested", result["lr_suggested"], None, colors.GREEN),
+        ("largest that trains, about", largest, spread, colors.VERMILLION),
+        ("edge of stability here", edge, None, colors.GRAY),
+        ("critical rate, coming update", critical.get("lr"), critical.get("interval"), colors.GRAY),
     ]
     return [
         (name, value, tuple(interval) if interval and all(interval) else None, color)
@@ -104,8 +104,8 @@ def trial(result: Result) -> go.Figure:
     )
     path = result["trial"]["path"] or {"lr": [], "loss": []}
     for name, values, color, dash in (
-        ("loss of the batch", path["loss"], _BLUE, "solid"),
-        ("learning rate", path["lr"], _RED, "dot"),
+        ("loss of the batch", path["loss"], colors.BLUE, "solid"),
+        ("learning rate", path["lr"], colors.VERMILLION, "dot"),
     ):
         line = {"color": color, "width": 1.9, "dash": dash}
         figure.add_trace(_curve(values, name, line), row=1, col=1, secondary_y=name == "learning rate")
@@ -119,7 +119,7 @@ def trial(result: Result) -> go.Figure:
     figure.update_yaxes(title_text="loss in the end", col=2)
     if result["lr_suggested"] is not None and runs:
         figure.add_vline(
-            x=result["lr_suggested"], line={"color": _GREEN, "width": 1.6, "dash": "dash"}, row=1, col=2
+            x=result["lr_suggested"], line={"color": colors.GREEN, "width": 1.6, "dash": "dash"}, row=1, col=2
         )
         figure.add_annotation(
             x=math.log10(result["lr_suggested"]),
@@ -154,7 +154,7 @@ def _ends(runs: Sequence[Mapping[str, Any]]) -> go.Scatter:
         name="loss after a short run",
         showlegend=False,
         mode="lines+markers",
-        line={"color": _PINK, "width": 1.9},
+        line={"color": colors.PINK, "width": 1.9},
         marker={"size": 9},
         hovertemplate="up to %{x:.3g}<br>loss %{y:.4g}<extra></extra>",
     )
@@ -179,7 +179,7 @@ def shares(by_parameter: Mapping[str, float]) -> go.Figure:
             x=[share for _, share in top],
             y=[literal(name) for name, _ in top],
             orientation="h",
-            marker={"color": _BLUE},
+            marker={"color": colors.BLUE},
             text=[f"{share:.0%}" for _, share in top],
             textposition="outside",
             cliponaxis=False,

@@ -1,5 +1,4 @@
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const colors = ["#0072B2", "#D55E00"];
 const ink = () => dark.matches ? "#e8e8e8" : "#1a1a1a";
 function recolor() {
   for (const plot of document.querySelectorAll(".js-plotly-plot")) Plotly.relayout(plot, {"font.color": ink()});
@@ -60,12 +59,12 @@ for (const place of document.querySelectorAll(".plot > div")) {
 
 // A label as plotly shows it unchanged: it reads some HTML, and fields in braces.
 const literal = text => text.replace(/[&<>{$]/g, sign => `&#${sign.charCodeAt()};`);
-function curvesOf(cell, i) {
+function curvesOf(cell, i, color) {
   const look = {mode: "lines", legendgroup: String(i)};
   return cell.runs.filter(run => run.step).flatMap((run, k) => [
-    {...look, x: run.step, y: run.loss, name: "loss, " + literal(cell.name), showlegend: k === 0, line: {color: colors[i]}},
+    {...look, x: run.step, y: run.loss, name: "loss, " + literal(cell.name), showlegend: k === 0, line: {color}},
     {...look, x: run.step, y: run.lr, name: "rate, " + literal(cell.name), yaxis: "y2", showlegend: k === 0,
-      line: {color: colors[i], dash: "dot", width: 1.2}},
+      line: {color, dash: "dot", width: 1.2}},
   ]);
 }
 function runItem(run, cell) {
@@ -85,11 +84,11 @@ function lossRange(cells) {
   const logs = losses.filter(loss => loss > 0).map(Math.log10);
   return logs.length ? {range: [Math.min(...logs) - 0.1, Math.max(...logs) + 0.3]} : {};
 }
-function showCells(figure, cells) {
+function showCells(figure, cells, colors) {
   const axis = {type: "log", gridcolor: "rgba(128,128,128,0.25)"}, place = document.getElementById("curves-" + figure);
   const list = document.getElementById("runs-" + figure);
   list.replaceChildren(...cells.flatMap(cell => cell.runs.map(run => runItem(run, cell))));
-  Plotly.react(place, cells.flatMap(curvesOf), {
+  Plotly.react(place, cells.flatMap((cell, i) => curvesOf(cell, i, colors[i])), {
     height: 280, margin: {l: 64, r: 64, t: 10, b: 40}, font: {color: ink(), family: "system-ui, sans-serif", size: 12},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", legend: {orientation: "h", y: 1.04, yanchor: "bottom"},
     xaxis: {title: {text: "step"}, gridcolor: "rgba(128,128,128,0.25)"},
@@ -106,7 +105,7 @@ for (const section of document.querySelectorAll(".cells")) {
   let held = false;
   const show = () => {
     const chosen = [cell.value, beside.value].filter((key, i, keys) => key && keys.indexOf(key) === i);
-    showCells(figure, chosen.map(key => cells[key]));
+    showCells(figure, chosen.map(key => cells[key]), section.dataset.colors.split(" "));
   };
   for (const select of [cell, beside]) select.addEventListener("change", () => { held = true; show(); });
   document.getElementById("plot-" + figure).on("plotly_click", event => {

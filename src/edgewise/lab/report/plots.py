@@ -96,14 +96,14 @@ def _draw_curves(shown: panels.Curves) -> Figure:
         for quantity, ax in zip(shown.quantities, axes[i], strict=True):
             _finish_axes(ax, in_row, quantity)
             for run in in_row:
-                _draw_curve(ax, run, quantity, shown.color(shown.layout.line(run.config)))
+                _draw_curve(ax, run, quantity, shown.lines[shown.layout.line(run.config)])
             ax.set_title(_literal(row), loc="left", fontsize=9)
             if i == rows - 1:
                 ax.set_xlabel("step")
         absent = [run for run in shown.absent if shown.layout.row(run.config) == row]
         _name_missing(axes[i, 0], [(shown.layout.line(run.config), run) for run in absent])
     handles = [
-        mpl.lines.Line2D([], [], color=shown.color(line), label=_literal(line)) for line in shown.lines
+        mpl.lines.Line2D([], [], color=color, label=_literal(line)) for line, color in shown.lines.items()
     ]
     if any(stability_limits(run) for run in shown.runs):
         handles.append(mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability threshold"))
