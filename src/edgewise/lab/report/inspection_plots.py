@@ -59,7 +59,7 @@ def ruler(result: Result) -> go.Figure:
             yref="paper",
             text="expected to fail",
             showarrow=False,
-            xshift=-6,
+            yanchor="bottom",  # above the rates, of which one may be there
         )
     styled(figure, height=70 + 44 * len(rows))
     figure.update_layout(showlegend=False, margin={"l": 190, "r": 20, "t": 24, "b": 44})
@@ -96,12 +96,13 @@ def trial(result: Result) -> go.Figure:
         rows=1,
         cols=2,
         specs=[[{"secondary_y": True}, {}]],
-        horizontal_spacing=0.16,
+        horizontal_spacing=0.22,
         subplot_titles=[
             "the rate rises as the loss allows",
-            "short runs on from there, by their highest rate",
+            "short runs from there, by highest rate",
         ],
     )
+    figure.update_annotations(yshift=6)  # above a tick at the top of an axis
     path = result["trial"]["path"] or {"lr": [], "loss": []}
     for name, values, color, dash in (
         ("loss of the batch", path["loss"], colors.BLUE, "solid"),
@@ -111,8 +112,8 @@ def trial(result: Result) -> go.Figure:
         figure.add_trace(_curve(values, name, line), row=1, col=1, secondary_y=name == "learning rate")
     runs = sorted(result["trial"]["runs"], key=lambda run: run["lr"])
     figure.add_trace(_ends(runs), row=1, col=2)
-    styled(figure, height=380)
-    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 34, "b": 84, "r": 20})
+    styled(figure, height=386)
+    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 40, "b": 84, "r": 20})
     figure.update_xaxes(title_text="update", col=1)
     figure.update_xaxes(title_text="learning rate", type="log", col=2, **_ticks([run["lr"] for run in runs]))
     figure.update_yaxes(title_text="loss", col=1, secondary_y=False)
