@@ -109,6 +109,15 @@ def test_no_text_of_a_plot_lies_on_another_or_is_cut(visit, width, lr):
         assert page.evaluate(f"({APART})('{name}')") == []
 
 
+@pytest.mark.parametrize("lr", [3e-4, 1e-9])
+def test_rates_have_ticks_and_not_too_many(visit, lr):
+    page = visit(inspected(lr=lr))
+    axes = {"rates": "xaxis", "trial": "xaxis2"}
+    for name, axis in axes.items():
+        ticks = page.evaluate(f"document.getElementById('{name}')._fullLayout.{axis}.tickvals")
+        assert 3 <= len(ticks) <= 15
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_a_result_says_runs_nothing(visit, text):
     result = inspected()

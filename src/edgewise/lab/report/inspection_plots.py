@@ -63,7 +63,7 @@ def ruler(result: Result) -> go.Figure:
         )
     styled(figure, height=70 + 44 * len(rows))
     figure.update_layout(showlegend=False, margin={"l": 190, "r": 20, "t": 24, "b": 44})
-    figure.update_xaxes(type="log", title_text="learning rate", **_ticks(everything))
+    figure.update_xaxes(type="log", title_text="learning rate")
     figure.update_xaxes(autorange=False, range=[math.log10(min(everything) / 3), math.log10(right)])
     figure.update_yaxes(autorange="reversed", ticksuffix="  ", showgrid=False)
     return figure
@@ -115,7 +115,7 @@ def trial(result: Result) -> go.Figure:
     styled(figure, height=386)
     figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 40, "b": 84, "r": 20})
     figure.update_xaxes(title_text="update", col=1)
-    figure.update_xaxes(title_text="learning rate", type="log", col=2, **_ticks([run["lr"] for run in runs]))
+    figure.update_xaxes(title_text="learning rate", type="log", col=2)
     figure.update_yaxes(title_text="loss", col=1, secondary_y=False)
     figure.update_yaxes(title_text="loss in the end", col=2)
     if result["lr_suggested"] is not None and runs:
@@ -133,18 +133,8 @@ def trial(result: Result) -> go.Figure:
             xshift=4,
         )
     figure.update_yaxes(title_text="rate", title_standoff=4, row=1, col=1, secondary_y=True)
-    figure.update_yaxes(type="log", showgrid=False, row=1, col=1, secondary_y=True, **_ticks(path["lr"]))
+    figure.update_yaxes(type="log", showgrid=False, row=1, col=1, secondary_y=True)
     return figure
-
-
-def _ticks(values: Sequence[float]) -> dict[str, list[Any]]:
-    """Return ticks for a log axis over these rates: at 1, 2 and 5 of a decade, or decades where they are many."""
-    if not values:
-        return {}
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    steps = (1, 2, 5) if high - low <= 2 else (1,)
-    ticks = [float(f"{step}e{exponent}") for exponent in range(low - 1, high + 2) for step in steps]
-    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _ends(runs: Sequence[Mapping[str, Any]]) -> go.Scatter:
