@@ -3,6 +3,8 @@
 Ladder: a made-up result, whose numbers and sentences must be on the page, parsed as HTML. Cannot see: beauty.
 """
 
+import base64
+import gzip
 import io
 import json
 import re
@@ -35,6 +37,8 @@ class Text(HTMLParser):
         tag, attrs = self._inside
         if tag == "script" and attrs.get("type") == "application/json":
             self.data[attrs["id"]] = json.loads(data)
+        elif attrs.get("type") == "application/gzip" and attrs["id"] != "plotly":
+            self.data[attrs["id"]] = json.loads(gzip.decompress(base64.b64decode(data)))
         elif tag not in ("script", "style"):
             self.seen.append(data)
 

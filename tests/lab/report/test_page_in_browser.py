@@ -42,7 +42,7 @@ def browser():
         running.close()
 
 
-DRAWN = "document.querySelectorAll('.js-plotly-plot .main-svg').length > 0"
+DRAWN = "document.querySelectorAll('.js-plotly-plot').length === document.querySelectorAll('.plot, .curves').length"
 
 
 def until(page, condition):
