@@ -311,6 +311,18 @@ def test_a_diverged_cell_does_not_set_the_axis_of_the_one_beside_it(visit, tmp_p
     assert page.evaluate("document.getElementById('curves-fig4')._fullLayout.yaxis.range[1]") < 1
 
 
+def test_a_browser_that_cannot_unpack_says_so(browser, address):
+    context = browser.new_context(offline=True)
+    context.add_init_script("delete window.DecompressionStream")
+    page = context.new_page()
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    assert "open this page in a browser of 2023 or later" in page.locator("main").inner_text()
+    context.close()
+    assert complaints == []
+
+
 def test_a_picture_of_a_plot_can_be_saved(visit):
     page = visit()
     with page.expect_download() as download:

@@ -134,6 +134,10 @@ async function offerCells(section) {
 
 // Plotly is the one script that the page's policy lets in beside this one.
 async function draw() {
+  if (!window.DecompressionStream) {
+    document.querySelector("main").prepend("To see the plots, open this page in a browser of 2023 or later.");
+    return;
+  }
   const plotly = document.createElement("script");
   plotly.textContent = await unpacked("plotly");
   document.head.append(plotly);
