@@ -350,7 +350,7 @@ def _warmups(config: RunConfig) -> Run:
     """Gradient descent ends lowest with catapults; Adam from the critical rate, higher than from 0."""
     harmed = config.optimizer.name == "adam" and config.warmup.lr_init == "critical"
     loss = 0.9 if config.warmup.kind == "catapult" else 1.1 if harmed else 1.0
-    return made(config, {"train_loss": loss}, test_loss=loss)
+    return made(config, {"train_loss": loss}, test_loss=loss, guess_loss=4.0)
 
 
 ADAM_EDGE = 3e-3  # the target rate at which Adam's first update is at the edge

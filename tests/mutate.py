@@ -1041,6 +1041,27 @@ FAULTS = [
         test="lab/engines/test_vectorized.py",
     ),
     Fault(
+        name="EdgeWarmup counts where catapults are held against lengths",
+        file="lab/recipes/warmups.py",
+        old='        if run.config.warmup.kind == "catapult" or _is_plain(run.config):',
+        new='        if run.config.warmup.lr_init != "critical":',
+        test="lab/recipes/test_recipes.py",
+    ),
+    Fault(
+        name="EdgeWarmup is asked for where no length trains",
+        file="lab/recipes/warmups.py",
+        old="in linear.items() if any(map(all, lengths.values()))]",
+        new="in linear.items()]",
+        test="lab/recipes/test_recipes.py",
+    ),
+    Fault(
+        name="optimizers that differ have the colour of their warmup",
+        file="lab/report/colors.py",
+        old="set() if len(optimizers) == 1 else warmups if",
+        new="set() if optimizers else warmups if",
+        test="lab/report/test_colors.py",
+    ),
+    Fault(
         name="a claim without its stability limit holds",
         file="lab/recipes/recipe.py",
         old="measured=measured, holds=False)",

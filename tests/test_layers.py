@@ -47,6 +47,7 @@ LIGHT = {
     "recipes": 9,
     "report.layouts": 10,
     "report.ticks": 0,
+    "report.colors": 3,
     "report.panels": 11,
     "report.figures": 12,
     "report.alternatives": 13,

@@ -119,7 +119,9 @@ for (name, rate), losses in runs.items():
     )
 
 # %% tags=["remove_input"]
-COLORS = {"Adam": "#D55E00", "GI-Adam": "#0072B2"}
+from edgewise.lab.report import colors
+
+COLORS = {"Adam": colors.VERMILLION, "GI-Adam": colors.GREEN}
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
 for name, color in COLORS.items():
     for i, run in enumerate(runs[name, 0.1]):

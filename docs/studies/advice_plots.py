@@ -12,9 +12,14 @@ from advice_tasks import PAIRS
 from matplotlib.figure import Figure
 
 from advice import METHODS, ask_all, read_truth
+from edgewise.lab.report import colors
 
 IMAGE = Path(__file__).parents[1] / "images" / "inspect-rates.png"
-_STYLES = {"inspect": ("o", "tab:blue"), "steepest point": ("^", "tab:orange"), "LRFinder": ("x", "tab:gray")}
+_STYLES = {
+    "inspect": ("o", colors.BLUE),
+    "steepest point": ("^", colors.VERMILLION),
+    "LRFinder": ("x", colors.GRAY),
+}
 _LOWEST = 1e-4  # drawn at the edge
 
 
@@ -24,7 +29,7 @@ def main() -> None:
     pairs = sorted(PAIRS, key=lambda pair: pair.held_out, reverse=True)
     figure = Figure(figsize=(7, 7), layout="constrained")
     axes = figure.subplots()
-    axes.axvspan(0.5, 2, color="tab:green", alpha=0.15, label="within a factor of 2 of the best")
+    axes.axvspan(0.5, 2, color=colors.GREEN, alpha=0.15, label="within a factor of 2 of the best")
     for name in METHODS:
         marker, color = _STYLES[name]
         places = [
@@ -40,7 +45,7 @@ def main() -> None:
                 truth.boundary / truth.best,
                 i,
                 "|",
-                color="tab:red",
+                color=colors.PINK,
                 markersize=10,
                 label=None if i else "training fails",
             )

@@ -14,12 +14,18 @@ from advice_grid import RUNS, SEEDS, Run, Runs, best_rate
 from advice_tasks import PAIRS, Pair
 from edge_tables import EDGE_RUNS, EdgeRun, edge_runs
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from edgewise.lab.configs import WarmupConfig
+from edgewise.lab.report.colors import GRAY, of_warmup
 
 IMAGE = Path(__file__).parents[1] / "images" / "edge-warmup-ceilings.png"
 _COLUMNS = 4
-# The colour and size of a ceiling's points: where all are at one place, each is still seen.
-_STYLES = {1: ("black", 50), 4: ("tab:blue", 30), 16: ("tab:orange", 14), 64: ("tab:red", 4)}
+_LINEAR = of_warmup(WarmupConfig(steps=200))
+_SHADES = LinearSegmentedColormap.from_list("", ["black", of_warmup(WarmupConfig(kind="edge")), "white"])
+# The shade and size of a ceiling's points: where all are at one place, each is still seen.
+_STYLES = {1: (_SHADES(0.75), 50), 4: (_SHADES(0.5), 30), 16: (_SHADES(0.25), 14), 64: (_SHADES(0.0), 4)}
 _RATES = (1 / 64, 128)
 _LOWEST, _HIGHEST = 0.65, 1.7  # losses beyond are drawn at the edge
 _GRID_LABEL = "the grid: linear warmup over a tenth of the run"
@@ -41,8 +47,8 @@ def draw(axes: Axes, pair: Pair, grid: Sequence[Run], runs: Sequence[EdgeRun]) -
     """Draw the panel of a pair."""
     rates, ratios = zip(*curve(pair, grid), strict=True)
     inside = [min(ratio, 2 * _HIGHEST) for ratio in ratios]  # infinite: up, out of the panel
-    axes.plot(rates, inside, ".-", color="tab:gray", linewidth=0.8, markersize=3)
-    axes.axhline(1, color="tab:gray", linewidth=0.4)
+    axes.plot(rates, inside, ".-", color=_LINEAR, linewidth=0.8, markersize=3)
+    axes.axhline(1, color=GRAY, linewidth=0.4)
     at_best = dict(zip(SEEDS, best_rate(pair, grid)[1], strict=True))
     for ceiling, (color, size) in _STYLES.items():
         for run in runs:
@@ -66,7 +72,7 @@ def main() -> None:
     for axes, pair in zip(panels.flat, PAIRS, strict=True):
         draw(axes, pair, grid, runs)
     first = panels[0, 0]
-    first.plot([], [], ".-", color="tab:gray", linewidth=0.8, markersize=3, label=_GRID_LABEL)
+    first.plot([], [], ".-", color=_LINEAR, linewidth=0.8, markersize=3, label=_GRID_LABEL)
     first.set_xscale("log", base=2)
     first.set_yscale("log")
     first.set_xlim(*_RATES)

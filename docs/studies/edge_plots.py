@@ -31,7 +31,7 @@ from edgewise.lab.recipes.edge_warmup.cells import (
 )
 from edgewise.lab.recipes.edge_warmup.grid import DEVELOPMENT, HELD_OUT, LENGTHS, OTHER_SEEDS, SEEDS
 from edgewise.lab.recipes.recipe import optimizer_label
-from edgewise.lab.report import panels, plots
+from edgewise.lab.report import colors, plots
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.results.phase_diagram import TEST_LOSS, cell_of
 from edgewise.lab.results.runs import Run
@@ -132,7 +132,7 @@ def gaps(cells: Sequence[CellResult]) -> Figure:
             [clipped[tied], clipped[~tied]],
             bins=bins,
             stacked=True,
-            color=[panels.COLORS[0], panels.COLORS[1]],
+            color=[colors.BLUE, colors.VERMILLION],
             label=["within 1 % or a seed deviation", "worse"],
         )
         ax.axvline(0, color="0.3", lw=1)
@@ -172,7 +172,7 @@ def guard(runs: Sequence[Run]) -> Figure:
     touched = np.array([run.outcome["warmup"]["num_spikes"] > 0 for run in own])
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     ax = figure.subplots()
-    for which, label, color in ((~touched, "no loss", "0.6"), (touched, "some loss", panels.COLORS[1])):
+    for which, label, color in ((~touched, "no loss", "0.6"), (touched, "some loss", colors.VERMILLION)):
         text = f"{label} stands out: {which.sum()} runs"
         ax.plot(without[which], guarded[which], "o", ms=5, alpha=0.7, color=color, label=text)
     ends = 0.8 * min(without.min(), guarded.min()), 1.3 * FAILS
@@ -202,8 +202,8 @@ def alarm(runs: Sequence[Run]) -> Figure:
     labels = {"train_loss": "training loss of the batch", "lr": "learning rate η"}
     for ax, (name, label) in zip(axes, labels.items(), strict=True):
         values = np.array([row[name] for row in without])
-        ax.plot(values, color=panels.COLORS[1], lw=1.2, label=f"without the alarm: {cells[1]}")
-        ax.plot(*shown.measured(name), color=panels.COLORS[0], lw=1.2, label=f"with it: {cells[0]}")
+        ax.plot(values, color=colors.VERMILLION, lw=1.2, label=f"without the alarm: {cells[1]}")
+        ax.plot(*shown.measured(name), color=colors.BLUE, lw=1.2, label=f"with it: {cells[0]}")
         ax.set(yscale="log", xlabel="update", ylabel=label)
         ax.grid(alpha=0.25)
     axes[0].legend(fontsize=9, loc="upper left")

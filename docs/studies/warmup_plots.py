@@ -1,13 +1,15 @@
-"""Pictures for the page on warmups: every warmup on the digits and on the language model, one seed.
+"""Pictures and the table for the page on warmups, from the stored runs of its recipe.
 
-`python docs/studies/warmup_plots.py` writes docs/images/warmups-*.png. Its settings are those of the recipe `warmups`.
+`edgewise figure warmups --scale embedded --out DIR`, then `python docs/studies/warmup_plots.py DIR`: writes
+docs/images/warmups-*.png, one seed each, and prints the rows of the table whose runs are all stored. Runs
+without warmup are no part of the recipe: they are trained here.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib as mpl
@@ -17,9 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from edgewise.lab.configs import RunConfig
+from edgewise.lab.configs import RunConfig, WarmupConfig
 from edgewise.lab.recipes import warmups
-from edgewise.lab.report.panels import COLORS
+from edgewise.lab.report.colors import of_warmup
+from edgewise.lab.results.phase_diagram import Cell, cell_of
+from edgewise.lab.results.runs import Run
+from edgewise.lab.results.store import Store
 from edgewise.lab.training import train
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
@@ -31,11 +36,12 @@ COMPARED: dict[str, dict[str, Any]] = {  # fields of the warmup's config
     "linear, 200": {"steps": 200},
     "from $\\eta_c$, 200": {"steps": 200, "lr_init": "critical"},
     "catapults": {"kind": "catapult"},
+    "EdgeWarmup": {"kind": "edge"},
 }
 STYLES = {  # a color, a line and a marker of its own, also in print
-    name: (COLORS[color], line, marker)
-    for name, color, line, marker in zip(
-        COMPARED, (5, 4, 0, 2, 1), (":", "-", "-", "--", "-"), "xos^D", strict=True
+    name: (of_warmup(WarmupConfig(**fields)), line, marker)
+    for (name, fields), line, marker in zip(
+        COMPARED.items(), (":", "-", "-", "--", "-", "-"), "xos^Dv", strict=True
     )
 }
 
@@ -87,15 +93,62 @@ def panels() -> Iterator[Panel]:
         )
 
 
-def follow(config: RunConfig, warmup: str) -> Trajectory:
-    """Train with one of the warmups that are `COMPARED`."""
-    torch.set_num_threads(1)
-    done = train(replace(config, warmup=replace(config.warmup, **COMPARED[warmup])))
-    final = done.outcome["train_loss" if config.model.name == "fcn" else "test_loss"]
+def follow(store: Store, config: RunConfig, warmup: str) -> Trajectory:
+    """Return what a run with one of the warmups that are `COMPARED` came to; it is trained if it is not stored."""
+    config = replace(config, warmup=replace(config.warmup, **COMPARED[warmup]))
+    if store.runs.has(config.run_id):
+        run = store.runs.load(config.run_id)
+        outcome, lrs, losses = run.outcome, run.columns["lr"], run.columns["train_loss"]
+    else:
+        done = train(config)
+        outcome = done.outcome
+        lrs, losses = (np.array([row[name] for row in done.rows]) for name in ("lr", "train_loss"))
+    final = outcome["train_loss" if config.model.name == "fcn" else "test_loss"]
     return Trajectory(
-        rates=tuple(row["lr"] / done.outcome["lr_target"] for row in done.rows),
-        losses=tuple(row["train_loss"] for row in done.rows),
+        rates=tuple(lrs / outcome["lr_target"]),
+        losses=tuple(losses),
         final=final if np.isfinite(final) else np.inf,
+    )
+
+
+def table(store: Store) -> Iterator[str]:
+    """Yield the lines of the page's table, in Markdown: a row for each task, optimizer and target rate."""
+    names = "linear 64, 200, catapults, EdgeWarmup"
+    yield (
+        f"| training, five seeds | trained: {names} | median final loss: {names} | from η_c ÷ from 0, worst seed: "
+        "T = 64, 200 | catapults: updates to the target, overhead | EdgeWarmup: rate it ended at ÷ target |"
+    )
+    yield "|---|---|---|---|---|---|"
+    rows: dict[str, list[RunConfig]] = {}
+    for config in warmups.configs("embedded"):
+        rows.setdefault(warmups.row(config), []).append(config)
+    for row, configs in rows.items():
+        there = [store.runs.load(config.run_id) for config in configs if store.runs.has(config.run_id)]
+        if len(there) == len(configs):
+            yield f"| {row.replace(' with momentum', '-M')} | {' | '.join(_cells(there))} |"
+
+
+def _cells(runs: Sequence[Run]) -> Iterator[str]:
+    ways = [WarmupConfig(decay=runs[0].config.warmup.decay, **COMPARED[name]) for name in COMPARED]
+    own = [[run for run in runs if run.config.warmup == way] for way in ways]
+    _, short, long, _, catapults, edge = own
+    shown = (short, long, catapults, edge)
+    yield ", ".join(f"{sum(cell_of(r.outcome) is Cell.TRAINED for r in its)}/{len(its)}" for its in shown)
+    yield ", ".join(f"{median(map(warmups.final_loss, its)):.4g}" for its in shown)
+    yield ", ".join(f"{_worst_from_critical(its, runs):.3f}" for its in (short, long))
+    reports = [run.outcome["warmup"] for run in catapults]
+    steps, overhead = (median(report[name] for report in reports) for name in ("steps_to_target", "overhead"))
+    yield f"{steps:g}, {overhead:.1%}"
+    ends = [(run.outcome["warmup"]["lr_held"], run.outcome["lr_target"]) for run in edge]
+    yield f"{median((held or target) / target for held, target in ends):.2g}"
+
+
+def _worst_from_critical(plain: Sequence[Run], runs: Sequence[Run]) -> float:
+    """Return the largest ratio over the seeds of the final losses, from the critical rate over from 0."""
+    of_config = {run.config: warmups.final_loss(run) for run in runs}
+    critical = [replace(run.config, warmup=replace(run.config.warmup, lr_init="critical")) for run in plain]
+    return max(
+        of_config[beside] / warmups.final_loss(run) for beside, run in zip(critical, plain, strict=True)
     )
 
 
@@ -169,20 +222,19 @@ def _scale(ax: Axes, panel: Panel) -> None:
         ax.yaxis.set_minor_locator(NullLocator())
 
 
-def main() -> None:
+def main(path: Path) -> None:
+    """Draw all pictures and print the table."""
+    torch.set_num_threads(1)  # as the stored ones
+    store = Store.open(path)
     style = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False}
     style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for panel in panels():
-            futures = {
-                (config.optimizer.lr, name): pool.submit(follow, config, name)
-                for config in panel.configs
-                for name in STYLES
-            }
-            with mpl.rc_context(style):
-                figure = draw(panel, {key: future.result() for key, future in futures.items()})
-                figure.savefig(IMAGES / f"{panel.file}.png", dpi=130)
+    for panel in panels():
+        runs = {(c.optimizer.lr, name): follow(store, c, name) for c in panel.configs for name in STYLES}
+        with mpl.rc_context(style):
+            draw(panel, runs).savefig(IMAGES / f"{panel.file}.png", dpi=130)
+    for line in table(store):
+        print(line)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

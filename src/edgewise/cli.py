@@ -323,7 +323,7 @@ def _finish(store: Store) -> None:
     figures = presentation.read(store)
     page = report.write_report(store, figures)
     console = Console()
-    console.print(terminal.findings(figures))
+    console.print(terminal.findings(figures, console.width))
     console.print(f"report: {page}", soft_wrap=True)
 
 

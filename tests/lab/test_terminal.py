@@ -87,7 +87,7 @@ def test_the_table_shows_each_claim_and_whether_it_holds():
     its = RECIPES["fig2"]
     good = its.claims(story("fig2"))
     bad = Claim(text="a bad one", expected="9", measured="8", holds=False)
-    text = " ".join(text_of(terminal.findings([judged("fig2", [*good, bad])]), width=400).split())
+    text = " ".join(text_of(terminal.findings([judged("fig2", [*good, bad])], 400), width=400).split())
     for claim in good:
         assert f"✓ {claim.text}" in text
         assert claim.expected in text
@@ -96,19 +96,31 @@ def test_the_table_shows_each_claim_and_whether_it_holds():
     assert f"fig2 {its.title}" in text
 
 
+def test_in_a_narrow_terminal_expected_and_measured_stand_below_the_claim():
+    claim = Claim(text="a rate", expected="nine [1]", measured="eight", holds=False)
+    found = judged("fig2", [claim], "judged on 3 of 4 runs.")
+    lines = [line.strip().split() for line in text_of(terminal.findings([found], 60), width=60).splitlines()]
+    at = lines.index(["✗", "does", "not", "hold:", "a", "rate"])
+    assert lines[at + 1 : at + 4] == [
+        ["expected", "nine", "[1]"],
+        ["measured", "eight"],
+        ["judged", "on", "3", "of", "4", "runs."],
+    ]
+
+
 def test_brackets_in_a_claim_are_shown_and_no_markup():
     claim = Claim(text="rates in [bold] [0, 1]", expected="[red]9[/red]", measured="[/] at [1]", holds=True)
-    text = " ".join(text_of(terminal.findings([judged("fig2", [claim])]), width=400).split())
+    text = " ".join(text_of(terminal.findings([judged("fig2", [claim])], 400), width=400).split())
     assert "✓ rates in [bold] [0, 1] [red]9[/red] [/] at [1]" in text
 
 
 def test_the_table_says_why_claims_are_not_judged():
-    text = text_of(terminal.findings([judged("fig2", [], "not judged: 1 of 2 runs [/] missing.")]))
+    text = text_of(terminal.findings([judged("fig2", [], "not judged: 1 of 2 runs [/] missing.")], 80))
     assert "not judged: 1 of 2 runs [/] missing." in text
 
 
 def test_the_table_of_no_results_is_a_table():
-    assert "Findings of the paper" in text_of(terminal.findings([]))
+    assert "Findings of the paper" in text_of(terminal.findings([], 80))
 
 
 def test_runs_that_failed_or_lie_beyond_are_counted_apart():

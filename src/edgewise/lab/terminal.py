@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from rich.box import HORIZONTALS
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -193,21 +193,35 @@ def failures(store: Store) -> Text:
     return text
 
 
-def findings(figures: Sequence[FigureResults]) -> Table:
-    """Return the table of claims, figure by figure: expected, measured, holds or not, or why they are not judged."""
-    table = Table(title="Findings of the paper: expected, and measured here", box=HORIZONTALS, expand=True)
-    table.add_column("finding", ratio=5)
-    table.add_column("expected", ratio=3)
-    table.add_column("measured", ratio=4)
+def findings(figures: Sequence[FigureResults], width: int) -> Table:
+    """Return the table of claims, figure by figure: expected, measured, holds or not, or why they are not judged.
+
+    Args:
+        figures: with their claims.
+        width: columns of the terminal; where they are few, what was expected and measured stands below a claim.
+    """
+    title, roomy = "Findings of the paper: expected, and measured here", width >= _ROOMY
+    table = Table(title=title, box=HORIZONTALS, expand=True, show_header=roomy)
+    for name, ratio in (("finding", 5), ("expected", 3), ("measured", 4))[: 3 if roomy else 1]:
+        table.add_column(name, ratio=ratio)
     for shown in figures:
         table.add_row(f"[bold]{escape(shown.id)}  {escape(shown.title)}[/bold]")
         for claim in shown.claims:
             mark = "[green]✓[/green]" if claim.holds else "[bold red]✗ does not hold:[/bold red]"
-            table.add_row(f"{mark} {escape(claim.text)}", escape(claim.expected), escape(claim.measured))
+            cells = f"{mark} {escape(claim.text)}", escape(claim.expected), escape(claim.measured)
+            table.add_row(*cells if roomy else [_below(*cells)])
         if shown.note:
             table.add_row(f"[bold red]{escape(shown.note)}[/bold red]")
         table.add_section()
     return table
+
+
+def _below(claim: str, expected: str, measured: str) -> Group:
+    """Return a claim, and below it what was expected and what was measured."""
+    parts = Table.grid(padding=(0, 2))
+    parts.add_row("  expected", expected)
+    parts.add_row("  measured", measured)
+    return Group(claim, parts)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from edgewise.lab.recipes import (
 from edgewise.lab.recipes import PAPER as PAPER_FIGURES
 from edgewise.lab.recipes.edge_warmup.cells import task_of
 from edgewise.lab.recipes.edge_warmup.grid import LENGTHS, NUM_STEPS
-from edgewise.lab.recipes.recipe import Layout, at_edge, number
+from edgewise.lab.recipes.recipe import Layout, at_edge, number, warmup_label
 from lab_cases import CATAPULTS, FIG4_ADAM, changed, diverged, made, remade, story, tiny
 
 ALL = [(figure, scale) for figure in RECIPES for scale in SCALES]
@@ -704,6 +704,7 @@ FLIPS += [
         "gradient descent: final loss from η_c",
     ),
     ("warmups", [(of_warmups("adam", 0.064, steps=200, critical=True), ends_at(0.99))], "Adam, η ≥ 0.016"),
+    ("warmups", [(of_warmups("gi-adam", 0.004, kind="edge", seed=0), diverged)], "EdgeWarmup: target rates"),
 ]
 
 
@@ -784,9 +785,41 @@ def test_the_loss_of_the_digits_is_that_of_the_last_tenth():
     assert its.layout.value.of(remade(run, {"train_loss": losses})) == 0.5
 
 
+def test_catapults_are_held_against_lengths_and_not_against_edge_warmup():
+    """The text of the claim, with EdgeWarmup far below all others."""
+    its = RECIPES["warmups"]
+    runs = [
+        ends_at(0.1)(run) if run.config.warmup.kind == "edge" else run for run in story("warmups", "embedded")
+    ]
+    claim = its.claims(runs)[0]
+    assert (claim.measured, claim.holds) == ("at 8 of 8", True)
+
+
+def test_where_no_length_trains_edge_warmup_need_not():
+    its = RECIPES["warmups"]
+    lost = [("linear", 64), ("linear", 200), ("edge", 1)]
+    runs = [
+        diverged(run)
+        if (run.config.optimizer.lr, run.config.warmup.kind) == (0.256, "edge")
+        or any(of_warmups("adam", 0.256, kind=kind, steps=steps)(run.config) for kind, steps in lost)
+        else run
+        for run in story("warmups")
+    ]
+    *_, claim = its.claims(runs)
+    assert (claim.measured, claim.holds) == ("1 of 17", False)  # GI-Adam's
+
+
 def test_warmups_are_compared_on_five_seeds():
     configs = RECIPES["warmups"].configs("embedded")
-    assert len(configs) == 18 * 5 * 5
+    assert len(configs) == 18 * 6 * 5
+    assert {warmup_label(c) for c in configs} == {
+        "T_wrm = 64",
+        "T_wrm = 64 from η_c",
+        "T_wrm = 200",
+        "T_wrm = 200 from η_c",
+        "catapults",
+        "EdgeWarmup",
+    }
     assert {c.seed for c in configs} == set(range(5))
     assert {c.seed for c in RECIPES["warmups"].configs("demo")} == {0}
 

@@ -84,6 +84,40 @@ def test_a_phone_scrolls_down_only(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+APART = """name => {
+  const texts = [...document.querySelectorAll(`#${name} text`)].filter(its => its.textContent.trim());
+  const edge = document.querySelector(`#${name} .main-svg`).getBoundingClientRect();
+  const boxes = texts.map(its => [its.textContent, its.getBoundingClientRect()]);
+  const over = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  return boxes.flatMap(([text, box], i) => [
+    ...boxes.slice(i + 1).filter(([, other]) => over(box, other)).map(([other]) => `${text} on ${other}`),
+    ...(box.left < edge.left || box.right > edge.right ? [`${text} is cut`] : []),
+  ]);
+}"""
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("lr", [3e-4, 0.1, 0.6])
+def test_no_text_of_a_plot_lies_on_another_or_is_cut(visit, width, lr):
+    """The rates fill the first row up to the corner; the path has four decades of them."""
+    path = {"lr": [1e-4, 1e-2, 0.5], "loss": [5.0, 4.5, 4.0], "diverged": False}
+    result = inspected(lr=lr)
+    page = visit(
+        result | {"trial": result["trial"] | {"path": path}}, viewport={"width": width, "height": 900}
+    )
+    for name in ("rates", "trial"):
+        assert page.evaluate(f"({APART})('{name}')") == []
+
+
+@pytest.mark.parametrize("lr", [3e-4, 1e-9])
+def test_rates_have_ticks_and_not_too_many(visit, lr):
+    page = visit(inspected(lr=lr))
+    axes = {"rates": "xaxis", "trial": "xaxis2"}
+    for name, axis in axes.items():
+        ticks = page.evaluate(f"document.getElementById('{name}')._fullLayout.{axis}.tickvals")
+        assert 3 <= len(ticks) <= 15
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_a_result_says_runs_nothing(visit, text):
     result = inspected()

@@ -5,6 +5,7 @@ Oracle: the page parsed again with html.parser, and its plots' JSON. Cannot see:
 
 import base64
 import csv
+import gzip
 import hashlib
 import html
 import json
@@ -58,6 +59,12 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
+def unpacked(text):
+    """Name → content of what is packed in a page."""
+    parts = re.findall(r'<script type="application/gzip" id="([^"]*)">([A-Za-z0-9+/=]*)</script>', text)
+    return {name: gzip.decompress(base64.b64decode(packed)).decode() for name, packed in parts}
+
+
 def write(path, runs):
     page = report.write_report(stored(path, runs))
     return page.read_text(encoding="utf-8")
@@ -76,8 +83,8 @@ def test_the_page_needs_nothing_but_itself(demo):
     assert page.loads == []
     assert "@import" not in re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.search(r"url\(['\"]?http", re.sub(r"<script>.*?</script>", "", text, flags=re.S))
-    assert "Plotly.newPlot" in text
-    assert 1_400_000 < len(text.encode()) < 2_000_000  # plotly is inside
+    assert unpacked(text)["plotly"] == self_contained.PLOTLY.read_text(encoding="utf-8")
+    assert len(text.encode()) < 800_000  # of which plotly is most
     assert page.links
     assert all(link[1:] in page.sections if link[0] == "#" else (path / link).exists() for link in page.links)
 
@@ -165,9 +172,21 @@ def test_a_sweep_of_one_s_own_has_its_own_page(own_sweep):
     for of_the_paper in ("paper", "Kalra", "findings hold", "scale own", "all runs"):
         assert of_the_paper not in words
     assert {"./", "recipe.py", "boundaries.csv", "runs/", "figures/mine.csv"} <= set(page.links)
-    assert "claims.md" not in page.links  # it claims nothing
+    assert "claims.md" not in page.links
+    assert not (own_sweep.path / "claims.md").exists()
     assert "1 0.001 0.20 0.01" in words
     assert "3 0.001 0.20 0.1, the highest tried: none failed" in words
+
+
+def test_the_findings_of_a_sweep_of_one_s_own_are_a_markdown_table_if_there_are_any(own_sweep):
+    (figure,) = presentation.read(own_sweep)
+    claimed = replace(
+        figure, claims=(Claim(text="a small rate trains", expected="yes", measured="yes", holds=True),)
+    )
+    assert "claims.md" in Page(report.write_report(own_sweep, [claimed]).read_text(encoding="utf-8")).links
+    assert "a small rate trains" in (own_sweep.path / "claims.md").read_text(encoding="utf-8")
+    left = Page(report.write_report(own_sweep).read_text(encoding="utf-8"))  # that table is not of these runs
+    assert "claims.md" not in left.links
 
 
 def test_the_numbers_behind_each_figure_are_a_csv_file(tmp_path):
@@ -298,15 +317,13 @@ def test_whatever_a_folder_says_is_text(tmp_path, monkeypatch, text):
         *("table", "caption", "thead", "tbody", "tr", "th", "td"),
     }
     assert not [name for _, attrs in found for name in attrs if name.startswith("on")]
-    assert [attrs for tag, attrs in found if tag == "script" and attrs.get("type") != "application/json"] == [
-        {},
-        {},
-    ]
+    scripts = [attrs for tag, attrs in found if tag == "script"]
+    assert [attrs for attrs in scripts if attrs.get("type") != "application/gzip"] == [{}]
     ids = [attrs["id"] for _, attrs in found if "id" in attrs]
     assert len(ids) == len(set(ids))
     assert all(re.fullmatch(r"[\w-]+", name) for name in ids)
-    for block in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, flags=re.S):
-        json.loads(block)
+    for name, content in unpacked(page).items():
+        assert name == "plotly" or json.loads(content)
     assert html.escape(one_line(text)) in page
 
 
@@ -327,9 +344,7 @@ def test_a_claim_is_no_html_in_markdown_either(tmp_path, monkeypatch):
 
 def new_plot(text, figure):
     """The data and the layout that plotly is given for a figure."""
-    content, _ = json.JSONDecoder().raw_decode(
-        text, text.index("{", text.index(f'id="content-plot-{figure}"'))
-    )
+    content = json.loads(unpacked(text)[f"content-plot-{figure}"])
     return content["data"], content["layout"]
 
 
@@ -498,7 +513,7 @@ def test_the_policy_allows_the_two_scripts_of_the_page_and_nothing_else(demo):
     _, text = demo
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text).group(1)
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    scripts = re.findall(r"<script>(.*?)</script>", text, flags=re.S)
+    scripts = [unpacked(text)["plotly"], *re.findall(r"<script>(.*?)</script>", text, flags=re.S)]
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
     assert len(scripts) == 2
     assert rules["script-src"].split() == [f"'sha256-{value}'" for value in hashes]

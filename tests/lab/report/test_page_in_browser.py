@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from edgewise.lab import report
-from edgewise.lab.report import plots
+from edgewise.lab.report import plots, ticks
 from edgewise.lab.results import documents
 from edgewise.lab.results.store import Store
 from hostile import HOSTILE, SCRIPT, hostile_store
@@ -42,7 +42,7 @@ def browser():
         running.close()
 
 
-DRAWN = "document.querySelectorAll('.js-plotly-plot .main-svg').length > 0"
+DRAWN = "document.querySelectorAll('.js-plotly-plot').length === document.querySelectorAll('.plot, .curves').length"
 
 
 def until(page, condition):
@@ -146,14 +146,17 @@ def test_pointing_at_cells_changes_nothing_and_clicks_hold_one_and_compare_two(v
 @pytest.mark.parametrize(
     ("span", "expected"),
     [
-        ("[-3, 0]", "0.001 0.003 0.01 0.03 0.1 0.3 1"),
-        ("[-5, -4]", "1e-5 2e-5 5e-5 0.0001"),
-        ("[-6, 2]", "1e-6 1e-5 0.0001 0.001 0.01 0.1 1 10 100"),
+        ((-3, 0), "0.001 0.003 0.01 0.03 0.1 0.3 1"),
+        ((-5, -4), "1e-5 2e-5 5e-5 0.0001"),
+        ((-6, 2), "1e-6 1e-5 0.0001 0.001 0.01 0.1 1 10 100"),
+        ((-12, 5), "1e-12 1e-9 1e-6 0.001 1 1000"),
     ],
 )
-def test_rates_on_axes_are_written_out(visit, span, expected):
+def test_rates_on_axes_are_written_out_on_the_page_as_in_the_pictures(visit, span, expected):
     page = visit()
-    assert page.evaluate(f"logTicks({span}).map(number).join(' ')") == expected
+    assert page.evaluate(f"logTicks({list(span)}).map(number).join(' ')") == expected
+    low, high = (10.0**end for end in span)
+    assert " ".join(map(ticks.number, ticks.log_ticks(low, high))) == expected
 
 
 def test_every_log_axis_has_ticks_that_are_whole_numbers_also_after_a_zoom(visit):
@@ -306,6 +309,18 @@ def test_a_diverged_cell_does_not_set_the_axis_of_the_one_beside_it(visit, tmp_p
     page.locator("#cell-fig4").select_option("0-0-1")
     page.locator("#beside-fig4").select_option("0-0-0")
     assert page.evaluate("document.getElementById('curves-fig4')._fullLayout.yaxis.range[1]") < 1
+
+
+def test_a_browser_that_cannot_unpack_says_so(browser, address):
+    context = browser.new_context(offline=True)
+    context.add_init_script("delete window.DecompressionStream")
+    page = context.new_page()
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    assert "open this page in a browser of 2023 or later" in page.locator("main").inner_text()
+    context.close()
+    assert complaints == []
 
 
 def test_a_picture_of_a_plot_can_be_saved(visit):

@@ -323,10 +323,11 @@ def test_gains_stand_over_the_distance_from_the_edge():
     assert [ax.get_title(loc="left") for ax in figure.axes] == list(points.panels)
     first, *_ = figure.axes
     assert first.get_xscale() == "log"
+    color = points.colors["SGD: test accuracy, residual network"]["WRN, μP, MSE, SGD"]
     drawn = [
         (float(line.get_xdata()[0]), line.get_marker(), line.get_markerfacecolor() != "none")
         for line in first.get_lines()
-        if line.get_color() == panels.COLORS[0] and len(line.get_xdata()) == 1
+        if line.get_color() == color and len(line.get_xdata()) == 1
     ]
     assert drawn == [
         *((0.5, "o", False), (1.0, "o", True), (2.0, "o", True), (4.0, "o", True)),

@@ -1,4 +1,4 @@
-"""Every warmup on the digits and on the language model: linear, from the critical rate, catapults. Beyond the paper.
+"""Every warmup on the digits and on the language model. Beyond the paper.
 
 The warmups' defaults were chosen on seeds 10 and 11.
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import fig1, fig4
 from edgewise.lab.recipes.recipe import Claim, Recipe, Table, number, optimizer_label, warmup_label
-from edgewise.lab.results.phase_diagram import CellValue
+from edgewise.lab.results.phase_diagram import Cell, CellValue, cell_of
 from edgewise.lab.results.runs import Run
 
 LENGTHS = (64, 200)
@@ -51,6 +51,7 @@ def _warmups(decay: str) -> Iterator[WarmupConfig]:
         yield WarmupConfig(steps=steps, decay=decay)
         yield WarmupConfig(steps=steps, lr_init="critical", decay=decay)
     yield WarmupConfig(kind="catapult", decay=decay)
+    yield WarmupConfig(kind="edge", decay=decay)
 
 
 def final_loss(run: Run) -> float:
@@ -67,7 +68,7 @@ def row(config: RunConfig) -> str:
 
 
 def claims(runs: Sequence[Run]) -> list[Claim]:
-    """Return where catapults need no length, and what a start at the critical rate costs."""
+    """Return where catapults need no length, what a start at the critical rate costs, and whether EdgeWarmup trains."""
     descent = [run for run in runs if not run.config.optimizer.traits.adaptive]
     plain = [run for run in descent if run.config.optimizer.momentum == 0]
     adam = [
@@ -87,13 +88,14 @@ def claims(runs: Sequence[Run]) -> list[Claim]:
             "above 1",
             _worse,
         ),
+        _edge_trains(runs),
     ]
 
 
 def _catapults_end_lower(runs: Sequence[Run]) -> Claim:
     losses: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        if run.config.warmup.lr_init != "critical":
+        if run.config.warmup.kind == "catapult" or _is_plain(run.config):
             of_row = losses.setdefault(row(run.config), {})
             of_row.setdefault(warmup_label(run.config), []).append(final_loss(run))
     medians = [
@@ -125,6 +127,30 @@ def _critical_start(text: str, runs: Sequence[Run], expected: str, judge: Callab
     )
 
 
+def _edge_trains(runs: Sequence[Run]) -> Claim:
+    edge: dict[str, list[bool]] = {}
+    linear: dict[str, dict[int, list[bool]]] = {}
+    for run in runs:
+        at, trained = row(run.config), cell_of(run.outcome) is Cell.TRAINED
+        if run.config.warmup.kind == "edge":
+            edge.setdefault(at, []).append(trained)
+        elif _is_plain(run.config):
+            linear.setdefault(at, {}).setdefault(run.config.warmup.steps, []).append(trained)
+    trainable = [at for at, lengths in linear.items() if any(map(all, lengths.values()))]
+    failed = sum(not all(edge[at]) for at in trainable)
+    return Claim(
+        text="EdgeWarmup: target rates at which a seed fails although some linear length trains all seeds",
+        expected="none",
+        measured=f"{failed} of {len(trainable)}",
+        holds=bool(trainable) and not failed,
+    )
+
+
+def _is_plain(config: RunConfig) -> bool:
+    """Whether the warmup is linear, and not from the critical rate."""
+    return config.warmup.kind == "linear" and config.warmup.lr_init == 0
+
+
 def _no_worse(ratio: float) -> bool:
     return ratio <= 1.01
 
@@ -136,9 +162,9 @@ def _worse(ratio: float) -> bool:
 RECIPE = Recipe(
     id="warmups",
     title="Every warmup on the digits and on a language model",
-    finding="Final loss over target rates: linear warmup of two lengths, the same from the critical rate, and "
-    "catapults. Gradient descent does best with catapults, which have no length. Adam is better off from 0 than from "
-    "its critical rate.",
+    finding="Final loss over target rates: linear warmup of two lengths, the same from the critical rate, "
+    "catapults and EdgeWarmup. Gradient descent does best with catapults, which have no length. Adam is better off "
+    "from 0 than from its critical rate.",
     configs=configs,
     claims=claims,
     layout=Table(

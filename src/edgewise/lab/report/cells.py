@@ -1,6 +1,5 @@
 """The training behind the cells of phase diagrams: what page.js shows of the one or two that are chosen."""
 
-import html
 import json
 import math
 from typing import Any
@@ -9,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 
 from edgewise.lab.recipes.own import difference_label
-from edgewise.lab.report import panels, self_contained
+from edgewise.lab.report import colors, panels, self_contained
 from edgewise.lab.report.figures import FigureResults
 from edgewise.lab.report.plots import name_of
 from edgewise.lab.report.ticks import number
@@ -24,19 +23,16 @@ _ALL_POINTS = 80_000
 def section(store: Store, shown: FigureResults, diagrams: panels.Diagrams) -> str:
     """Return the choice of a cell and of another beside it, and the data of all."""
     name, cells = name_of(shown.id), _cells(store, shown, diagrams)
-    first = _best(diagrams, cells)
-    options = "".join(
-        f'<option value="{key}"{" selected" if key == first else ""}>{html.escape(cell["name"])}</option>'
-        for key, cell in cells.items()
-    )
     return (
-        f'<div class="cells" data-figure="{name}"><h3>Training behind a cell</h3>'
+        f'<div class="cells" data-figure="{name}" data-colors="{" ".join(colors.OTHERS[:2])}" '
+        f'data-first="{_best(diagrams, cells)}">'
+        "<h3>Training behind a cell</h3>"
         "<p>Click a cell of the diagram to hold it here, and a second one to compare the two; or choose:</p>"
-        f'<label>Cell <select id="cell-{name}">{options}</select></label>'
+        f'<label>Cell <select id="cell-{name}"></select></label>'
         f'<label>beside <select id="beside-{name}"><option value="">none</option></select></label>'
         f'<div class="curves" id="curves-{name}" role="group" aria-label="Training loss and rate of the cells"></div>'
         f'<ul class="runs" id="runs-{name}" aria-live="polite"></ul>'
-        f"{self_contained.data(f'data-{name}', json.dumps(cells, separators=(',', ':'), allow_nan=False))}</div>"
+        f"{self_contained.packed(f'data-{name}', json.dumps(cells, separators=(',', ':'), allow_nan=False))}</div>"
     )
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from edgewise.lab.report import colors
 from edgewise.lab.report.interactive import literal
 
 Result = Mapping[str, Any]
 
-_BLUE, _RED, _GREEN, _PINK, _GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98"
 _MOST_BARS, _SMALLEST_BAR = 10, 0.005  # parameters that are drawn, and the share from which one is
 
 
@@ -48,7 +48,7 @@ def ruler(result: Result) -> go.Figure:
         figure.add_vrect(
             x0=largest,
             x1=right,
-            fillcolor=_RED,
+            fillcolor=colors.VERMILLION,
             opacity=0.1,
             line_width=0,
         )
@@ -59,11 +59,11 @@ def ruler(result: Result) -> go.Figure:
             yref="paper",
             text="expected to fail",
             showarrow=False,
-            xshift=-6,
+            yanchor="bottom",  # above the rates, of which one may be there
         )
     styled(figure, height=70 + 44 * len(rows))
     figure.update_layout(showlegend=False, margin={"l": 190, "r": 20, "t": 24, "b": 44})
-    figure.update_xaxes(type="log", title_text="learning rate", **_ticks(everything))
+    figure.update_xaxes(type="log", title_text="learning rate")
     figure.update_xaxes(autorange=False, range=[math.log10(min(everything) / 3), math.log10(right)])
     figure.update_yaxes(autorange="reversed", ticksuffix="  ", showgrid=False)
     return figure
@@ -77,11 +77,11 @@ def _rates(result: Result) -> list[tuple[str, float, tuple[float, float] | None,
     largest, within = result["lr_largest"], evidence.get("largest rate that trains", {}).get("within")
     spread = [largest / within, largest * within] if largest and within else None
     found: list[tuple[str, float | None, Any, str]] = [
-        ("your rate", result["lr"], None, _BLUE),
-        ("suggested", result["lr_suggested"], None, _GREEN),
-        ("largest that trains, about", largest, spread, _RED),
-        ("edge of stability here", edge, None, _GRAY),
-        ("critical rate, coming update", critical.get("lr"), critical.get("interval"), _GRAY),
+        ("your rate", result["lr"], None, colors.BLUE),
+        ("suggested", result["lr_suggested"], None, colors.GREEN),
+        ("largest that trains, about", largest, spread, colors.VERMILLION),
+        ("edge of stability here", edge, None, colors.GRAY),
+        ("critical rate, coming update", critical.get("lr"), critical.get("interval"), colors.GRAY),
     ]
     return [
         (name, value, tuple(interval) if interval and all(interval) else None, color)
@@ -96,30 +96,31 @@ def trial(result: Result) -> go.Figure:
         rows=1,
         cols=2,
         specs=[[{"secondary_y": True}, {}]],
-        horizontal_spacing=0.16,
+        horizontal_spacing=0.22,
         subplot_titles=[
             "the rate rises as the loss allows",
-            "short runs on from there, by their highest rate",
+            "short runs from there, by highest rate",
         ],
     )
+    figure.update_annotations(yshift=6)  # above a tick at the top of an axis
     path = result["trial"]["path"] or {"lr": [], "loss": []}
     for name, values, color, dash in (
-        ("loss of the batch", path["loss"], _BLUE, "solid"),
-        ("learning rate", path["lr"], _RED, "dot"),
+        ("loss of the batch", path["loss"], colors.BLUE, "solid"),
+        ("learning rate", path["lr"], colors.VERMILLION, "dot"),
     ):
         line = {"color": color, "width": 1.9, "dash": dash}
         figure.add_trace(_curve(values, name, line), row=1, col=1, secondary_y=name == "learning rate")
     runs = sorted(result["trial"]["runs"], key=lambda run: run["lr"])
     figure.add_trace(_ends(runs), row=1, col=2)
-    styled(figure, height=380)
-    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 34, "b": 84, "r": 20})
+    styled(figure, height=386)
+    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 40, "b": 84, "r": 20})
     figure.update_xaxes(title_text="update", col=1)
-    figure.update_xaxes(title_text="learning rate", type="log", col=2, **_ticks([run["lr"] for run in runs]))
+    figure.update_xaxes(title_text="learning rate", type="log", col=2)
     figure.update_yaxes(title_text="loss", col=1, secondary_y=False)
     figure.update_yaxes(title_text="loss in the end", col=2)
     if result["lr_suggested"] is not None and runs:
         figure.add_vline(
-            x=result["lr_suggested"], line={"color": _GREEN, "width": 1.6, "dash": "dash"}, row=1, col=2
+            x=result["lr_suggested"], line={"color": colors.GREEN, "width": 1.6, "dash": "dash"}, row=1, col=2
         )
         figure.add_annotation(
             x=math.log10(result["lr_suggested"]),
@@ -132,18 +133,8 @@ def trial(result: Result) -> go.Figure:
             xshift=4,
         )
     figure.update_yaxes(title_text="rate", title_standoff=4, row=1, col=1, secondary_y=True)
-    figure.update_yaxes(type="log", showgrid=False, row=1, col=1, secondary_y=True, **_ticks(path["lr"]))
+    figure.update_yaxes(type="log", showgrid=False, row=1, col=1, secondary_y=True)
     return figure
-
-
-def _ticks(values: Sequence[float]) -> dict[str, list[Any]]:
-    """Return ticks for a log axis over these rates: at 1, 2 and 5 of a decade, or decades where they are many."""
-    if not values:
-        return {}
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    steps = (1, 2, 5) if high - low <= 2 else (1,)
-    ticks = [float(f"{step}e{exponent}") for exponent in range(low - 1, high + 2) for step in steps]
-    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _ends(runs: Sequence[Mapping[str, Any]]) -> go.Scatter:
@@ -154,7 +145,7 @@ def _ends(runs: Sequence[Mapping[str, Any]]) -> go.Scatter:
         name="loss after a short run",
         showlegend=False,
         mode="lines+markers",
-        line={"color": _PINK, "width": 1.9},
+        line={"color": colors.PINK, "width": 1.9},
         marker={"size": 9},
         hovertemplate="up to %{x:.3g}<br>loss %{y:.4g}<extra></extra>",
     )
@@ -179,7 +170,7 @@ def shares(by_parameter: Mapping[str, float]) -> go.Figure:
             x=[share for _, share in top],
             y=[literal(name) for name, _ in top],
             orientation="h",
-            marker={"color": _BLUE},
+            marker={"color": colors.BLUE},
             text=[f"{share:.0%}" for _, share in top],
             textposition="outside",
             cliponaxis=False,

@@ -52,7 +52,7 @@ def curves(shown: panels.Curves) -> go.Figure:
         line = shown.layout.line(run.config)
         row = shown.rows.index(shown.layout.row(run.config)) + 1
         for col, quantity in enumerate(shown.quantities, start=1):
-            for trace in _curves(run, quantity, literal(line), shown.color(line)):
+            for trace in _curves(run, quantity, literal(line), shown.lines[line]):
                 trace.showlegend = trace.showlegend and col == 1 and line not in named
                 figure.add_trace(trace, row=row, col=col)
             named.add(line)

@@ -23,8 +23,8 @@ def points(shown: panels.Points) -> go.Figure:
     )
     for i, (panel, lines) in enumerate(shown.panels.items()):
         at = {"row": i // panels.GAINS_ACROSS + 1, "col": i % panels.GAINS_ACROSS + 1}
-        for color, line in zip(panels.COLORS, lines, strict=False):
-            figure.add_trace(_line(shown, panel, line, color), **at)
+        for line in lines:
+            figure.add_trace(_line(shown, panel, line), **at)
         figure.add_hline(y=shown.tolerances[panel], line={"color": "gray", "width": 1, "dash": "dot"}, **at)
         figure.add_vline(x=1, line={"color": "gray", "width": 1.2, "dash": "dash"}, **at)
         figure.update_yaxes(range=shown.ends(panel), **at)
@@ -39,7 +39,7 @@ def points(shown: panels.Points) -> go.Figure:
     return styled(figure, height=330 * down + 150)
 
 
-def _line(shown: panels.Points, panel: str, line: str, color: str) -> go.Scatter:
+def _line(shown: panels.Points, panel: str, line: str) -> go.Scatter:
     found = shown.panels[panel][line]
     return go.Scatter(
         x=[gain.distance for gain in found],
@@ -47,7 +47,7 @@ def _line(shown: panels.Points, panel: str, line: str, color: str) -> go.Scatter
         name=literal(line),
         mode="markers",
         marker={
-            "color": color,
+            "color": shown.colors[panel][line],
             "size": 8,
             "symbol": [_symbol(gain, shown.tolerances[panel]) for gain in found],
         },

@@ -1,12 +1,16 @@
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const colors = ["#0072B2", "#D55E00"];
 const ink = () => dark.matches ? "#e8e8e8" : "#1a1a1a";
 function recolor() {
   for (const plot of document.querySelectorAll(".js-plotly-plot")) Plotly.relayout(plot, {"font.color": ink()});
 }
 dark.addEventListener("change", recolor);
 
-const content = id => JSON.parse(document.getElementById(id).textContent);
+// What is packed in the page: text under gzip, as base64.
+function unpacked(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), sign => sign.charCodeAt());
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+const content = async id => JSON.parse(await unpacked(id));
 const number = x => {
   const [mantissa, power] = x.toExponential(2).split("e");
   return power >= -4 && power < 6 ? String(Number(x.toPrecision(3))) : `${Number(mantissa)}e${Number(power)}`;
@@ -49,8 +53,9 @@ function oneStop(plot) {
     };
   }
 }
-for (const place of document.querySelectorAll(".plot > div")) {
-  const {data, layout} = content("content-" + place.id);
+async function drawPlot(place) {
+  const {data, layout} = await content("content-" + place.id);
+  layout.font.color = ink();
   Plotly.newPlot(place, data, layout, {displaylogo: false, responsive: true});
   place.on("plotly_relayout", () => labelLogAxes(place));
   place.on("plotly_afterplot", () => oneStop(place));
@@ -60,12 +65,12 @@ for (const place of document.querySelectorAll(".plot > div")) {
 
 // A label as plotly shows it unchanged: it reads some HTML, and fields in braces.
 const literal = text => text.replace(/[&<>{$]/g, sign => `&#${sign.charCodeAt()};`);
-function curvesOf(cell, i) {
+function curvesOf(cell, i, color) {
   const look = {mode: "lines", legendgroup: String(i)};
   return cell.runs.filter(run => run.step).flatMap((run, k) => [
-    {...look, x: run.step, y: run.loss, name: "loss, " + literal(cell.name), showlegend: k === 0, line: {color: colors[i]}},
+    {...look, x: run.step, y: run.loss, name: "loss, " + literal(cell.name), showlegend: k === 0, line: {color}},
     {...look, x: run.step, y: run.lr, name: "rate, " + literal(cell.name), yaxis: "y2", showlegend: k === 0,
-      line: {color: colors[i], dash: "dot", width: 1.2}},
+      line: {color, dash: "dot", width: 1.2}},
   ]);
 }
 function runItem(run, cell) {
@@ -85,11 +90,11 @@ function lossRange(cells) {
   const logs = losses.filter(loss => loss > 0).map(Math.log10);
   return logs.length ? {range: [Math.min(...logs) - 0.1, Math.max(...logs) + 0.3]} : {};
 }
-function showCells(figure, cells) {
+function showCells(figure, cells, colors) {
   const axis = {type: "log", gridcolor: "rgba(128,128,128,0.25)"}, place = document.getElementById("curves-" + figure);
   const list = document.getElementById("runs-" + figure);
   list.replaceChildren(...cells.flatMap(cell => cell.runs.map(run => runItem(run, cell))));
-  Plotly.react(place, cells.flatMap(curvesOf), {
+  Plotly.react(place, cells.flatMap((cell, i) => curvesOf(cell, i, colors[i])), {
     height: 280, margin: {l: 64, r: 64, t: 10, b: 40}, font: {color: ink(), family: "system-ui, sans-serif", size: 12},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", legend: {orientation: "h", y: 1.04, yanchor: "bottom"},
     xaxis: {title: {text: "step"}, gridcolor: "rgba(128,128,128,0.25)"},
@@ -99,14 +104,17 @@ function showCells(figure, cells) {
 }
 
 // The first click holds a cell, the second one sets another beside it; a click on one of the two lets go of it.
-for (const section of document.querySelectorAll(".cells")) {
-  const figure = section.dataset.figure, cells = content("data-" + figure);
+async function offerCells(section) {
+  const figure = section.dataset.figure, cells = await content("data-" + figure);
   const cell = document.getElementById("cell-" + figure), beside = document.getElementById("beside-" + figure);
-  beside.append(...[...cell.options].map(option => new Option(option.text, option.value)));
+  for (const select of [cell, beside]) {
+    select.append(...Object.entries(cells).map(([key, its]) => new Option(its.name, key)));
+  }
+  cell.value = section.dataset.first;
   let held = false;
   const show = () => {
     const chosen = [cell.value, beside.value].filter((key, i, keys) => key && keys.indexOf(key) === i);
-    showCells(figure, chosen.map(key => cells[key]));
+    showCells(figure, chosen.map(key => cells[key]), section.dataset.colors.split(" "));
   };
   for (const select of [cell, beside]) select.addEventListener("change", () => { held = true; show(); });
   document.getElementById("plot-" + figure).on("plotly_click", event => {
@@ -123,4 +131,17 @@ for (const section of document.querySelectorAll(".cells")) {
   const curves = document.getElementById("curves-" + figure);
   curves.on("plotly_relayout", () => labelLogAxes(curves));
 }
-recolor();
+
+// Plotly is the one script that the page's policy lets in beside this one.
+async function draw() {
+  if (!window.DecompressionStream) {
+    document.querySelector("main").prepend("To see the plots, open this page in a browser of 2023 or later.");
+    return;
+  }
+  const plotly = document.createElement("script");
+  plotly.textContent = await unpacked("plotly");
+  document.head.append(plotly);
+  for (const place of document.querySelectorAll(".plot > div")) await drawPlot(place);
+  for (const section of document.querySelectorAll(".cells")) await offerCells(section);
+}
+draw();

@@ -31,10 +31,11 @@ _OF_THE_PAPER = (
     "and measured on this machine, and is held against what the paper (Kalra & Barkeshli, NeurIPS 2024, arXiv "
     "2406.09405) says."
 )
+_CLAIMS = "claims.md"
 _FILES = {
     presentation.RECIPE: "the recipe, as it was run",
     "boundaries.csv": "failure boundary and best rate of each row",
-    "claims.md": "the findings as a Markdown table",
+    _CLAIMS: "the findings as a Markdown table",
     presentation.PRESENTATION: "titles, labels and the settings of every planned run",
     index.NAME: "what the folder is to hold, with versions and machine",
     run_folder.RUNS: "every finished run: config.json, outcome.json, rows.parquet",
@@ -59,8 +60,8 @@ def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -
     for shown in figures:
         downloads.write(store, shown)
     downloads.write_boundaries(store, figures)
-    if any(shown.claims or shown.note for shown in figures):
-        store.write_file("claims.md", _claims_markdown(figures))
+    if _claims_anything(figures):
+        store.write_file(_CLAIMS, _claims_markdown(figures))
     title = figures[0].title if _is_own(figures) else "edgewise"
     body = self_contained.filled(
         "page.html",
@@ -70,7 +71,7 @@ def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -
         verdict=html.escape(_verdict(store, figures)),
         contents=_contents(figures),
         sections="\n".join(_section(store, shown, titled=not _is_own(figures)) for shown in figures),
-        files=_files(store),
+        files=_files(store, figures),
         provenance=_provenance(store, figures),
     )
     store.write_file("report.html", self_contained.page(one_line(f"{title} · {store.path.name}"), body))
@@ -80,6 +81,11 @@ def write_report(store: Store, figures: Sequence[FigureResults] | None = None) -
 def _is_own(figures: Sequence[FigureResults]) -> bool:
     """Whether the page is of a sweep of one's own: then its title is the page's, and the paper has no part in it."""
     return len(figures) == 1 and figures[0].scale == own.SCALE
+
+
+def _claims_anything(figures: Sequence[FigureResults]) -> bool:
+    """Whether there are findings to tell of: a sweep of one's own need not have any."""
+    return not _is_own(figures) or any(shown.claims or shown.note for shown in figures)
 
 
 def _claims_markdown(figures: Sequence[FigureResults]) -> str:
@@ -164,12 +170,12 @@ def _body(store: Store, shown: FigureResults) -> str:
             return plot + tables.rules(points) + tables.runs(shown)
 
 
-def _files(store: Store) -> str:
+def _files(store: Store, figures: Sequence[FigureResults]) -> str:
     """Return links to what lies in the folder beside the page."""
     items = [
         f'<li><a href="{name}{"/" if name == run_folder.RUNS else ""}">{name}</a>: {what}</li>'
         for name, what in _FILES.items()
-        if (store.path / name).exists()
+        if (store.path / name).exists() and (name != _CLAIMS or _claims_anything(figures))
     ]
     return f"<ul>{''.join(items)}</ul>"
 

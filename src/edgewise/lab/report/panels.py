@@ -9,21 +9,14 @@ import numpy as np
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.recipes import PhaseDiagrams, Quantity, Table, Trajectories, stability_limits
 from edgewise.lab.recipes.recipe import Gains, Layout
+from edgewise.lab.report import colors
 from edgewise.lab.results.gains import Gain, gains
 from edgewise.lab.results.phase_diagram import Cell, CellValue, PhaseDiagram, kind_of, phase_diagram
 from edgewise.lab.results.runs import Absent, Run
 
 Array = np.ndarray[Any, Any]
 
-COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-)  # Okabe & Ito: apart for every eye
-FAILED_COLOR, DIVERGED_COLOR, BOUNDARY_COLOR = "#d9d9d9", "#6f6f6f", "#D55E00"
+FAILED_COLOR, DIVERGED_COLOR, BOUNDARY_COLOR = "#d9d9d9", "#6f6f6f", colors.VERMILLION
 ERROR_COLOR, WAITING_COLOR = "#f3d3e4", "#dfe9f5"
 
 ONE_PANEL = "all runs"  # the label of a panel that needs none
@@ -38,7 +31,8 @@ class Curves:
 
     layout: Trajectories
     rows: tuple[str, ...]
-    lines: tuple[str, ...]
+    lines: dict[str, str]
+    """Label → colour, the same whatever is missing."""
     quantities: tuple[Quantity, ...]
     """Those that any run measured; all, while no run is there."""
     runs: tuple[Run, ...]
@@ -49,11 +43,14 @@ class Curves:
         """Return the panels of these runs, without those of one step, which have no trajectory."""
         planned = [run for run in runs if run.config.num_steps > 1]
         there = tuple(run for run in planned if isinstance(run, Run))
+        lines: dict[str, RunConfig] = {}
+        for run in planned:
+            lines.setdefault(layout.line(run.config), run.config)
         measured = tuple(q for q in layout.quantities if any(q.column in run.columns for run in there))
         return cls(
             layout=layout,
             rows=_labels(planned, layout.row),
-            lines=_labels(planned, layout.line),
+            lines=colors.of_lines(lines),
             quantities=measured if there else layout.quantities,
             runs=there,
             absent=tuple(run for run in planned if isinstance(run, Absent)),
@@ -62,10 +59,6 @@ class Curves:
     def in_row(self, row: str) -> list[Run]:
         """Return the runs with a curve in a row of panels."""
         return [run for run in self.runs if self.layout.row(run.config) == row]
-
-    def color(self, line: str) -> str:
-        """Return the colour of a line, the same whatever is missing."""
-        return COLORS[self.lines.index(line) % len(COLORS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +144,8 @@ class Points:
     """Panel label → line label → its rates, nearest first; also lines and panels of which none is known yet."""
     tolerances: dict[str, float]
     """Panel label → what a gain must be above to count."""
+    colors: dict[str, dict[str, str]]
+    """Panel label → line label → its colour."""
     label: str
     """What is gained."""
 
@@ -167,6 +162,10 @@ class Points:
                 for panel, lines in inside.items()
             },
             tolerances={layout.panel(run.config): layout.tolerance(run.config) for run in runs},
+            colors={
+                panel: colors.of_lines({line: its[0].config for line, its in lines.items()})
+                for panel, lines in inside.items()
+            },
             label=layout.value.label,
         )
 

@@ -98,14 +98,14 @@ def _draw_curves(shown: panels.Curves) -> Figure:
         for quantity, ax in zip(shown.quantities, axes[i], strict=True):
             _finish_axes(ax, in_row, quantity)
             for run in in_row:
-                _draw_curve(ax, run, quantity, shown.color(shown.layout.line(run.config)))
+                _draw_curve(ax, run, quantity, shown.lines[shown.layout.line(run.config)])
             ax.set_title(_literal(row), loc="left", fontsize=9)
             if i == rows - 1:
                 ax.set_xlabel("step")
         absent = [run for run in shown.absent if shown.layout.row(run.config) == row]
         _name_missing(axes[i, 0], [(shown.layout.line(run.config), run) for run in absent])
     handles = [
-        mpl.lines.Line2D([], [], color=shown.color(line), label=_literal(line)) for line in shown.lines
+        mpl.lines.Line2D([], [], color=color, label=_literal(line)) for line, color in shown.lines.items()
     ]
     if any(stability_limits(run) for run in shown.runs):
         handles.append(mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability threshold"))
@@ -212,8 +212,8 @@ def _draw_points(shown: panels.Points) -> Figure:
     figure = Figure(figsize=(5.2 * panels.GAINS_ACROSS, 3.0 * down + 0.8), layout="constrained")
     axes = figure.subplots(down, panels.GAINS_ACROSS, squeeze=False, sharex=True)
     for ax, (panel, lines) in zip(axes.flat, shown.panels.items(), strict=False):
-        for color, line in zip(panels.COLORS, lines, strict=False):
-            _draw_gains(ax, shown, panel, line, color)
+        for line in lines:
+            _draw_gains(ax, shown, panel, line)
         ax.axvline(1, ls="--", color="0.3", lw=0.9)
         ax.axhline(shown.tolerances[panel], ls=":", color="0.3", lw=0.9)
         ax.set(xscale="log", ylim=shown.ends(panel))
@@ -237,9 +237,10 @@ def _draw_points(shown: panels.Points) -> Figure:
     return figure
 
 
-def _draw_gains(ax: Axes, shown: panels.Points, panel: str, line: str, color: str) -> None:
+def _draw_gains(ax: Axes, shown: panels.Points, panel: str, line: str) -> None:
     """Draw the points of a line, each by what the gain is; the first artist of them is the legend's."""
     found, heights = shown.panels[panel][line], shown.heights(panel, line)
+    color = shown.colors[panel][line]
     ax.plot([], [], "o", color=color, label=_literal(line))
     for gain, height in zip(found, heights, strict=True):
         marker = "o" if math.isfinite(gain.value) else "^" if gain.value > 0 else "v"
