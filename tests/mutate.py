@@ -1478,8 +1478,8 @@ FAULTS = [
     Fault(
         name="two processes write the same half-written tokenizer",
         file="lab/data/wikitext.py",
-        old='path.with_name(f".{uuid.uuid4().hex}")',
-        new='path.with_name(f".{path.name}")',
+        old='f".{uuid.uuid4().hex}"',
+        new='f".{path.name}"',
         test="lab/data/test_sources.py",
     ),
     Fault(

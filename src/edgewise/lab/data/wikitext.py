@@ -23,9 +23,7 @@ def load_wikitext(name: str, *, context: int) -> Dataset:
         tokenizer = Tokenizer.from_file(str(path))
     else:
         tokenizer = train_tokenizer(train, sources.VOCABULARY)
-        partial = path.with_name(
-            f".{uuid.uuid4().hex}"
-        )  # of this process, as others may train it at the same time
+        partial = path.with_name(f".{uuid.uuid4().hex}")  # its own: others may train it at the same time
         tokenizer.save(str(partial))
         partial.replace(path)
     train_samples, test_samples = (samples(tokenizer, text, context) for text in (train, test))
