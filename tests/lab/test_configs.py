@@ -105,6 +105,20 @@ def test_the_id_changes_with_the_schema(monkeypatch):
     assert tiny().run_id != before
 
 
+def test_only_runs_in_units_of_a_text_s_sharpness_have_got_new_ids(monkeypatch):
+    """These were once in units of the sharpness on the beginning of the text, and are other runs now."""
+    on_text = {"data": {"name": "stdlib-text"}, "model": {"name": "lm", "width": 32}}
+    for parts, is_new in (
+        ({"optimizer": {"lr_unit": "1/sharpness"}} | on_text, True),
+        (on_text, False),
+        ({"optimizer": {"lr_unit": "1/sharpness"}}, False),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(configs, "_SCHEMA_TEXT_UNIT", 2)
+            old = tiny(**parts).run_id
+        assert (tiny(**parts).run_id != old) is is_new
+
+
 @pytest.mark.parametrize(
     ("one", "same"),
     [

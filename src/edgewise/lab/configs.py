@@ -48,7 +48,7 @@ __all__ = [
 
 IMAGES = ("digits", "digit-pairs", "digit-pairs-2x", "cifar10", "cifar100", "tiny-imagenet")
 SIGNALS = ("mnist1d",)
-TEXTS = ("stdlib-text", "wikitext-2", "wikitext-103")
+TEXTS = ("stdlib-text", "stdlib-bpe", "wikitext-2", "wikitext-103")
 DATA = IMAGES + SIGNALS + TEXTS
 MODELS = ("fcn", "cnn", "wrn", "lm")
 MODEL_DATA = {"fcn": IMAGES + SIGNALS, "cnn": IMAGES + SIGNALS, "wrn": IMAGES + SIGNALS, "lm": TEXTS}
@@ -64,6 +64,9 @@ MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "gradient_norm", "secon
 
 HEAD_WIDTH = 32  # of an LM's attention
 _SCHEMA = 2  # part of every run id: raise it when the same config means another computation
+_SCHEMA_TEXT_UNIT = (
+    3  # the same, where rates are in units of a text's initial sharpness: once of its beginning alone
+)
 
 # Stored configs are read without the recipe that registered their networks and data: any name is taken then.
 _any_name = contextvars.ContextVar("_any_name", default=False)
@@ -271,7 +274,9 @@ class RunConfig:
     @functools.cached_property
     def run_id(self) -> str:
         """Twelve hexadecimal digits that name this config: equal configs, equal ids."""
-        text = json.dumps({"schema": _SCHEMA} | to_dict(self), sort_keys=True)
+        of_text = self.data.name in TEXTS and self.optimizer.lr_unit == "1/sharpness"
+        schema = _SCHEMA_TEXT_UNIT if of_text else _SCHEMA
+        text = json.dumps({"schema": schema} | to_dict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

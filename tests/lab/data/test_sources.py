@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from edgewise.arguments import UnknownNameError
 from edgewise.lab import data, sweep
 from edgewise.lab.configs import DataConfig
-from edgewise.lab.data import sources
+from edgewise.lab.data import sources, wikitext
 from edgewise.lab.errors import DataError
 from lab_cases import TINY, tiny
 
@@ -140,6 +140,38 @@ def test_the_tokenizer_is_trained_once(tmp_path):
     data._load.cache_clear()
     assert torch.equal(data.load(DataConfig(name="wikitext-2", context=16)).train_inputs, first.train_inputs)
     assert path.stat().st_mtime_ns == before
+
+
+class Slow:
+    """A tokenizer during whose saving another process is there first."""
+
+    def __init__(self, tokenizer, meanwhile):
+        self.tokenizer, self.meanwhile = tokenizer, meanwhile
+
+    def save(self, path):
+        self.tokenizer.save(path)
+        self.meanwhile()
+
+    def encode_batch_fast(self, texts):
+        return self.tokenizer.encode_batch_fast(texts)
+
+
+def test_two_processes_may_train_the_tokenizer_at_once(tmp_path, monkeypatch):
+    folder = sources.prepare("wikitext-2", write_text(tmp_path / "source"))
+    train, others = wikitext.train_tokenizer, []
+
+    def other_process():
+        monkeypatch.setattr(wikitext, "train_tokenizer", train)
+        others.append(wikitext.load_wikitext("wikitext-2", context=16))
+
+    monkeypatch.setattr(wikitext, "train_tokenizer", lambda *a: Slow(train(*a), other_process))
+    mine = wikitext.load_wikitext("wikitext-2", context=16)
+    assert torch.equal(mine.train_inputs, others[0].train_inputs)
+    assert {path.name for path in folder.iterdir()} == {
+        "train.parquet",
+        "test.parquet",
+        "tokenizer-4096.json",
+    }
 
 
 def test_what_is_not_prepared_says_how_before_any_run(tmp_path):

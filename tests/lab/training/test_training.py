@@ -517,6 +517,19 @@ def test_the_initial_sharpness_of_batch_norm_is_that_of_training():
     ).value != pytest.approx(found, rel=0.05)
 
 
+def test_the_initial_sharpness_of_a_text_is_that_of_samples_from_all_of_it():
+    config = replace(TINY_LM.data, num_samples=600)
+    text = data.load(config)
+    torch.manual_seed(0)
+    model = models.build(TINY_LM.model, text)
+    all_over = (np.arange(64) * 599 // 63).tolist()  # 512 targets, 8 of a sample
+    expected = ew.sharpness(model, loss_function("xent"), [text.train_batch(torch.tensor(all_over))])
+    found = training.initial_sharpness(config, TINY_LM.model, "xent", 0)
+    assert found == pytest.approx(expected.value, rel=1e-5)
+    beginning = ew.sharpness(model, loss_function("xent"), [text.train_batch(slice(64))])
+    assert beginning.value != pytest.approx(found, rel=0.05)
+
+
 def test_guessing_costs_the_entropy_of_the_class_frequencies():
     counts = np.bincount(DIGITS.train_targets.numpy(), minlength=10) + 1.0
     p = counts / counts.sum()

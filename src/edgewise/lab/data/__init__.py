@@ -24,7 +24,7 @@ def _own(config: DataConfig) -> Dataset:
     return plugins.DATA[config.name](config)
 
 
-# ruff: noqa: PLC0415 - each loader brings its libraries; a process imports those of its own data set only
+# ruff: noqa: PLC0415, PLR0911 - a return for each loader, which brings its libraries: a process imports its own alone
 @functools.cache
 def _load(name: str, context: int) -> Dataset:
     match name:
@@ -48,6 +48,10 @@ def _load(name: str, context: int) -> Dataset:
             from edgewise.lab.data.stdlib_text import load_stdlib_text
 
             return load_stdlib_text(context=context)
+        case "stdlib-bpe":
+            from edgewise.lab.data.stdlib_bpe import load_stdlib_bpe
+
+            return load_stdlib_bpe(context=context)
         case "wikitext-2" | "wikitext-103":
             from edgewise.lab.data.wikitext import load_wikitext
 

@@ -28,20 +28,16 @@ _NUM_TEST = 512  # test samples, spread evenly over the test text
 
 def load_stdlib_text(*, context: int) -> Dataset:
     """Return the text cut into samples of `context` bytes, each to predict its successor."""
-    files = _source_files()
-    train = _samples([file for i, file in enumerate(files) if i % _TEST_EVERY], context)
-    test = _samples(files[::_TEST_EVERY], context)
-    test = test[torch.linspace(0, len(test) - 1, min(_NUM_TEST, len(test))).long()]
-    return Dataset(
-        train_inputs=train[:, :-1],
-        train_targets=train[:, 1:],
-        test_inputs=test[:, :-1],
-        test_targets=test[:, 1:],
-        num_classes=256,
-    )
+    train, test = (_samples(files, context) for files in source_files())
+    return text_dataset(train, test, vocabulary=256)
 
 
-def _source_files() -> list[Path]:
+def source_files() -> tuple[list[Path], list[Path]]:
+    """Return the files of the training text and those of the test text.
+
+    Raises:
+        FileNotFoundError: this Python has none.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [p for p in sorted(root.rglob("*.py")) if not _SKIPPED & set(p.relative_to(root).parts)]
     if not files:
@@ -49,7 +45,19 @@ def _source_files() -> list[Path]:
             f"no Python source text under {root}: this Python keeps its standard library elsewhere or compressed; "
             "use an installation with the .py files."
         )
-    return files
+    return [file for i, file in enumerate(files) if i % _TEST_EVERY], files[::_TEST_EVERY]
+
+
+def text_dataset(train: Tensor, test: Tensor, *, vocabulary: int) -> Dataset:
+    """Return the data set of (N, context + 1) tokens, with few test samples of all the test text."""
+    test = test[torch.linspace(0, len(test) - 1, min(_NUM_TEST, len(test))).long()]
+    return Dataset(
+        train_inputs=train[:, :-1],
+        train_targets=train[:, 1:],
+        test_inputs=test[:, :-1],
+        test_targets=test[:, 1:],
+        num_classes=vocabulary,
+    )
 
 
 def _samples(files: list[Path], context: int) -> Tensor:

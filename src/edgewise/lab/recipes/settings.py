@@ -40,11 +40,11 @@ def wrn(scale: str, parameterization: str, images: str = "cifar10") -> dict[str,
 
 
 def lm(scale: str, *, text: str = "wikitext-103", final_norm: bool = True) -> dict[str, Any]:
-    """Return data and model of the language models: Pre-LN LM-4-128; LM-4-64 or 2-64 on bytes of one text."""
+    """Return data and model of the language models: Pre-LN LM-4-128; LM-4-64 or 2-64 on the standard library's text."""
     if scale == "paper":
         data, depth, width = DataConfig(name=text, context=64), 4, 128
     elif scale == "desk":
-        data, depth, width = DataConfig(name="stdlib-text", context=64), 4, 64
+        data, depth, width = DataConfig(name="stdlib-bpe", context=64), 4, 64
     else:
         data, depth, width = DataConfig(name="stdlib-text", context=32), 2, 64
     return {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import edgewise as ew
 from edgewise.lab import data, models
-from edgewise.lab.configs import DataConfig, ModelConfig, RunConfig
+from edgewise.lab.configs import TEXTS, DataConfig, ModelConfig, RunConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.data.augmentation import augment
 from edgewise.lab.training.cost import peak_memory, reset_peak_memory
@@ -123,7 +123,8 @@ def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: 
     """Return λ₀ on part of the training samples, of the network that a run with this seed starts from.
 
     The first samples, with 2,048 targets in all for a fully connected network and 512 for others, whose products cost
-    more: a unit of rates has to be the same for all cells, not exact.
+    more: a unit of rates has to be the same for all cells, not exact. Samples of a text, which are in its order, are
+    taken from all of it, as its beginning can be far from the rest.
 
     Raises:
         RuntimeError: the measurement did not converge.
@@ -132,7 +133,9 @@ def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = models.build(model_config, dataset)
-    batch = dataset.train_batch(slice(initial_samples(model_config, dataset)))
+    number, there = initial_samples(model_config, dataset), len(dataset.train_inputs)
+    spread = torch.linspace(0, there - 1, min(number, there)).long()
+    batch = dataset.train_batch(spread if data_config.name in TEXTS else slice(number))
     initial = ew.sharpness(model, loss_function(loss), [batch])
     if not initial.converged:
         raise RuntimeError(
