@@ -81,7 +81,8 @@ def test_fig7_adds_catapults_to_the_warmups_of_fig1(scale):
     shared = [c for c in RECIPES["fig1"].configs(scale) if c in linear]
     lengths = (64, 256, 1024) if scale in ("desk", "paper") else (64, 200)
     assert [(c.model.parameterization, c.warmup.steps) for c in shared] == [("sp", n) for n in lengths]
-    assert changed(catapults, warmup=linear[0].warmup) == linear[0]
+    assert changed(catapults, warmup=linear[0].warmup, measure=linear[0].measure) == linear[0]
+    assert catapults.measure == ("sharpness", "critical_lr")
     assert catapults.warmup.kind == "catapult"
 
 
@@ -91,7 +92,7 @@ def test_fig2_and_fig6_are_full_batch_adam_and_gi_adam(figure, scale):
     configs = RECIPES[figure].configs(scale)
     for c in configs:
         data = {"paper": "cifar10", "desk": "mnist1d"}.get(scale, "digits")
-        network = (data, "fcn", 4, 512 if scale in ("desk", "paper") else 256)
+        network = (data, "fcn", 4, 512 if scale == "paper" else 256)
         assert (c.data.name, c.model.name, c.model.depth, c.model.width) == network
         assert (c.loss, c.batch_size) == ("mse", None)
         assert c.optimizer.lr == {"simple-mup": 0.003, "sp": 0.001}[c.model.parameterization]
@@ -120,12 +121,28 @@ def test_fig4_is_the_grid_of_the_issue():
         (name, steps, 1e-3 * 4**k) for name in ("adam", "gi-adam") for steps in (1, 32, 128) for k in range(6)
     }
     embedded = RECIPES["fig4"].configs("embedded")
-    assert len({c.seed for c in embedded}) == 2
+    assert len({c.seed for c in embedded}) == 3
     assert {c.optimizer.lr for c in embedded} == {1e-3 * 2**k for k in range(11)}
     for c in (*configs, *embedded):
         assert (c.data.name, c.data.context, c.batch_size, c.num_steps) == ("stdlib-text", 32, 16, 400)
         assert (c.model.name, c.model.depth, c.model.width, c.model.parameterization) == ("lm", 2, 64, "sp")
         assert (c.warmup.decay, c.loss, c.measure, c.optimizer.lr_unit) == ("cosine", "xent", (), "absolute")
+
+
+@pytest.mark.parametrize("figure", [f"fig{i}" for i in (3, 4, 20, 21, 22, 23, 24, 25)])
+def test_diagrams_that_are_compared_have_three_seeds_of_every_cell(figure):
+    configs = RECIPES[figure].configs("embedded")
+    assert {c.seed for c in configs} == {0, 1, 2}
+    assert {changed(c, seed=0) for c in configs} == {c for c in configs if c.seed == 0}
+    assert len(configs) == 3 * sum(c.seed == 0 for c in configs)
+
+
+@pytest.mark.parametrize("figure", ["fig5", "fig27", "fig28", "fig29"])
+def test_warmups_as_long_as_the_paper_s_whole_training_are_among_those_that_are_saved(figure):
+    for scale in ("desk", "paper"):
+        configs = RECIPES[figure].configs(scale)
+        assert {c.warmup.steps for c in configs} == {64, 256, 1024, 4096, 10_000}
+        assert all(c.num_steps >= c.warmup.steps for c in configs)
 
 
 PAPER = {  # figure → networks and steps of the paper

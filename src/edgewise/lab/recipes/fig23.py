@@ -25,10 +25,12 @@ def image_configs(scale: str, images: str) -> tuple[RunConfig, ...]:
             warmup=WarmupConfig(steps=warmup_steps, decay="cosine"),
             num_steps=num_steps,
             batch_size=batch_size,
+            seed=seed,
         )
         for optimizer in ("adam", "gi-adam")
         for warmup_steps in lengths
         for x in range(num_rates)
+        for seed in settings.seeds(scale)
     )
 
 

@@ -13,7 +13,7 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
     """Return the grid of target rates and warmup lengths for both optimizers."""
     rates, lengths, seeds, num_steps, batch_size = {
         "demo": ([1e-3 * 4**k for k in range(6)], (1, 32, 128), (0,), 400, 16),
-        "embedded": ([1e-3 * 2**k for k in range(11)], (1, 8, 32, 128), (0, 1), 400, 16),
+        "embedded": ([1e-3 * 2**k for k in range(11)], (1, 8, 32, 128), (0, 1, 2), 400, 16),
         "desk": ([2.5e-4 * 2**k for k in range(13)], (1, 20, 200, 1000), (0, 1), 2000, 16),
         "paper": ([1e-4 * 2 ** (k / 2) for k in range(30)], (1, 100, 1000, 5000), (0,), 10_000, 64),
     }[scale]

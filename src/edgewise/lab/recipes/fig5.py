@@ -29,8 +29,8 @@ def configs(scale: str, parameterization: str, optimizer: str) -> tuple[RunConfi
     lengths, num_rates = {
         "demo": ((16, 64), 3),
         "embedded": ((16, 64, 256), 6),
-        "desk": ((64, 256, 1024, 4096), 10),
-        "paper": ((64, 256, 1024, 4096), 10),
+        "desk": ((64, 256, 1024, 4096, 10_000), 10),
+        "paper": ((64, 256, 1024, 4096, 10_000), 10),
     }[scale]
     lowest, unit = (4.0, "1/sharpness") if optimizer == "sgd" else (1e-3, "absolute")
     return tuple(

@@ -16,7 +16,8 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
         for config in fig1.configs(scale)
         if config.model.parameterization == "sp" and config.warmup.steps > 1
     ]
-    return (*linear, replace(linear[0], warmup=WarmupConfig(kind="catapult")))
+    measure = (*linear[0].measure, "critical_lr")
+    return (*linear, replace(linear[0], warmup=WarmupConfig(kind="catapult"), measure=measure))
 
 
 def claims(runs: Sequence[Run]) -> list[Claim]:
