@@ -29,7 +29,7 @@ def wrn_claims(runs: Sequence[Run]) -> list[Claim]:
         mechanisms.trains("μP", flat),
         mechanisms.smaller_spikes("SP", sharp),
         mechanisms.trains("SP", sharp),
-        mechanisms.falls("SP", sharp, 2),
+        mechanisms.falls("SP", sharp),
     ]
 
 
@@ -84,7 +84,7 @@ def lm_sgd_claims(runs: Sequence[Run]) -> list[Claim]:
         _sharper_without(normed, free),
         mechanisms.rises("final LayerNorm", normed),
         mechanisms.smaller_spikes("no final LayerNorm", free),
-        mechanisms.falls("no final LayerNorm", free, 2),
+        mechanisms.falls("no final LayerNorm", free),
     ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
-from edgewise.lab.recipes import settings
+from edgewise.lab.recipes import rates, settings
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe, number, parameterization_label
 from edgewise.lab.results.phase_diagram import TEST_ACCURACY, Cell, PhaseDiagram, cell_of, phase_diagram
 from edgewise.lab.results.runs import Run
@@ -113,6 +113,11 @@ def claims(runs: Sequence[Run]) -> list[Claim]:
     ] + [_ends_by_diverging(runs)]
 
 
+def claims_on_rates(runs: Sequence[Run]) -> list[Claim]:
+    """Return these claims, and that the rate decides in each panel."""
+    return claims(runs) + [rates.decide(name, diagram) for name, diagram in diagrams(runs).items()]
+
+
 def _boundary_moves(name: str, diagram: PhaseDiagram) -> Claim:
     boundaries = [diagram.boundary(warmup) for warmup in diagram.warmups]
     return Claim(
@@ -191,7 +196,7 @@ FIG3 = Recipe(
     "Longer warmup moves the boundary of failure to larger rates. The flat start (μP) reaches larger multiples of "
     "1/λ₀ in either loss.",
     configs=configs,
-    claims=claims,
+    claims=claims_on_rates,
     layout=_LAYOUT,
 )
 
@@ -202,6 +207,7 @@ FIG19 = replace(
     finding="Figure 3's SP with cross-entropy on CIFAR-100 and Tiny-ImageNet. Longer warmup moves the boundary to "
     "larger rates here too. At smaller scales pairs of digits stand in for both.",
     configs=hundred_class_configs,
+    claims=claims,
 )
 
 
