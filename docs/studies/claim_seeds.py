@@ -2,9 +2,9 @@
 
     python docs/studies/claim_seeds.py [scale] [seeds]
 
-One line each: figure, quantity, and its value at every seed. Of figures 1 and 8 to 10 the flat start without warmup, η·λ
-over the last third: smallest, median, largest. Of figure 31 the last training losses of GI-Adam and RI-Adam, and their
-ratio. Oracle of the first: `at_edge`, by which the claims are judged.
+A line for each seed. Figures 1 and 8 to 10, the flat start without warmup: η·λ over the last third, smallest, largest
+and median, by the function that the claims are judged with. Figure 31: the last training losses of GI-Adam and RI-Adam,
+and their ratio.
 """
 
 import sys

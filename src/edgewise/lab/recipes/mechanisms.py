@@ -147,7 +147,7 @@ def starts_high(run: Run) -> Claim:
         run,
         lambda limit: Claim(
             text=text,
-            expected=f"η·λ from above {limit:.0f} to below within 100 steps",
+            expected=f"η·λ from above {limit:.0f} to below within 100 steps, a twentieth of the paper's run",
             measured=f"{number(products[0])} → {number(products[steps <= 100].min())}",
             holds=bool(products[0] > limit > products[steps <= 100].min()),
         ),
