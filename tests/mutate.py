@@ -1071,15 +1071,15 @@ FAULTS = [
     Fault(
         name="steps saved by long warmups out of proportion",
         file="lab/recipes/fig5.py",
-        old="max(ratio, 1 / ratio) - 1 for ratio",
-        new="ratio - 1 for ratio",
+        old="max(pair) / min(pair) - 1",
+        new="pair[0] / pair[1] - 1",
         test="lab/recipes/test_recipes.py",
     ),
     Fault(
         name="one octave of GI-Adam's boundary for the paper's two",
         file="lab/recipes/fig23.py",
-        old="_boundary(adam, gi_adam, 4,",
-        new="_boundary(adam, gi_adam, 2,",
+        old="_boundary(adam, gi_adam, 4, expected)",
+        new="_boundary(adam, gi_adam, 2, expected)",
         test="lab/recipes/test_recipes.py",
     ),
     Fault(

@@ -872,7 +872,9 @@ def test_a_claim_shows_what_was_measured():
     rises, hovers, diverges, trains, falls = RECIPES["fig1"].claims(story("fig1"))
     assert rises.measured == "1.9 → 4, 4, 6.35 at T_wrm 1, 64, 200"
     assert hovers.measured == "2–2"
-    assert diverges.expected.startswith("within 13 updates: 961 times")  # 31² each; 961^12.9 is 3.4e38
+    assert diverges.expected.startswith(
+        "within 13 updates: a quadratic loss, times 961 "
+    )  # 31² each; 961^12.9 is 3.4e38
     assert diverges.measured == "diverged after 7 updates"
     assert trains.measured == "0.1 → 0.1, 0.1 → 0.1"
     assert falls.measured == "31.2 → 1.52, 31.2 → 1.52"

@@ -39,7 +39,7 @@ def _hovers(runs: list[Run]) -> Claim:
     low, high = min(p.min() for p in products), max(p.max() for p in products)
     return Claim(
         text="μP: η·λ reaches 2 and hovers there to the end (last third)",
-        expected="1.7–2.6",
+        expected="1.7–2.6: 0.85 to 1.3 times 2, our bounds",
         measured=f"{number(low)}–{number(high)}",
         holds=bool(low >= 1.7 and high <= 2.6),
     )

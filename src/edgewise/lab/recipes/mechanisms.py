@@ -57,7 +57,7 @@ def hovers(name: str, runs: Sequence[Run], low: float, high: float) -> Claim:
     def judge(limit: float) -> Claim:
         return Claim(
             text=f"{text} {number(limit)}",
-            expected=f"median {number(low * limit)}–{number(high * limit)}",
+            expected=f"median {number(low * limit)}–{number(high * limit)}: {low:g} to {high:g} times it, our bounds",
             measured=", ".join(map(number, medians)) + f" at T_wrm {lengths(runs)}",
             holds=all(low * limit <= median <= high * limit for median in medians),
         )
@@ -72,7 +72,7 @@ def diverges(name: str, runs: Sequence[Run]) -> Claim:
     within = math.ceil(math.log(np.finfo(np.float32).max) / math.log(growth))
     return Claim(
         text=f"{name}, T_wrm = 1: diverges",
-        expected=f"within {within} updates: {growth:.0f} times the loss in each, on a quadratic, is float32's largest",
+        expected=f"within {within} updates: a quadratic loss, times {growth:.0f} in each, then overflows float32",
         measured=f"{'diverged' if run.outcome['diverged'] else 'trained'} after {run.outcome['num_steps']} updates",
         holds=run.outcome["diverged"] and run.outcome["num_steps"] <= within,
     )
