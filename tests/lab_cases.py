@@ -186,7 +186,7 @@ def _fig1(config: RunConfig) -> Run:
         return made(config, {"lr": lr, "sharpness": np.where(measured, sharpness, np.nan)}, lr_target=0.5)
     run = made(
         config,
-        {"lr": 0.08 * ramp, "sharpness": np.where(measured, np.where(progress < 0.1, 390.0, 39.0), np.nan)},
+        {"lr": 0.08 * ramp, "sharpness": np.where(measured, np.where(progress < 0.1, 390.0, 19.0), np.nan)},
         lr_target=0.08,
     )
     return diverged(run, after=7) if config.warmup.steps == 1 else run
@@ -227,7 +227,13 @@ CATAPULTS = {"steps_to_target": 6, "num_catapults": 6, "num_forwards": 30, "fall
 def _fig7(config: RunConfig) -> Run:
     if config.warmup.kind == "linear":
         return _fig1(config)
-    columns = {"lr": 0.08, "sharpness": np.linspace(390, 20, config.num_steps), "train_loss": 0.05}
+    measured = np.arange(config.num_steps) % config.measure_every == 0
+    columns = {
+        "lr": 0.08,
+        "sharpness": np.linspace(390, 20, config.num_steps),
+        "critical_lr": np.where(measured, np.linspace(0.006, 0.11, config.num_steps), np.nan),
+        "train_loss": 0.05,
+    }
     return made(config, columns, lr_target=0.08, warmup=CATAPULTS)
 
 
@@ -243,7 +249,7 @@ def _mechanism(config: RunConfig) -> Run:
         sharpness = np.where(progress < 0.5, 1.9 + 4.2 * progress, paper_limit(config.optimizer) / lr)
     else:
         lr = 0.08 * ramp
-        sharpness = np.where(progress < 0.1, 390.0, 39.0)
+        sharpness = np.where(progress < 0.1, 390.0, 19.0)
         loss[1] = 1 + 3 / config.warmup.steps
     run = made(
         config,
@@ -277,7 +283,7 @@ def _sgd_accuracy(config: RunConfig) -> Run:
     if x > boundary:
         return diverged(run, after=2)
     decay = 0.0 if config.warmup.decay == "none" else (-0.01 if x < 1 else 0.01)
-    return remade(run, test_accuracy=0.9 - 0.01 * abs(x - 2) + 0.02 * long + decay)
+    return remade(run, test_accuracy=0.9 - 0.01 * abs(x - 2) + 0.005 * long + decay)
 
 
 def _fig20(config: RunConfig) -> Run:
@@ -287,11 +293,11 @@ def _fig20(config: RunConfig) -> Run:
 
 
 def _fig23(config: RunConfig) -> Run:
-    """GI-Adam's best rate is twice Adam's, and its boundary, too."""
+    """GI-Adam's best rate is four times Adam's, and its boundary, too."""
     lowest = 1e-3 if config.data.name in ("digit-pairs", "digit-pairs-2x") else 1e-5
-    x = round(math.log2(config.optimizer.lr / lowest)) - (config.optimizer.name == "gi-adam")
+    x = round(math.log2(config.optimizer.lr / lowest)) - 2 * (config.optimizer.name == "gi-adam")
     run = made(config, num_steps=3, test_loss=0.2, guess_loss=4.6, num_classes=100)
-    return remade(run, test_accuracy=0.9 - 0.01 * abs(x - 2) if x <= 4 else 0.01)
+    return remade(run, test_accuracy=0.9 - 0.01 * abs(x - 1) if x <= 3 else 0.01)
 
 
 CRITICAL = 2.0  # times the lowest target rate of the diagrams of T_save

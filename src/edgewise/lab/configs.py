@@ -60,7 +60,7 @@ DECAYED = tuple(name for name, row in catalogue.OPTIMIZERS.items() if row.decaye
 WARMUPS = tuple(catalogue.WARMUPS)
 LR_UNITS = ("absolute", "1/sharpness")
 DECAYS = ("none", "cosine")
-MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "gradient_norm", "second_moment")
+MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "critical_lr", "gradient_norm", "second_moment")
 
 HEAD_WIDTH = 32  # of an LM's attention
 _SCHEMA = 2  # part of every run id: raise it when the same config means another computation

@@ -30,16 +30,18 @@ def run_at(lr, steps, kind, loss=0.2, seed=0):
     return made(run.config, test_loss=loss, test_accuracy=0.9 if kind is T else 0.1)
 
 
-def diagram_of(kinds, losses=None):
+def runs_of(kinds, losses=None):
     """From a table of kinds, rows the warmups."""
-    return phase_diagram(
-        [
-            run_at(lr, steps, kind, 0.2 if losses is None else losses[i][j])
-            for i, steps in enumerate(WARMUPS)
-            for j, lr in enumerate(RATES)
-            if (kind := kinds[i][j]) is not M
-        ]
-    )
+    return [
+        run_at(lr, steps, kind, 0.2 if losses is None else losses[i][j])
+        for i, steps in enumerate(WARMUPS)
+        for j, lr in enumerate(RATES)
+        if (kind := kinds[i][j]) is not M
+    ]
+
+
+def diagram_of(kinds, losses=None):
+    return phase_diagram(runs_of(kinds, losses))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,17 @@ def test_rows_are_warmups_and_columns_rates_ascending():
     assert diagram.warmups == WARMUPS
     np.testing.assert_allclose(diagram.mean, [[lr + steps for lr in RATES] for steps in WARMUPS])
     assert diagram.at(0.4, 4) == pytest.approx(4.4)
+
+
+def test_a_cell_trained_where_all_its_seeds_did_and_has_their_deviation():
+    kinds = [[T, F, T, D], [T, M, T, T]]
+    seeds = [run_at(0.1, 1, F, seed=1), run_at(0.4, 1, T, loss=0.3, seed=1)]
+    diagram = phase_diagram([*runs_of(kinds), *seeds])
+    assert diagram.trained(1) == [0.4]
+    assert diagram.trained(4) == [0.1, 0.4, 0.8]
+    assert diagram.deviation_at(0.4, 1) == pytest.approx(0.1 / math.sqrt(2))
+    assert math.isnan(diagram.deviation_at(0.1, 4))  # of one seed
+    assert math.isnan(diagram.deviation_at(0.3, 4))
 
 
 @pytest.mark.parametrize(

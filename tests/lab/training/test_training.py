@@ -327,6 +327,28 @@ def test_norms_are_those_of_the_gradient_and_of_what_the_last_update_left(name):
     assert "gradient_norm" not in rows[1]
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_the_critical_rate_is_where_the_coming_update_begins_to_raise_its_batch_s_loss(name):
+    """Oracle: the update of a plain loop, made at the rate that was found and below it."""
+    config = tiny(optimizer={"name": name}, batch_size=8, measure=("critical_lr",), measure_every=2)
+    rows = train(config).rows
+    assert column(train(replace(config, measure=())), "train_loss") == [row["train_loss"] for row in rows]
+    for step in (0, 2, 4):
+        found = rows[step]["critical_lr"]
+        changes = [loss_after_an_update(config, step, share * found) for share in (1.0, 15 / 16)]
+        assert changes[0] > rows[step]["train_loss"] > changes[1]
+        assert rows[step]["critical_lr_forwards"] >= 2
+    assert "critical_lr" not in rows[1]
+
+
+def loss_after_an_update(config, step, rate):
+    model, batch, optimizer = plain_loop(config, until=step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return loss_function(config.loss)(model, batch).item()
+
+
 def test_the_initial_sharpness_is_measured_once_for_all_cells(monkeypatch):
     training.initial_sharpness.cache_clear()
     calls, measure = [], ew.sharpness

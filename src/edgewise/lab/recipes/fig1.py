@@ -25,18 +25,13 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
 def claims(runs: Sequence[Run]) -> list[Claim]:
     """Return what the two initializations must show."""
     flat, sharp = mechanisms.flat(runs), mechanisms.sharp(runs)
-    return [_rises(flat), _hovers(flat), *_without_warmup(sharp), *_with_warmup(sharp)]
-
-
-def _rises(runs: list[Run]) -> Claim:
-    first = runs[0].measured("sharpness")[1][0]
-    largest = [run.measured("sharpness")[1].max() for run in runs]
-    return Claim(
-        text="μP, η = 1/λ₀: sharpness first rises",
-        expected="by half at least",
-        measured=f"{number(first)} → {', '.join(map(number, largest))} at T_wrm {mechanisms.lengths(runs)}",
-        holds=bool(min(largest) > 1.5 * first),
-    )
+    return [
+        mechanisms.rises("μP, η = 1/λ₀", flat),
+        _hovers(flat),
+        mechanisms.diverges("SP, η = 32/λ₀", sharp),
+        mechanisms.trains("SP, η = 32/λ₀", sharp),
+        mechanisms.falls("SP", sharp),
+    ]
 
 
 def _hovers(runs: list[Run]) -> Claim:
@@ -44,45 +39,10 @@ def _hovers(runs: list[Run]) -> Claim:
     low, high = min(p.min() for p in products), max(p.max() for p in products)
     return Claim(
         text="μP: η·λ reaches 2 and hovers there to the end (last third)",
-        expected="1.7–2.6",
+        expected="1.7–2.6: 0.85 to 1.3 times 2, our bounds",
         measured=f"{number(low)}–{number(high)}",
         holds=bool(low >= 1.7 and high <= 2.6),
     )
-
-
-def _without_warmup(runs: list[Run]) -> list[Claim]:
-    return [
-        Claim(
-            text="SP, η = 32/λ₀, T_wrm = 1: diverges",
-            expected="within ten steps (λ₀ ≈ 390)",
-            measured=f"{'diverged' if run.outcome['diverged'] else 'trained'} after "
-            f"{run.outcome['num_steps']} updates (λ₀ = {number(run.measured('sharpness')[1][0])})",
-            holds=run.outcome["diverged"] and run.outcome["num_steps"] <= 10,
-        )
-        for run in mechanisms.unwarmed(runs)
-    ]
-
-
-def _with_warmup(runs: list[Run]) -> list[Claim]:
-    warmed = mechanisms.warmed(runs)
-    lengths = mechanisms.lengths(warmed)
-    losses = [run.outcome["train_loss"] for run in warmed]
-    curves = [run.measured("sharpness")[1] for run in warmed]
-    falls = [curve[0] / curve.min() for curve in curves]
-    return [
-        Claim(
-            text=f"SP, η = 32/λ₀, T_wrm = {lengths}: trains",
-            expected="training loss < 0.15",
-            measured=", ".join(map(number, losses)),
-            holds=all(loss < 0.15 for loss in losses),
-        ),
-        Claim(
-            text=f"SP, T_wrm = {lengths}: a catapult takes the sharpness down",
-            expected="5× at least",
-            measured=", ".join(f"{fall:.0f}×" for fall in falls),
-            holds=all(fall >= 5 for fall in falls),
-        ),
-    ]
 
 
 RECIPE = Recipe(

@@ -25,10 +25,12 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
             warmup=WarmupConfig(steps=warmup_steps, decay="cosine"),
             num_steps=num_steps,
             batch_size=64 if scale == "paper" else 16,
+            seed=seed,
         )
         for final_norm in (True, False)
         for warmup_steps in lengths
         for x in range(largest + 1)
+        for seed in settings.seeds(scale)
     )
 
 

@@ -90,17 +90,18 @@ def _starts_lower(adam: Run, ri_adam: Run) -> Claim:
     first = [float(run.measured("preconditioned_sharpness")[1][0]) for run in (adam, ri_adam)]
     return Claim(
         text=f"{parameterization_label(adam.config)}: initial preconditioned sharpness, Adam ÷ RI-Adam",
-        expected="10 at least",
+        expected="an order of magnitude at least (GI-Adam: 1/√(1 − β₂) = 31.6)",
         measured=f"{number(first[0] / first[1])} ({number(first[0])} ÷ {number(first[1])})",
         holds=first[0] >= 10 * first[1],
     )
 
 
 def _as_good(gi_adam: Run, ri_adam: Run) -> Claim:
+    """Return that they end alike; `docs/studies/claim_seeds.py` says how far apart seeds are."""
     ends = [float(run.columns["train_loss"][-1]) for run in (gi_adam, ri_adam)]
     return Claim(
         text=f"{parameterization_label(gi_adam.config)}: last training loss, RI-Adam beside GI-Adam",
-        expected="within a factor of two",
+        expected="within a factor of two (GI-Adam's own seeds: up to 1.5)",
         measured=f"{number(ends[1])} beside {number(ends[0])}",
         holds=abs(math.log2(ends[1] / ends[0])) <= 1,
     )

@@ -1,7 +1,10 @@
 """Figure 7: persistent catapults beside linear warmup."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from edgewise.lab.configs import RunConfig, WarmupConfig
 from edgewise.lab.recipes import fig1, mechanisms
@@ -16,7 +19,8 @@ def configs(scale: str) -> tuple[RunConfig, ...]:
         for config in fig1.configs(scale)
         if config.model.parameterization == "sp" and config.warmup.steps > 1
     ]
-    return (*linear, replace(linear[0], warmup=WarmupConfig(kind="catapult")))
+    measure = (*linear[0].measure, "critical_lr")
+    return (*linear, replace(linear[0], warmup=WarmupConfig(kind="catapult"), measure=measure))
 
 
 def claims(runs: Sequence[Run]) -> list[Claim]:
@@ -24,7 +28,9 @@ def claims(runs: Sequence[Run]) -> list[Claim]:
     linear = [run for run in runs if run.config.warmup.kind == "linear"]
     catapults = [run for run in runs if run.config.warmup.kind == "catapult"]
     return [
-        claim for run in catapults for claim in (_early(run, linear), _stable(run), _no_worse(run, linear))
+        claim
+        for run in catapults
+        for claim in (_early(run, linear), _stable(run), _no_worse(run, linear), _critical_rate(run))
     ]
 
 
@@ -57,6 +63,22 @@ def _no_worse(run: Run, linear: list[Run]) -> Claim:
         expected=f"at most {', '.join(map(number, others))}",
         measured=number(own),
         holds=own <= min(others),
+    )
+
+
+def _critical_rate(run: Run) -> Claim:
+    """Return how far η_c of the next update rises: the target is stable where it ends above."""
+    steps, rates = run.measured("critical_lr")
+    target = run.config.optimizer.lr  # in units of 1/λ₀
+    multiples = rates * target / run.outcome["lr_target"]
+    late = multiples[steps >= run.config.num_steps * 2 / 3]
+    found = len(late) > 0
+    first, end, largest = (multiples[0], np.median(late), multiples.max()) if found else (math.nan,) * 3
+    return Claim(
+        text="the critical rate of the next update rises along training, η_c·λ₀",
+        expected=f"above the target, {target:g}, in the last third (paper: up to 40), from a start below it",
+        measured=f"{number(first)} at first, {number(end)} in the last third (median), {number(largest)} at most",
+        holds=bool(first < target < end),
     )
 
 

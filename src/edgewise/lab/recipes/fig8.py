@@ -43,7 +43,7 @@ def squared_error_claims(low: float, high: float) -> Callable[[Sequence[Run]], l
             mechanisms.hovers("μP", flat, low, high),
             mechanisms.diverges("SP", sharp),
             mechanisms.trains("SP", sharp),
-            mechanisms.falls("SP", sharp, 5),
+            mechanisms.falls("SP", sharp),
         ]
 
     return claims
@@ -59,7 +59,7 @@ def cross_entropy_claims(runs: Sequence[Run]) -> list[Claim]:
             mechanisms.rises(f"μP, {name}", flat),
             mechanisms.smaller_spikes(f"SP, {name}", sharp),
             mechanisms.trains(f"SP, {name}", sharp),
-            mechanisms.falls(f"SP, {name}", sharp, 5),
+            mechanisms.falls(f"SP, {name}", sharp),
         ]
     return claims
 

@@ -10,6 +10,11 @@ from typing import Any
 from edgewise.lab.configs import DataConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 
 
+def seeds(scale: str) -> range:
+    """Return the seeds of a phase diagram: three at embedded scale, else one."""
+    return range(3 if scale == "embedded" else 1)
+
+
 def fcn(scale: str, parameterization: str) -> dict[str, Any]:
     """Return data and model of the mechanisms: FCN-4-512 on 5,000 images of CIFAR-10; FCN-4-256 on a stand-in."""
     if scale == "paper":

@@ -102,11 +102,23 @@ class PhaseDiagram:
         j = int(np.argmin(values))
         return self.lr_targets[j], sign * float(values[j])
 
+    def trained(self, warmup: Row) -> list[float]:
+        """Return the target rates of a row at which all seeds trained, ascending."""
+        row = self.cells[self.warmups.index(warmup)]
+        return [lr for lr, cell in zip(self.lr_targets, row, strict=True) if cell is Cell.TRAINED]
+
     def at(self, lr_target: float, warmup: Row) -> float:
         """Return the value of one cell, NaN where it is missing."""
+        return self._of_cell(self.mean, lr_target, warmup)
+
+    def deviation_at(self, lr_target: float, warmup: Row) -> float:
+        """Return the deviation over seeds of one cell, NaN where it is missing or of one seed."""
+        return self._of_cell(self.deviation, lr_target, warmup)
+
+    def _of_cell(self, values: np.ndarray[Any, Any], lr_target: float, warmup: Row) -> float:
         if lr_target not in self.lr_targets:
             return math.nan
-        return float(self.mean[self.warmups.index(warmup), self.lr_targets.index(lr_target)])
+        return float(values[self.warmups.index(warmup), self.lr_targets.index(lr_target)])
 
 
 def cell_of(outcome: dict[str, Any]) -> Cell:

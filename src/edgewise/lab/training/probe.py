@@ -1,10 +1,12 @@
-"""Curvatures and norms measured along a run."""
+"""Curvatures, critical rates and norms measured along a run."""
 
 import math
 
 from torch import nn
 from torch.optim import Optimizer
 
+from edgewise.critical.measure import critical_lr
+from edgewise.critical.results import CriticalLRResult
 from edgewise.curvature.follow import Follower
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.training.losses import Batch, LossFunction
@@ -13,12 +15,14 @@ _MEASURE_BELOW = 1e6  # times the initial loss: beyond, the run is diverging and
 
 
 class Probe:
-    """Follows the configured curvatures, each measurement starting from the one before."""
+    """Follows the configured curvatures and critical rates, each measurement starting from the one before."""
 
     def __init__(
         self, config: RunConfig, model: nn.Module, loss_fn: LossFunction, optimizer: Optimizer
     ) -> None:
         self._config, self._optimizer = config, optimizer
+        self._model, self._loss_fn = model, loss_fn
+        self._critical: CriticalLRResult | None = None  # the latest that was found
         self._follower = Follower(model, optimizer, loss_fn, rtol=config.measure_rtol)
         self._initial_loss = math.nan
 
@@ -33,6 +37,9 @@ class Probe:
             if name in _NORMS:
                 columns[name] = _NORMS[name](self._optimizer)
                 continue
+            if name == "critical_lr":
+                columns |= self._critical_lr(batch)
+                continue
             result = self._follower.measure(name, [batch])
             columns |= {
                 name: result.value,
@@ -41,6 +48,18 @@ class Probe:
                 f"{name}_hvps": result.num_hvps,
             }
         return columns
+
+    def _critical_lr(self, batch: Batch) -> dict[str, float]:
+        """Return η_c of the update that is about to be made, NaN where no rate was seen to raise the loss."""
+        result = critical_lr(
+            self._model, self._optimizer, self._loss_fn, batch, gradient="current", guess=self._critical
+        )
+        if result.ok:
+            self._critical = result
+        return {
+            "critical_lr": result.lr if result.ok else math.nan,
+            "critical_lr_forwards": result.num_forwards,
+        }
 
 
 def _gradient_norm(optimizer: Optimizer) -> float:
