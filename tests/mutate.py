@@ -2253,6 +2253,13 @@ FAULTS = [
         test="warmup/test_transients.py",
     ),
     Fault(
+        name="a start far below the target ends before it is there",
+        file="warmup/linear.py",
+        old="        return max(self.warmup_steps, steps_to_target(warmup_steps=self.warmup_steps, start=start) + 1)",
+        new="        return self.warmup_steps",
+        test="warmup/test_linear.py",
+    ),
+    Fault(
         name="a search begins with too few forwards to end",
         file="warmup/linear.py",
         old="if affordable < FEWEST_FORWARDS:",

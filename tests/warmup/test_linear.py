@@ -122,6 +122,24 @@ def test_finished_is_at_the_planned_length_though_the_target_is_reached_before()
     assert finished == [done_updates >= 8 for done_updates in range(1, 11)]
 
 
+@pytest.mark.parametrize("resumed_after", [None, 3, 8])
+def test_from_far_below_the_first_rate_of_plain_warmup_it_comes_to_the_target_all_the_same(resumed_after):
+    """η_c = 0.5 is less than an eighth of 20: T_reach is 8, one more than plain warmup takes."""
+    model, optimizer, warmup = on_quadratic(lr=20.0)
+    before = resumed_after or 0
+    rates = run(model, optimizer, warmup, before, observe=warmup.observe)
+    if resumed_after is not None:
+        saved = warmup.state_dict(), optimizer.state_dict()
+        model, optimizer, warmup = on_quadratic(lr=20.0)
+        optimizer.load_state_dict(saved[1])
+        warmup.load_state_dict(saved[0])
+    rates += run(model, optimizer, warmup, 12 - before, observe=warmup.observe)
+    assert rates == pytest.approx([min(20.0, warmup.start.lr + 20 * update / 8) for update in range(12)])
+    assert warmup.steps_to_target == rates.index(20.0) == 8
+    assert warmup.length == 9
+    assert warmup.export()[-1] == 1.0
+
+
 @pytest.mark.parametrize(("warmup_steps", "lr_init"), [(1, 0.0), (8, 0.0), (8, 0.75), (8, 1.0)])
 def test_steps_to_target_is_the_first_update_at_the_target(warmup_steps, lr_init):
     optimizer, warmup = plain(1.0, warmup_steps=warmup_steps, lr_init=lr_init)

@@ -148,7 +148,6 @@ class LinearWarmup(Warmup):
         if not self._observation.has_gradient(closure):
             self._postpone()
             return
-        self._begin_at(self._updates.made)
         known = math.nan if loss is None else self._observation.given_loss(closure, loss)
         asked = Searching(max_lr=float(self.base_lrs[0]), max_forwards=affordable)
         given = known if math.isfinite(known) else None
@@ -157,6 +156,7 @@ class LinearWarmup(Warmup):
             self._postpone()
             return
         self.start = found
+        self._begin_at(self._updates.made)
         if found is not None and self._start_factor is None:
             self._fall_back(f"no critical learning rate to start from, {found.status.value}")
         self._apply()
@@ -173,9 +173,7 @@ class LinearWarmup(Warmup):
     @property
     def _start_factor(self) -> float | None:
         """The factor of the first update, if it was measured."""
-        if self.start is None or self.start.status not in (Status.FOUND, Status.ABOVE_MAX_LR):
-            return None
-        return min(1.0, self.start.lr / float(self.base_lrs[0]))
+        return _factor_of(self.start, float(self.base_lrs[0]))
 
     @property
     def _unmeasured(self) -> bool:
@@ -194,7 +192,13 @@ class LinearWarmup(Warmup):
         """The rate rises on below what follows."""
 
     def _begin_at(self, update: int) -> None:
-        self._since, self._end = update, update + self.warmup_steps
+        self._since, self._end = update, update + self._num_updates(self._start_factor)
+
+    def _num_updates(self, start: float | None) -> int:
+        """Return how many updates it takes: T_wrm, and one more from below the rate that plain warmup begins with."""
+        if start is None:
+            return self.warmup_steps
+        return max(self.warmup_steps, steps_to_target(warmup_steps=self.warmup_steps, start=start) + 1)
 
     def _postpone(self) -> None:
         self._begin_at(self._updates.made + 1)
@@ -208,12 +212,21 @@ class LinearWarmup(Warmup):
 
     def _read(self, saved: Saved) -> dict[str, Any]:
         since, waits = (saved.count(name) if name in saved else 0 for name in self._since_format)
+        start = saved.result("start", CriticalLRResult)
+        target, *_ = saved.numbers("base_lrs", len(self.optimizer.param_groups))
         return {
-            "start": saved.result("start", CriticalLRResult),
+            "start": start,
             "_since": since,
-            "_end": since + self.warmup_steps,
+            "_end": since + self._num_updates(_factor_of(start, target)),
             "_waits_until": waits,
         }
+
+
+def _factor_of(start: CriticalLRResult | None, target: float) -> float | None:
+    """Return the factor of the first update, if its critical rate was measured."""
+    if start is None or start.status not in (Status.FOUND, Status.ABOVE_MAX_LR):
+        return None
+    return min(1.0, start.lr / target)
 
 
 def _check_below_target(optimizer: Optimizer, lr_init: float) -> None:
