@@ -64,9 +64,8 @@ MEASUREMENTS = ("sharpness", "preconditioned_sharpness", "critical_lr", "gradien
 
 HEAD_WIDTH = 32  # of an LM's attention
 _SCHEMA = 2  # part of every run id: raise it when the same config means another computation
-_SCHEMA_TEXT_UNIT = (
-    3  # the same, where rates are in units of a text's initial sharpness: once of its beginning alone
-)
+# The same where rates are in units of a text's initial sharpness, which once was that of its beginning alone.
+_SCHEMA_TEXT_UNIT = 3
 
 # Stored configs are read without the recipe that registered their networks and data: any name is taken then.
 _any_name = contextvars.ContextVar("_any_name", default=False)

@@ -18,9 +18,8 @@ from edgewise.lab.recipes.recipe import (
 from edgewise.lab.results.phase_diagram import CellValue, OutcomeEntry, PhaseDiagram, phase_diagram
 from edgewise.lab.results.runs import Run
 
-_BRACKET = (
-    1 / 16
-)  # `rtol` of the search for η_c: its upper end is above the critical rate by this share at most
+# `rtol` of the search for η_c: its upper end is above the critical rate by this share at most.
+_BRACKET = 1 / 16
 # Negative where the search cost more than it saved.
 STEPS_SAVED = CellValue(
     label="T_save (steps)", of=OutcomeEntry("warmup.steps_saved"), digits=0, of_training=False

@@ -15,10 +15,8 @@ OTHERS = (BLUE, VERMILLION, GREEN, PINK, SKY, GRAY, VIOLET)
 _NONE = GRAY
 _LENGTHS = (SKY, BLUE, VIOLET)  # of linear warmup, shortest to longest
 _FROM_CRITICAL = ("#13a56a", GREEN, "#0b7a4c")  # the same, from the critical rate
-_MIDDLE, _LONG = (
-    96,
-    512,
-)  # steps, from which a length has the second and the third: the paper's are 64, 256, 1024
+# Steps from which a length has the second colour and the third: the paper's are 64, 256, 1024.
+_MIDDLE, _LONG = 96, 512
 _WITHOUT_LENGTH = {"catapult": VERMILLION, "edge": PINK}
 _OPTIMIZERS = {
     "sgd": BLUE,
