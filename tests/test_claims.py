@@ -21,7 +21,10 @@ from lab_cases import remade, stored, story
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+WORDS = (
+    *("none", "one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"),
+)
 
 
 def claim(text, *, holds, measured="1"):
@@ -30,7 +33,7 @@ def claim(text, *, holds, measured="1"):
 
 def sweep(date="2026-11-24", **figures):
     made = {name: Figure(title=f"Title of {name}", claims=tuple(own)) for name, own in figures.items()}
-    return Sweep(date=date, torch="2.13", runs=3, beyond=0, core_minutes=2.0, figures=made)
+    return Sweep(date=date, torch="2.13", runs=3, beyond=0, minutes=2.0, figures=made)
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_a_folder_is_taken_as_its_recipes_judge_it(docs, tmp_path, capsys):
         assert figure.title == RECIPES[name].title
     runs = {run.config: run for name in ("fig2", "fig26") for run in story(name, "embedded")}
     assert taken.runs == len(runs)
-    assert taken.core_minutes == pytest.approx(len(runs) / 60, abs=0.05)  # each took a second
+    assert taken.minutes == pytest.approx(len(runs) / 60, abs=0.05)  # each took a second
     page = (docs / "claims.md").read_text(encoding="utf-8")
     assert "6 of 6 findings of the paper hold at embedded scale" in page
     assert claims.main([str(folder)], docs) == 0  # again: nothing more

@@ -124,7 +124,7 @@ def _listed(figures: Collection[str]) -> str:
 def _trained(sweeps: Sequence[Sweep]) -> str:
     """Return how much was trained, how long it took, when, and with what."""
     minutes, beyond = (
-        sum(sweep.core_minutes for sweep in sweeps),
+        sum(sweep.minutes for sweep in sweeps),
         sum(sweep.beyond for sweep in sweeps),
     )
     took = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours"
@@ -132,7 +132,7 @@ def _trained(sweeps: Sequence[Sweep]) -> str:
     when = " to ".join(dict.fromkeys((*dates[:1], *dates[-1:])))
     versions = ", ".join(sorted({sweep.torch for sweep in sweeps}))
     left_out = f"; {beyond:,} more beyond their failure boundary were left out" if beyond else ""
-    return f"{sum(s.runs for s in sweeps):,} runs, {took} of a CPU core, {when}, torch {versions}{left_out}"
+    return f"{sum(s.runs for s in sweeps):,} runs, {took} by the clock one after the other, {when}, torch {versions}{left_out}"
 
 
 def _lines(record: Record, rows: dict[str, list[Row]]) -> Iterable[list[str]]:

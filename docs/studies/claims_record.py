@@ -32,7 +32,7 @@ class Sweep:
     torch: str
     runs: int
     beyond: int  # runs beyond the failure boundary, not trained
-    core_minutes: float
+    minutes: float  # of all runs by the clock, one after the other, whatever else the machine did
     figures: dict[str, Figure]
 
 
@@ -92,7 +92,7 @@ def open_folder(path: Path) -> tuple[str, Sweep, list[str]]:
         torch=one_line(store.provenance["torch"]),
         runs=len(seconds),
         beyond=len(beyond),
-        core_minutes=round(sum(seconds.values()) / 60, 1),
+        minutes=round(sum(seconds.values()) / 60, 1),
         figures={shown.id: Figure(title=shown.title, claims=shown.claims) for shown in taken},
     )
     return one_line(store.figures[0].scale), sweep, refused
