@@ -132,7 +132,8 @@ def _trained(sweeps: Sequence[Sweep]) -> str:
     when = " to ".join(dict.fromkeys((*dates[:1], *dates[-1:])))
     versions = ", ".join(sorted({sweep.torch for sweep in sweeps}))
     left_out = f"; {beyond:,} more beyond their failure boundary were left out" if beyond else ""
-    return f"{sum(s.runs for s in sweeps):,} runs, {took} by the clock one after the other, {when}, torch {versions}{left_out}"
+    runs = f"{sum(sweep.runs for sweep in sweeps):,} runs, {took} by the clock one after the other"
+    return f"{runs}, {when}, torch {versions}{left_out}"
 
 
 def _lines(record: Record, rows: dict[str, list[Row]]) -> Iterable[list[str]]:
