@@ -149,7 +149,7 @@ def test_the_list_has_every_figure_in_its_order_with_what_is_trained(edgewise, t
     lines = out.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert re.fullmatch(r"fig1 +6 min +demo +Two ways to start: flat and sharp", lines[0])
-    assert re.fullmatch(rf"fig4 +4 min +demo {len(runs) - 1}/{len(runs)} +The phase.*", lines[3])
+    assert re.fullmatch(rf"fig4 +6 min +demo {len(runs) - 1}/{len(runs)} +The phase.*", lines[3])
     assert re.fullmatch(r"fig2 +2 min +- +Why Adam needs warmup", lines[1])
     assert "fig1          6 min    - " in edgewise("list", "--runs", "elsewhere")[1]
 
@@ -176,7 +176,7 @@ def test_report_rebuilds_and_prints_the_findings(edgewise, tmp_path, monkeypatch
     status, out, err = edgewise("report", "results")
     assert (status, err) == (0, "")
     assert "Findings of the paper" in out
-    assert out.count("✓") == 10
+    assert out.count("✓") == 5 + 7
     assert "does not hold" not in out
     assert "report: results/report.html" in out
     assert (tmp_path / "results" / "report.html").stat().st_size > 1_000_000
@@ -762,7 +762,7 @@ def test_inspect_prints_a_table_and_writes_what_is_asked_for(edgewise, tmp_path)
     ):
         assert words in out
     assert json.loads((tmp_path / "mine.json").read_text())["lr"] == 0.1
-    assert (tmp_path / "mine.html").stat().st_size > 1_000_000
+    assert (tmp_path / "mine.html").stat().st_size > 500_000  # with plotly, packed
 
 
 @pytest.mark.parametrize(
