@@ -179,7 +179,7 @@ def test_report_rebuilds_and_prints_the_findings(edgewise, tmp_path, monkeypatch
     assert out.count("✓") == 5 + 7
     assert "does not hold" not in out
     assert "report: results/report.html" in out
-    assert (tmp_path / "results" / "report.html").stat().st_size > 1_000_000
+    assert (tmp_path / "results" / "report.html").stat().st_size > 500_000  # with plotly, packed
     assert (tmp_path / "results" / "figures" / "fig4.pdf").exists()
 
 
