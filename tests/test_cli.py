@@ -95,6 +95,10 @@ def test_flags_are_those_written_down(edgewise, command):
     assert set(re.findall(r"--[a-z][a-z-]*", out)) == SNAPSHOT[command]
 
 
+def test_none_is_no_number_of_workers(edgewise):
+    assert edgewise("figure", "fig1", "--plan", "--workers", "None")[0] == 2
+
+
 @pytest.mark.parametrize("command", [c for c in SNAPSHOT if c], ids=" ".join)
 @pytest.mark.parametrize("width", ["60", "120"])
 def test_the_help_of_a_command_has_examples_and_readable_arguments(edgewise, monkeypatch, command, width):
