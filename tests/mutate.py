@@ -1548,7 +1548,7 @@ FAULTS = [
     Fault(
         name="a text's rates are in units of the sharpness on its beginning",
         file="lab/training/loop.py",
-        old="spread if data_config.name in TEXTS else slice(number)",
+        old="spread(number, there) if data_config.name in TEXTS else slice(number)",
         new="slice(number)",
         test="lab/training/test_training.py",
     ),

@@ -19,6 +19,17 @@ class Dataset:
     num_classes: int
     image_shape: tuple[int, int, int] | None = None  # channels, height, width, whose product is the features
 
+    @classmethod
+    def of_tokens(cls, train: Tensor, test: Tensor, *, vocabulary: int) -> "Dataset":
+        """Return the data set of (N, context + 1) tokens, each of which but the first is to be predicted."""
+        return cls(
+            train_inputs=train[:, :-1],
+            train_targets=train[:, 1:],
+            test_inputs=test[:, :-1],
+            test_targets=test[:, 1:],
+            num_classes=vocabulary,
+        )
+
     @property
     def num_features(self) -> int:
         """Entries of one input."""
@@ -52,6 +63,11 @@ class Dataset:
     def test_batch(self) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of all test samples."""
         return _usable(self.test_inputs), self.test_targets.long()
+
+
+def spread(number: int, there: int) -> Tensor:
+    """Return the indices of so many samples, evenly over all there are; of all, if there are no more."""
+    return torch.linspace(0, there - 1, min(number, there)).long()
 
 
 def _usable(inputs: Tensor) -> Tensor:

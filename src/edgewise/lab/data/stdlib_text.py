@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.lab.data.dataset import Dataset
+from edgewise.lab.data.dataset import Dataset, spread
 
 _SKIPPED = {
     "site-packages",
@@ -50,14 +50,7 @@ def source_files() -> tuple[list[Path], list[Path]]:
 
 def text_dataset(train: Tensor, test: Tensor, *, vocabulary: int) -> Dataset:
     """Return the data set of (N, context + 1) tokens, with few test samples of all the test text."""
-    test = test[torch.linspace(0, len(test) - 1, min(_NUM_TEST, len(test))).long()]
-    return Dataset(
-        train_inputs=train[:, :-1],
-        train_targets=train[:, 1:],
-        test_inputs=test[:, :-1],
-        test_targets=test[:, 1:],
-        num_classes=vocabulary,
-    )
+    return Dataset.of_tokens(train, test[spread(_NUM_TEST, len(test))], vocabulary=vocabulary)
 
 
 def _samples(files: list[Path], context: int) -> Tensor:

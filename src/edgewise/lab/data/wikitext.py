@@ -27,10 +27,4 @@ def load_wikitext(name: str, *, context: int) -> Dataset:
         tokenizer.save(str(partial))
         partial.replace(path)
     train_samples, test_samples = (samples(tokenizer, text, context) for text in (train, test))
-    return Dataset(
-        train_inputs=train_samples[:, :-1],
-        train_targets=train_samples[:, 1:],
-        test_inputs=test_samples[:, :-1],
-        test_targets=test_samples[:, 1:],
-        num_classes=sources.VOCABULARY,
-    )
+    return Dataset.of_tokens(train_samples, test_samples, vocabulary=sources.VOCABULARY)

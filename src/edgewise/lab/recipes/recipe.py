@@ -100,11 +100,10 @@ class Recipe:
     def ladders(self, scale: str) -> list[Ladder]:
         """Return the runs as they are to be trained: the rates of a phase diagram upwards, until training fails."""
         configs = self.configs(scale)
-        match self.layout:
-            case PhaseDiagrams():
-                climbs = self.layout.climbs and self.layout.value.of_training
-            case layout:
-                climbs = isinstance(layout, Gains)
+        layout = self.layout
+        climbs = isinstance(layout, Gains) or (
+            isinstance(layout, PhaseDiagrams) and layout.climbs and layout.value.of_training
+        )
         return ladders(configs) if climbs else [(config,) for config in configs]
 
 

@@ -15,6 +15,7 @@ from edgewise.lab import data, models
 from edgewise.lab.configs import TEXTS, DataConfig, ModelConfig, RunConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.data.augmentation import augment
+from edgewise.lab.data.dataset import spread
 from edgewise.lab.training.cost import peak_memory, reset_peak_memory
 from edgewise.lab.training.losses import Batch, loss_function
 from edgewise.lab.training.optimizers import make_optimizer, make_schedule
@@ -134,8 +135,7 @@ def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: 
         torch.manual_seed(seed)
         model = models.build(model_config, dataset)
     number, there = initial_samples(model_config, dataset), len(dataset.train_inputs)
-    spread = torch.linspace(0, there - 1, min(number, there)).long()
-    batch = dataset.train_batch(spread if data_config.name in TEXTS else slice(number))
+    batch = dataset.train_batch(spread(number, there) if data_config.name in TEXTS else slice(number))
     initial = ew.sharpness(model, loss_function(loss), [batch])
     if not initial.converged:
         raise RuntimeError(
