@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.box import HORIZONTALS
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,36 +17,52 @@ _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _PERIODS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
-def tried(costs: Sequence[Cost]) -> Table:
-    """Return the table of what first steps took, kind by kind, and what a whole run of the kind would take."""
-    table = Table(title="First steps, in processes of one thread", box=HORIZONTALS, expand=True)
-    table.add_column("kind of run", ratio=1)
-    for name in ("runs", "core-seconds a step", "peak memory", "a whole run"):
-        table.add_column(name, justify="right")
-    for cost in costs:
-        numbers = (f"{cost.seconds_a_step:.3g}", size(cost.peak_memory), duration(cost.seconds_whole))
-        table.add_row(escape(name_of(cost.kind)), str(cost.num_runs), *numbers)
-    return table
+def tried(costs: Sequence[Cost]) -> Group:
+    """Return what first steps took, kind by kind, and what a whole run of the kind would take: 60 columns suffice."""
+    table = _numbers("runs", "core-seconds a step", "peak memory", "a whole run")
+    for i, its in enumerate(costs, start=1):
+        table.add_row(
+            str(i),
+            f"{its.num_runs:,}",
+            f"{its.seconds_a_step:.3g}",
+            size(its.peak_memory),
+            duration(its.seconds_whole),
+        )
+    return Group("First steps, in processes of one thread", _kinds(name_of(its.kind) for its in costs), table)
 
 
-def planned(estimates: Sequence[Estimate]) -> Table:
-    """Return the table of what planned runs come to, kind by kind, and all together."""
-    table = Table(title="What is to be trained, and what it comes to at most", box=HORIZONTALS, expand=True)
-    table.add_column("kind of run", ratio=1)
-    for name in ("runs", "steps", "parameters", "operations", "core time", "GPU time", "memory a process"):
-        table.add_column(name, justify="right")
-    for its in estimates:
+def planned(estimates: Sequence[Estimate]) -> Group:
+    """Return what planned runs come to, kind by kind, and all together: 60 columns suffice."""
+    table = _numbers("runs", "steps", "operations", "core time", "GPU time", "memory")
+    for i, its in enumerate(estimates, start=1):
         mark = "" if its.on_gpu else " *"
         time = (duration(its.core_seconds), duration(its.gpu_seconds) + mark)
-        numbers = (f"{its.num_runs:,}", f"{its.num_steps:,}", f"{its.num_parameters:,}", f"{its.flops:.2g}")
-        table.add_row(escape(name_of(its.kind)), *numbers, *time, size(its.memory))
+        table.add_row(
+            str(i), f"{its.num_runs:,}", f"{its.num_steps:,}", f"{its.flops:.2g}", *time, size(its.memory)
+        )
     table.add_section()
     runs, steps = (f"{sum(getattr(its, name) for its in estimates):,}" for name in ("num_runs", "num_steps"))
     flops, cores, gpu = (
         sum(getattr(its, name) for its in estimates) for name in ("flops", "core_seconds", "gpu_seconds")
     )
     largest = max((its.memory for its in estimates), default=0.0)
-    table.add_row("all", runs, steps, "", f"{flops:.2g}", duration(cores), duration(gpu), size(largest))
+    table.add_row("all", runs, steps, f"{flops:.2g}", duration(cores), duration(gpu), size(largest))
+    kinds = _kinds(f"{name_of(its.kind)}; {its.num_parameters:,} parameters" for its in estimates)
+    return Group("What is to be trained, and what it comes to at most", kinds, table)
+
+
+def _kinds(names: Iterable[str]) -> Table:
+    """Return a numbered list: a name is as long as a terminal is wide, and would leave no room beside it."""
+    listed = Table.grid(padding=(0, 2, 0, 0))
+    for i, name in enumerate(names, start=1):
+        listed.add_row(str(i), escape(name))
+    return listed
+
+
+def _numbers(*names: str) -> Table:
+    table = Table("kind", box=HORIZONTALS, show_edge=False, padding=0)
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 
@@ -58,7 +75,7 @@ def plan_notes(estimates: Sequence[Estimate], out: Path, workers: int, num_finis
         f"time: {duration(cores / workers)} in {workers} processes of one thread here. Runs are independent: any "
         "number of cores shares them, on this machine (--workers) or on a cluster (--engine ray or slurm), down to the "
         f"longest run, {duration(longest)}.",
-        f"memory: up to {size(workers * memory)} for {workers} processes.",
+        f"memory: of one process; up to {size(workers * memory)} for {workers}.",
         f"disk: {size(sum(its.stored for its in estimates))} in {out}.",
         *_data_notes(dict.fromkeys(its.kind.data.name for its in estimates)),
     ]
