@@ -3,7 +3,6 @@
 Ladder: what the page says of itself through the browser. Cannot see: beauty.
 """
 
-import shutil
 import time
 
 import pytest
@@ -12,9 +11,9 @@ from playwright.sync_api import sync_playwright
 
 from edgewise.lab.report import inspection
 from hostile import HOSTILE
+from in_browser import BUTTONS, CHROMIUM, UNDER_BUTTONS
 from lab_cases import inspected
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PLOTS = 3
 
 pytestmark = [
@@ -107,6 +106,25 @@ def test_no_text_of_a_plot_lies_on_another_or_is_cut(visit, width, lr):
     )
     for name in ("rates", "trial"):
         assert page.evaluate(f"({APART})('{name}')") == []
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_buttons_of_a_plot_cover_no_words(visit, width):
+    page = visit(inspected(), viewport={"width": width, "height": 900})
+    assert page.evaluate(f"{BUTTONS}.length") > 4
+    assert page.evaluate(UNDER_BUTTONS) == []
+
+
+def test_no_button_sends_a_plot_anywhere(visit):
+    page = visit(inspected())
+    assert set(page.evaluate(BUTTONS)) == {
+        "Download plot as a PNG",
+        "Zoom",
+        "Pan",
+        "Zoom in",
+        "Zoom out",
+        "Reset axes",
+    }
 
 
 @pytest.mark.parametrize("lr", [3e-4, 1e-9])

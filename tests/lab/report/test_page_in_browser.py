@@ -17,9 +17,9 @@ from edgewise.lab.report import plots, ticks
 from edgewise.lab.results import documents
 from edgewise.lab.results.store import Store
 from hostile import HOSTILE, SCRIPT, hostile_store
+from in_browser import BUTTONS, CHROMIUM, UNDER_BUTTONS
 from lab_cases import diverged, stored, story
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FIGURES = ("fig1", "fig4", "fig21", "table1")
 
 pytestmark = [
@@ -166,6 +166,25 @@ def test_every_log_axis_has_ticks_that_are_whole_numbers_also_after_a_zoom(visit
     page.evaluate("Plotly.relayout('curves-fig4', {'yaxis2.range': [-2.2, -2]})")
     until(page, f"{texts}.length > 1")
     assert all(0.006 < float(text) <= 0.01 for text in page.evaluate(texts))
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_buttons_of_a_plot_cover_no_words(visit, width):
+    page = visit(viewport={"width": width, "height": 900})
+    assert page.evaluate(f"{BUTTONS}.length") > 4
+    assert page.evaluate(UNDER_BUTTONS) == []
+
+
+def test_no_button_sends_a_plot_anywhere(visit):
+    page = visit()
+    assert set(page.evaluate(BUTTONS)) == {
+        "Download plot as a PNG",
+        "Zoom",
+        "Pan",
+        "Zoom in",
+        "Zoom out",
+        "Reset axes",
+    }
 
 
 def test_the_buttons_of_a_plot_are_one_stop(visit):

@@ -100,7 +100,7 @@ def _beside(value: float | None, lr: float) -> str:
     if value is None:
         return ""
     ratio = value / lr
-    return f"{ratio:.2g} × yours" if ratio < 100 else f"{ratio:,.0f} × yours"
+    return f"{ratio:.2g} × yours" if ratio < 99.5 else f"{ratio:,.0f} × yours"
 
 
 def _verdict(result: Result) -> str:

@@ -12,6 +12,7 @@ from edgewise.lab.report.interactive import literal
 
 Result = Mapping[str, Any]
 
+_BUTTONS = 40  # pixels above a plot that its buttons take, which a touch screen shows all the time
 _MOST_BARS, _SMALLEST_BAR = 10, 0.005  # parameters that are drawn, and the share from which one is
 
 
@@ -61,8 +62,8 @@ def ruler(result: Result) -> go.Figure:
             showarrow=False,
             yanchor="bottom",  # above the rates, of which one may be there
         )
-    styled(figure, height=70 + 44 * len(rows))
-    figure.update_layout(showlegend=False, margin={"l": 190, "r": 20, "t": 24, "b": 44})
+    styled(figure, height=102 + 44 * len(rows))
+    figure.update_layout(showlegend=False, margin={"l": 190})
     figure.update_xaxes(type="log", title_text="learning rate")
     figure.update_xaxes(autorange=False, range=[math.log10(min(everything) / 3), math.log10(right)])
     figure.update_yaxes(autorange="reversed", ticksuffix="  ", showgrid=False)
@@ -112,8 +113,8 @@ def trial(result: Result) -> go.Figure:
         figure.add_trace(_curve(values, name, line), row=1, col=1, secondary_y=name == "learning rate")
     runs = sorted(result["trial"]["runs"], key=lambda run: run["lr"])
     figure.add_trace(_ends(runs), row=1, col=2)
-    styled(figure, height=386)
-    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": 40, "b": 84, "r": 20})
+    styled(figure, height=410)
+    figure.update_layout(legend={"y": -0.2, "yanchor": "top"}, margin={"t": _BUTTONS + 24, "b": 84})
     figure.update_xaxes(title_text="update", col=1)
     figure.update_xaxes(title_text="learning rate", type="log", col=2)
     figure.update_yaxes(title_text="loss", col=1, secondary_y=False)
@@ -177,8 +178,8 @@ def shares(by_parameter: Mapping[str, float]) -> go.Figure:
             hovertemplate="%{y}<br>%{x:.1%}<extra></extra>",
         )
     )
-    styled(figure, height=70 + 26 * len(top))
-    figure.update_layout(showlegend=False, margin={"t": 10, "b": 44, "r": 60})
+    styled(figure, height=102 + 26 * len(top))
+    figure.update_layout(showlegend=False, margin={"t": _BUTTONS, "r": 60})
     figure.update_xaxes(title_text="share of the top eigenvector", tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True, ticksuffix="  ", showgrid=False)
     return figure
@@ -188,7 +189,7 @@ def styled(figure: go.Figure, *, height: int) -> None:
     """Give a figure the look of the report."""
     figure.update_layout(
         height=height,
-        margin={"l": 64, "r": 70, "t": 24, "b": 44},
+        margin={"l": 64, "r": 20, "t": _BUTTONS + 16, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "gray"},

@@ -53,10 +53,12 @@ function oneStop(plot) {
     };
   }
 }
+// Nothing here has points to select, and nothing of a page is sent anywhere.
+const WITHOUT = ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"];
 async function drawPlot(place) {
   const {data, layout} = await content("content-" + place.id);
   layout.font.color = ink();
-  Plotly.newPlot(place, data, layout, {displaylogo: false, responsive: true});
+  Plotly.newPlot(place, data, layout, {displaylogo: false, responsive: true, modeBarButtonsToRemove: WITHOUT, plotlyServerURL: ""});
   place.on("plotly_relayout", () => labelLogAxes(place));
   place.on("plotly_afterplot", () => oneStop(place));
   oneStop(place);
