@@ -42,7 +42,7 @@ types: .venv/.dev ## type annotations, strictly
 bench: .venv/.bench ## what measurements cost, into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
 
-docs: .venv/.docs $(CONCEPTS:.py=.md) ## the documentation, into site/
+docs: .venv/.docs $(CONCEPTS:.py=.md) ## the documentation, into site/, with a link to REPOSITORY_URL if that is set
 	$(BIN)/zensical build --strict
 
 # A page of docs/concepts is its script, executed, with what it printed and drew.

@@ -664,7 +664,7 @@ FLIPS += [
     *(("fig26", [(at(lr=4.0), column(**{name: 1.5}))], f"the {words} spikes")
       for name, words in (("train_loss", "loss"), ("gradient_norm", "gradient norm"), ("second_moment", "norm of v"))),
     *(flip for figure in ("fig5", "fig27", "fig28", "fig29") for flip in saved_flips(figure)),
-    *(("fig30", [(runs_of(p, optimizer="gi-adam", starts=False), scaled(100.0))], f"{name}, T_wrm = 1: measurements")
+    *(("fig30", [(runs_of(p, optimizer="gi-adam", starts=False), scaled(100.0))], f"{name}, T_wrm = 1: of the first")
       for p, name in (("sp", "SP"), ("simple-mup", "simple μP"))),
     *(
         flip

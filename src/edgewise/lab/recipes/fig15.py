@@ -13,7 +13,7 @@ def wrn_configs(scale: str, loss: str) -> tuple[RunConfig, ...]:
     """Return the residual network with a loss, in μP at 1/λ₀ and in SP at 32/λ₀."""
     num_steps, batch_size, lengths, every = {
         "demo": (60, 64, (1, 30), 10),
-        "embedded": (300, 128, (1, 64, 128), 10),
+        "embedded": (400, 128, (1, 64, 128), 10),
         "desk": (2000, 512, (1, 256, 1024), 5),
         "paper": (2000, 512, (1, 256, 1024), 5),
     }[scale]
