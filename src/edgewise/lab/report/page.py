@@ -28,8 +28,8 @@ from edgewise.lab.results.store import Store
 _OF_THE_PAPER = (
     "Why warm up the learning rate? Training is unstable when the rate exceeds about 2/λ, λ the largest curvature of "
     "the loss (for Adam, of the preconditioned loss). Warmup works by pushing λ down. Each figure below was trained "
-    "and measured on this machine, and is held against what the paper (Kalra & Barkeshli, NeurIPS 2024, arXiv "
-    "2406.09405) says."
+    "and measured on this machine, and stands beside what it is to show. Those with a number are the paper's (Kalra & "
+    "Barkeshli, NeurIPS 2024, arXiv 2406.09405)."
 )
 _CLAIMS = "claims.md"
 _FILES = {
