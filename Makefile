@@ -17,7 +17,7 @@ OLDEST_TORCH = $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/\1/p' 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
-demo: .venv/.lab ## the paper's main findings on this machine, in two and a half minutes: runs/demo/report.html
+demo: .venv/.lab ## the paper's main findings on this machine, in three minutes: runs/demo/report.html
 	$(BIN)/edgewise demo
 
 test: .venv/.dev ## all tests and the examples in the docstrings

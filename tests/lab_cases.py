@@ -66,23 +66,21 @@ def made(config: RunConfig, columns: dict[str, Any] | None = None, **outcome: An
     steps = updates if math.isfinite(outcome.get("train_loss", 0.0)) else updates + 1
     values = {"lr": config.optimizer.lr, "train_loss": 0.1} | (columns or {})
     filled = {name: np.broadcast_to(np.asarray(value, float), steps) for name, value in values.items()}
-    return Run(
-        config=config,
-        columns={"step": np.arange(steps, dtype=float)} | filled,
-        outcome={
-            "diverged": False,
-            "lr_target": config.optimizer.lr,
-            "stability_limit": paper_limit(config.optimizer),
-            "num_steps": updates,
-            "train_loss": float(filled["train_loss"][-1]),
-            "test_loss": 0.2,
-            "test_accuracy": 0.9,
-            "num_classes": 10,
-            "guess_loss": 0.45,
-            "seconds": 1.0,
-        }
-        | outcome,
-    )
+    ended = {
+        "diverged": False,
+        "lr_target": config.optimizer.lr,
+        "stability_limit": paper_limit(config.optimizer),
+        "num_steps": updates,
+        "train_loss": float(filled["train_loss"][-1]),
+        "test_loss": 0.2,
+        "test_accuracy": 0.9,
+        "num_classes": 10,
+        "guess_loss": 0.45,
+        "seconds": 1.0,
+    } | outcome
+    if config.evaluate_every is not None:  # it is best at the end
+        ended["best_test_accuracy"] = ended["test_accuracy"]
+    return Run(config=config, columns={"step": np.arange(steps, dtype=float)} | filled, outcome=ended)
 
 
 def paper_limit(optimizer: OptimizerConfig) -> float:

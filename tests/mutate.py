@@ -1303,9 +1303,24 @@ FAULTS = [
     Fault(
         name="a failed cell counted as trained",
         file="lab/results/phase_diagram.py",
-        old='guessing = outcome["test_accuracy"] < 1.5 / outcome["num_classes"]',
+        old='guessing = (outcome["test_accuracy"] if best is None else best) < 1.5 / outcome["num_classes"]',
         new="guessing = False",
         test="lab/results/test_phase_diagram.py",
+    ),
+    Fault(
+        name="the last accuracy taken for the best",
+        file="lab/training/outcome.py",
+        old="max(evaluations.best, test_accuracy)",
+        new="test_accuracy",
+        test="lab/training/test_training.py",
+    ),
+    Fault(
+        name="cells trained together are looked at in their first state",
+        file="lab/engines/batched_training.py",
+        old="""            cells.copy_to(i, networks[i])
+            evaluations[i].look(networks[i])""",
+        new="            evaluations[i].look(networks[i])",
+        test="lab/engines/test_vectorized.py",
     ),
     Fault(
         name="a length that fails counted as the best",
@@ -1338,8 +1353,8 @@ FAULTS = [
     Fault(
         name="the loss of a guess ignored",
         file="lab/results/phase_diagram.py",
-        old='if guessing or outcome["test_loss"] >= outcome["guess_loss"] else',
-        new="if guessing else",
+        old='worse = best is None and outcome["test_loss"] >= outcome["guess_loss"]',
+        new="worse = False",
         test="lab/results/test_phase_diagram.py",
     ),
     Fault(
@@ -1462,10 +1477,10 @@ FAULTS = [
         test="lab/test_trial.py",
     ),
     Fault(
-        name="whole runs have other ids than before there were stopped ones",
+        name="runs have other ids than before there were stopped ones and looks on the way",
         file="lab/configs.py",
-        old="    if config.schedule_steps is None:  # as before",
-        new="    if False:  # as before",
+        old="        if values[name] is None:  # as before",
+        new="        if False:  # as before",
         test="lab/test_configs.py",
     ),
     Fault(

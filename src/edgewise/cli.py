@@ -52,7 +52,7 @@ Planned = dict[str, list[Ladder]]
 
 
 def demo(*, out: Annotated[Path, option("DIR")] = Path("runs/demo"), workers: Workers = None) -> None:
-    """Show the paper's main findings on embedded data: two and a half minutes on two cores, then a report.
+    """Show the paper's main findings on embedded data: about three minutes on two cores, then a report.
 
     Args:
         out: results folder; a second call continues there.
@@ -281,7 +281,8 @@ def _plan(planned: Planned, scale: str, out: Path, workers: int | None) -> None:
         found = estimate.estimates(planned, finished)
     console.print(cost_tables.planned(found))
     for note in cost_tables.plan_notes(found, out, workers, len(finished)):
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+        is_to_copy = note.startswith(("disk:", "data:"))  # a path, or a command
+        console.print(note, soft_wrap=is_to_copy, markup=False, highlight=False)
 
 
 def _run(
@@ -323,7 +324,8 @@ def _finish(store: Store) -> None:
     figures = presentation.read(store)
     page = report.write_report(store, figures)
     console = Console()
-    console.print(terminal.findings(figures, console.width))
+    if any(shown.claims or shown.note for shown in figures):  # a sweep of one's own need not claim anything
+        console.print(terminal.findings(figures, console.width))
     console.print(f"report: {page}", soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ Ladder: files written for the purpose; the text of the errors, with the line of 
 """
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -100,8 +101,8 @@ def test_a_file_may_import_its_neighbours(tmp_path):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nowhere.py:setup", "nowhere.py is no Python file: give its path and the function in it, such as"),
-        ("{}.txt:setup", "is no Python file"),
+        ("nowhere.py:setup", "nowhere.py does not exist: give the path of a Python file and"),
+        ("{}.txt:setup", "mine.py.txt is no Python file"),
         ("{}:absent", r"mine.py has no function absent\(\): write one"),
         ("{}:number", "number of .*mine.py must be a function, got 3 of type int"),
         ("{}:short", r"short\(\) of .*mine.py must return model, optimizer, loss_fn and batches, got 2 things"),
@@ -109,6 +110,7 @@ def test_a_file_may_import_its_neighbours(tmp_path):
     ],
 )  # fmt: skip
 def test_bad_targets_are_told(file, target, message):
+    Path(f"{file}.txt").touch()
     with pytest.raises(SetupError, match=message):
         load(target.format(file), most=5)
 

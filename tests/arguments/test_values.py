@@ -109,10 +109,10 @@ def test_a_generator_of_patterns_is_read_once():
         (None, "None"),
         (nn.Linear, "the class Linear"),
         (nn.Linear(1, 1), "a Linear"),
-        (Adam([torch.ones(1)]), "a Adam"),
+        (Adam([torch.ones(1)]), "an Adam"),
         (mse, "the function mse"),
         (torch.ones(2, 1), "a tensor of shape (2, 1) and torch.float32"),
-        (object(), "a object"),
+        (object(), "an object"),
         ("mse", "'mse' of type str"),
         (2.5, "2.5 of type float"),
     ],
@@ -147,7 +147,7 @@ def test_a_wrapper_is_looked_into_by_every_entry():
     assert ew.Monitor(run.model, wrapped, mse).observe(run.batch).fraction > 0
     assert ew.EdgeWarmup(wrapped).optimizer is run.optimizer
     with pytest.raises(
-        TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got a AcceleratedOptimizer"
+        TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, got an AcceleratedOptimizer"
     ):
         ew.stability_limit(AcceleratedOptimizer(None))
 
@@ -177,7 +177,7 @@ def test_an_optimizer_whose_engine_steps_is_refused_with_what_to_do_instead():
             partial(ew.Monitor, run.model, loss_fn=mse),
         ):
             with pytest.raises(
-                TypeError, match=r"got a \w+: DeepSpeed's engine .* warmup\.export\(\) says how"
+                TypeError, match=r"got an? \w+: DeepSpeed's engine .* warmup\.export\(\) says how"
             ):
                 call(optimizer=given)
     assert run.calls == 0

@@ -56,6 +56,7 @@ OTHER = {  # part or run → field → a value that BASE does not have
         "batch_size": None,
         "measure": ("sharpness", "preconditioned_sharpness"),
         "measure_every": 2,
+        "evaluate_every": 3,
         "measure_rtol": 0.1,
         "seed": 1,
     },

@@ -120,7 +120,7 @@ def test_the_table_says_why_claims_are_not_judged():
 
 
 def test_the_table_of_no_results_is_a_table():
-    assert "Findings of the paper" in text_of(terminal.findings([], 80))
+    assert "Findings: expected" in text_of(terminal.findings([], 80))
 
 
 def test_runs_that_failed_or_lie_beyond_are_counted_apart():

@@ -75,8 +75,9 @@ def _parsed(target: str) -> tuple[Path, str]:
         file, name = target, DEFAULT
     path = Path(file).expanduser().absolute()
     if path.suffix != ".py" or not path.is_file():
+        what = "is no Python file" if path.is_file() else "does not exist"
         raise SetupError(
-            f"{file} is no Python file: give its path and the function in it, such as setup.py:setup."
+            f"{file} {what}: give the path of a Python file and the function in it, such as setup.py:setup."
         )
     return path, name
 

@@ -109,14 +109,15 @@ def _at_the_edge(subject: Subject, edge: Edge, critical: CriticalLRResult | str)
         return unmeasured("stability", name, f"The sharpness is {result}: {result.status.value}", **evidence)
     product = subject.rate * result.value
     error = subject.rate * (result.residual + result.hvp_error * abs(result.value))
-    when = "at the first step" if subject.is_fresh else "in the long run"
+    later = "" if limit.value == edge.bound else f", later {limit.value:.3g}"
+    when = f"at the first step{later}" if subject.is_fresh else "in the long run"
     share = evidence["share"] = product / edge.bound
     shown = f"{product:.3g} ± {error:.1g}, {share:.3g} of the limit {edge.bound:.3g} {when}"
     if product - error > edge.bound:
         meaning = f"The rate is beyond the edge, {edge.lr:.3g}: updates overshoot along the top eigenvector."
         if not isinstance(critical, str) and critical.ok and subject.rate < critical.bracket[0]:
             meaning += " The coming one lowers the loss all the same, as it goes another way."
-        advice = "Begin lower and warm up, so that training first moves to where curvature is lower."
+        advice = "Begin lower and warm up to a rate beyond: training moves to where curvature is lower first."
         level = "notice"
     elif share > _NEAR:
         meaning = f"The rate is at the edge of stability, {edge.lr:.3g}, up to {max(0.0, 1 - share):.0%}."
@@ -149,7 +150,7 @@ def _of_parameters(edge: Edge) -> Finding:
         return unmeasured("stability", name, "Nothing curves upwards here: no direction overshoots")
     shares = edge.result.by_parameter()
     top = dict(list(shares.items())[:_MOST_KEPT])
-    named = ", ".join(f"{part} {share:.0%}" for part, share in list(top.items())[:3])
+    named = ", ".join(f"{part} {share:.0%}" for part, share in list(top.items())[:3] if share >= 0.005)
     largest = next(iter(top))
     half = _fewest(shares)
     return Finding(
@@ -195,13 +196,13 @@ def _critical(subject: Subject, critical: CriticalLRResult | str) -> Finding:
     of = f"over {number} batches" if number > 1 else "on the only batch"
     spread = ""
     if critical.interval is not None:
-        spread = f"; 95 % interval [{critical.interval[0]:.3g}, {critical.interval[1]:.3g}]"
+        spread = "; over all batches between {:.3g} and {:.3g}, 95 % sure".format(*critical.interval)
     above, share = subject.rate > high, subject.rate / critical.lr
     return Finding(
         question="stability",
         name=name,
         value=critical.lr,
-        shown=f"{critical.lr:.3g} in [{low:.3g}, {high:.3g}] {of}{spread}",
+        shown=f"between {low:.3g} and {high:.3g} {of}{spread}",
         meaning=f"From this rate on, one update raises the loss of its own batches; yours is {share:.2g} of it.",
         advice="Begin below it: the coming update at your rate raises the loss." if above else "",
         level="bad" if above else "good",

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 def described(value: object) -> str:
     """Return a value and its type, in few words."""
     kind = type(value).__name__
+    one = f"an {kind}" if kind[0] in "AEIOUaeiou" else f"a {kind}"
     if value is None:
         return "None"
     if isinstance(value, type):
@@ -17,8 +18,8 @@ def described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     if isinstance(value, nn.Module | Optimizer):
-        return f"a {kind}"
+        return one
     if isinstance(value, FunctionType):
         return f"the function {value.__name__}"
     words = reprlib.repr(value)
-    return f"a {kind}" if words.startswith("<") else f"{words} of type {kind}"
+    return one if words.startswith("<") else f"{words} of type {kind}"

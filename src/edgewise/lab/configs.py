@@ -222,6 +222,9 @@ class RunConfig:
     """Which of `MEASUREMENTS` to follow, on the batch of the step; "second_moment" is the norm of Adam's v."""
     measure_every: int = 1
     """Steps from one measurement to the next."""
+    evaluate_every: int | None = None
+    """Steps from one look at the test data to the next, of which the best accuracy is kept; `None` looks at the end
+    alone. Training is the same either way; the ids of runs without it know nothing of it."""
     measure_rtol: float = 1e-2
     """Tolerance on the residual; the eigenvalue's own error is about its square, over the spectral gap."""
     seed: int = 0
@@ -233,6 +236,9 @@ class RunConfig:
             self,
             num_steps=positive_count("num_steps", self.num_steps),
             measure_every=positive_count("measure_every", self.measure_every),
+            evaluate_every=None
+            if self.evaluate_every is None
+            else positive_count("evaluate_every", self.evaluate_every),
             measure_rtol=positive_number("measure_rtol", self.measure_rtol),
             seed=nonnegative_count("seed", self.seed),
         )
@@ -303,8 +309,9 @@ def _settle(config: Any, **checked: Any) -> None:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the config as nested dictionaries of plain values, as stored in JSON."""
     values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if config.schedule_steps is None:  # as before there was such a field: run ids are hashes of this
-        del values["schedule_steps"]
+    for name in ("schedule_steps", "evaluate_every"):
+        if values[name] is None:  # as before there was such a field: run ids are hashes of this
+            del values[name]
     return values
 
 

@@ -52,7 +52,8 @@ def execute(path: Path) -> ModuleType:
     """
     spec = importlib.util.spec_from_file_location(f"edgewise_recipe_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise RecipeError(f"{path} is no Python file: give the path of a recipe, such as recipe.py.")
+        what = "is no Python file" if path.is_file() else "does not exist"
+        raise RecipeError(f"{path} {what}: give the path of a recipe, such as recipe.py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # for dataclasses and pickles of what it defines
     called(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]

@@ -200,7 +200,7 @@ def findings(figures: Sequence[FigureResults], width: int) -> Table:
         figures: with their claims.
         width: columns of the terminal; where they are few, what was expected and measured stands below a claim.
     """
-    title, roomy = "Findings of the paper: expected, and measured here", width >= _ROOMY
+    title, roomy = "Findings: expected, and measured here", width >= _ROOMY
     table = Table(title=title, box=HORIZONTALS, expand=True, show_header=roomy)
     for name, ratio in (("finding", 5), ("expected", 3), ("measured", 4))[: 3 if roomy else 1]:
         table.add_column(name, ratio=ratio)

@@ -72,11 +72,15 @@ class WarmupReport:
 
     def summary(self) -> str:
         """Return all of it in words, a line for each thing."""
-        reach = "not yet" if self.steps_to_target is None else f"from update {self.steps_to_target} on"
+        missed = "was not reached" if self.finished else "not yet"
+        reach = missed if self.steps_to_target is None else f"from update {self.steps_to_target} on"
+        come_to = f"{self.lr:.4g} at the end" if self.finished else f"now {self.lr:.4g}"
+        forwards = f"{self.num_forwards} forward{'' if self.num_forwards == 1 else 's'}"
+        searches = f"{self.num_searches} search{'' if self.num_searches == 1 else 'es'}"
         lines = [
             f"{self.warmup}: {'finished' if self.finished else 'under way'} after {self.updates} updates",
-            f"  rate: {self.lr_start:.4g} at the start, now {self.lr:.4g}; target {self.lr_target:.4g} {reach}",
-            f"  overhead: {self.num_forwards} forwards, {self.num_searches} searches, {self.overhead:.1%} of training",
+            f"  rate: {self.lr_start:.4g} at the start, {come_to}; target {self.lr_target:.4g} {reach}",
+            f"  overhead: {forwards}, {searches}, {self.overhead:.1%} of training",
         ]
         if self.num_catapults:
             lines.insert(

@@ -58,6 +58,16 @@ def test_a_cell_trains_as_it_would_alone(name, batch_size):
     assert_like_alone(cells(tiny(optimizer={"name": name} | decay | momentum, batch_size=batch_size)))
 
 
+def test_cells_are_looked_at_on_the_way_each_by_itself():
+    base = tiny(loss="xent", num_steps=20, evaluate_every=3)
+    assert_like_alone(
+        [
+            changed(base, optimizer={"lr": lr}, warmup={"steps": 1}, seed=seed)
+            for lr, seed in ((2.0, 0), (1e12, 1), (0.1, 0))
+        ]
+    )
+
+
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("name", ["sgd", "adam", "gi-adamw", "nadam", "lion"])
 def test_every_parameterization_keeps_its_rates(name, parameterization):

@@ -483,6 +483,24 @@ def test_the_outcome_is_measured_on_the_test_samples_after_the_last_step(monkeyp
     assert outcome["test_accuracy"] == pytest.approx(accuracy, rel=1e-5)
 
 
+def test_looking_at_test_data_on_the_way_finds_the_best_accuracy_and_changes_nothing():
+    """A cell whose accuracy is best on the way: what it has after so many steps is what shorter runs end with."""
+    config = tiny(optimizer={"lr": 2.0}, warmup={"steps": 1}, num_steps=24, loss="xent")
+    ends = [train(replace(config, num_steps=steps)).outcome["test_accuracy"] for steps in (5, 10, 15, 20, 24)]
+    assert max(ends) > ends[-1]
+    plain, looked = train(config), train(replace(config, evaluate_every=5))
+    assert looked.rows == plain.rows
+    assert looked.outcome["best_test_accuracy"] == max(ends)
+    assert looked.outcome["test_accuracy"] == plain.outcome["test_accuracy"] == ends[-1]
+    assert "best_test_accuracy" not in plain.outcome
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True, "3"])
+def test_looks_at_test_data_are_whole_numbers_of_steps_apart(every):
+    with pytest.raises((TypeError, ValueError), match="evaluate_every"):
+        tiny(evaluate_every=every)
+
+
 def half_squares(outputs, targets):
     return 0.5 * (outputs - F.one_hot(targets, 10)).square().sum(1)
 

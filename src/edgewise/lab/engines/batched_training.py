@@ -20,6 +20,7 @@ from edgewise.lab.data import Dataset
 from edgewise.lab.models.parameterization import parameter_groups
 from edgewise.lab.training import (
     Batch,
+    Evaluations,
     RunResult,
     batch_indices,
     loss_function,
@@ -60,7 +61,14 @@ def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps:
     shown = torch.tensor([schedule.shown for schedule in schedules], dtype=torch.float64)  # (cells, steps)
     rates = shown / cells.first_factor
     begun = time.perf_counter()
-    losses = _train_cells(cells, rates.to(device, torch.float32), _batches(configs, dataset), on_step)
+    evaluations = [Evaluations(config, dataset) for config in configs]
+
+    def look(num_updates: int, alive: Tensor) -> None:
+        for i in alive.nonzero().flatten().tolist() if evaluations[0].due(num_updates) else ():
+            cells.copy_to(i, networks[i])
+            evaluations[i].look(networks[i])
+
+    losses = _train_cells(cells, rates.to(device, torch.float32), _batches(configs, dataset), look, on_step)
     seconds, stepping = (
         (time.perf_counter() - since) / len(configs) for since in (started, begun)
     )  # its share
@@ -70,7 +78,7 @@ def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps:
         rows = _rows(losses[i], shown[i])
         updates = sum(math.isfinite(row["train_loss"]) for row in rows)
         optimizer = schedules[i].optimizer_after(updates)
-        outcome = outcome_of(config, rows, networks[i], dataset, optimizer, targets[i])
+        outcome = outcome_of(config, rows, networks[i], dataset, optimizer, targets[i], evaluations[i])
         outcome |= {"warmup": schedules[i].report, "seconds": seconds}
         if config.schedule_steps is not None:
             pace = stepping / config.num_steps
@@ -139,8 +147,22 @@ class _Cells:
                 p.copy_(self.parameters[name][cell])
 
 
-def _train_cells(cells: _Cells, rates: Tensor, batches: Callable[[int], Batch], on_step: Report) -> Tensor:
-    """Return (cells, steps): the losses, on the CPU; not finite from where a cell diverged."""
+def _train_cells(
+    cells: _Cells,
+    rates: Tensor,
+    batches: Callable[[int], Batch],
+    look: Callable[[int, Tensor], None],
+    on_step: Report,
+) -> Tensor:
+    """Return (cells, steps): the losses, on the CPU; not finite from where a cell diverged.
+
+    Args:
+        cells: what is trained.
+        rates: (cells, steps).
+        batches: of each step.
+        look: called with the number of updates, and which cells are alive, (cells,).
+        on_step: called now and then with the number of steps.
+    """
     losses = torch.full_like(rates, torch.nan)
     alive = torch.ones(len(rates), dtype=torch.bool, device=rates.device)
     for step in range(rates.shape[1]):
@@ -148,6 +170,7 @@ def _train_cells(cells: _Cells, rates: Tensor, batches: Callable[[int], Batch], 
         losses[:, step] = value.detach()
         alive &= value.detach().isfinite()
         cells.step(value, rates[:, step], alive)
+        look(step + 1, alive)
         if step % _STEPS_BETWEEN_REPORTS == 0:  # also waits for the GPU
             if not alive.any():
                 break

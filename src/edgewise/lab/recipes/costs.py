@@ -38,7 +38,7 @@ MINUTES = {
     "table1": 0.3,
     "edge-warmup": 34.0,
     "warmups": 15.0,
-    "when-warmup": 8.9,  # of the figures whose runs it has
+    "when-warmup": 8.9,
 }
 
 

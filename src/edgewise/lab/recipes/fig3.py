@@ -6,7 +6,7 @@ from dataclasses import replace
 from edgewise.lab.configs import OptimizerConfig, RunConfig, WarmupConfig
 from edgewise.lab.recipes import rates, settings
 from edgewise.lab.recipes.recipe import Claim, PhaseDiagrams, Recipe, number, parameterization_label
-from edgewise.lab.results.phase_diagram import TEST_ACCURACY, Cell, PhaseDiagram, cell_of, phase_diagram
+from edgewise.lab.results.phase_diagram import BEST_ACCURACY, Cell, PhaseDiagram, cell_of, phase_diagram
 from edgewise.lab.results.runs import Run
 
 _LOSS_NAMES = {"mse": "MSE", "xent": "cross-entropy"}
@@ -32,11 +32,11 @@ def grid(
     seeds: Sequence[int] | None = None,
 ) -> tuple[RunConfig, ...]:
     """Return η_trgt = 2ˣ/λ₀ for x = 0, 1, … at each warmup length, with the scale's seeds unless others are given."""
-    num_steps, batch_size, lengths, largest = {
-        "demo": (100, 64, (1, 40), 8),
-        "embedded": (200, 64, (1, 20, 80), 12),
-        "desk": (2000, 128, (1, 10, 40, 200, 1000), 12),
-        "paper": (100_000, 128, (1, 500, 2000, 10_000, 50_000), 12),
+    num_steps, batch_size, lengths, largest, every = {
+        "demo": (100, 64, (1, 40), 8, 10),
+        "embedded": (200, 64, (1, 20, 80), 12, 10),
+        "desk": (2000, 128, (1, 10, 40, 200, 1000), 12, 50),
+        "paper": (100_000, 128, (1, 500, 2000, 10_000, 50_000), 12, 1000),
     }[scale]
     return tuple(
         RunConfig(
@@ -46,6 +46,7 @@ def grid(
             loss=loss,
             num_steps=num_steps,
             batch_size=batch_size,
+            evaluate_every=every,
             seed=seed,
         )
         for warmup_steps in lengths
@@ -102,7 +103,7 @@ def diagrams(runs: Sequence[Run]) -> dict[str, PhaseDiagram]:
     """Return panel label → diagram."""
     names = dict.fromkeys(panel_label(run.config) for run in runs)
     return {
-        name: phase_diagram([run for run in runs if panel_label(run.config) == name], TEST_ACCURACY)
+        name: phase_diagram([run for run in runs if panel_label(run.config) == name], BEST_ACCURACY)
         for name in names
     }
 
@@ -190,7 +191,7 @@ def _decay(plain: PhaseDiagram, decayed: PhaseDiagram) -> list[Claim]:
     ]
 
 
-_LAYOUT = PhaseDiagrams(panel=panel_label, value=TEST_ACCURACY)
+_LAYOUT = PhaseDiagrams(panel=panel_label, value=BEST_ACCURACY)
 
 FIG3 = Recipe(
     id="fig3",

@@ -62,6 +62,7 @@ class CellValue:
 
 TEST_LOSS = CellValue(label="test loss", of=OutcomeEntry("test_loss"), lower_is_better=True)
 TEST_ACCURACY = CellValue(label="test accuracy", of=OutcomeEntry("test_accuracy"), digits=3)
+BEST_ACCURACY = CellValue(label="best test accuracy", of=OutcomeEntry("best_test_accuracy"), digits=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +125,16 @@ class PhaseDiagram:
 def cell_of(outcome: dict[str, Any]) -> Cell:
     """Return whether the run of this outcome trained.
 
-    It failed when its accuracy is below 1.5 × a random guess (Kalra & Barkeshli 2024), or its test loss is no
-    better than that of the best constant output, the class frequencies.
+    It failed when its accuracy is below 1.5 × a random guess (Kalra & Barkeshli 2024), the best one where test data
+    were looked at on the way. Where they were not, it failed also when its test loss is no better than that of the
+    best constant output, the class frequencies.
     """
     if outcome["diverged"]:
         return Cell.DIVERGED
-    guessing = outcome["test_accuracy"] < 1.5 / outcome["num_classes"]
-    return Cell.FAILED if guessing or outcome["test_loss"] >= outcome["guess_loss"] else Cell.TRAINED
+    best = outcome.get("best_test_accuracy")
+    guessing = (outcome["test_accuracy"] if best is None else best) < 1.5 / outcome["num_classes"]
+    worse = best is None and outcome["test_loss"] >= outcome["guess_loss"]
+    return Cell.FAILED if guessing or worse else Cell.TRAINED
 
 
 def row_of(config: RunConfig) -> Row:

@@ -17,10 +17,11 @@ from edgewise.lab.training.losses import (
     loss_function,
 )
 from edgewise.lab.training.optimizers import make_optimizer, make_schedule
-from edgewise.lab.training.outcome import evaluate, guess_loss, outcome_of
+from edgewise.lab.training.outcome import Evaluations, evaluate, guess_loss, outcome_of
 
 __all__ = [
     "Batch",
+    "Evaluations",
     "LossFunction",
     "RunResult",
     "batch_indices",

@@ -19,7 +19,7 @@ from edgewise.lab.data.dataset import spread
 from edgewise.lab.training.cost import peak_memory, reset_peak_memory
 from edgewise.lab.training.losses import Batch, loss_function
 from edgewise.lab.training.optimizers import make_optimizer, make_schedule
-from edgewise.lab.training.outcome import outcome_of
+from edgewise.lab.training.outcome import Evaluations, outcome_of
 from edgewise.lab.training.probe import Probe
 
 
@@ -52,6 +52,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
     optimizer = make_optimizer(config.optimizer, model, lr_target)
     warmup, scheduler = make_schedule(config.warmup, optimizer, config.whole_steps)
     probe = Probe(config, model, loss_fn, optimizer)
+    evaluations = Evaluations(config, dataset)
 
     rows: list[dict[str, float]] = []
     ends = [time.process_time()]  # of the steps, which others on this machine do not make longer
@@ -69,8 +70,10 @@ def train(config: RunConfig, on_step: Callable[[int], None] = lambda step: None)
         optimizer.step()
         scheduler.step()
         ends.append(time.process_time())
+        if evaluations.due(step + 1):
+            evaluations.look(model)
         on_step(step + 1)
-    outcome = outcome_of(config, rows, model, dataset, optimizer, lr_target)
+    outcome = outcome_of(config, rows, model, dataset, optimizer, lr_target, evaluations)
     outcome |= {"warmup": asdict(warmup.report()), "seconds": time.perf_counter() - started}
     if config.schedule_steps is not None:
         ends = ends[1:] if len(ends) > 2 else ends

@@ -17,6 +17,22 @@ from edgewise.lab.training.losses import OF_OUTPUTS, Batch
 _EVALUATION_SIZE = 512
 
 
+class Evaluations:
+    """The test accuracy along a run, of which the best is kept, as the paper's diagrams of images show it."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        self._every, self._loss, self._dataset = config.evaluate_every, config.loss, dataset
+        self.best = 0.0
+
+    def due(self, num_updates: int) -> bool:
+        """Whether it is time to look after so many updates."""
+        return self._every is not None and num_updates % self._every == 0
+
+    def look(self, model: nn.Module) -> None:
+        """Take the model's accuracy on the test data."""
+        self.best = max(self.best, evaluate(model, self._loss, self._dataset.test_batch())[1])
+
+
 def outcome_of(
     config: RunConfig,
     rows: list[dict[str, float]],
@@ -24,14 +40,19 @@ def outcome_of(
     dataset: Dataset,
     optimizer: Optimizer,
     lr_target: float,
+    evaluations: Evaluations,
 ) -> dict[str, Any]:
     """Return how the run ended; losses are not finite where it diverged, and `num_steps` counts the updates made.
 
     `stability_limit` is the optimizer's as the run left it, NaN where it has none: see `edgewise.stability_limit`.
+    `best_test_accuracy` is there if test data were looked at on the way.
     """
     trained = math.isfinite(rows[-1]["train_loss"])
     test_loss, test_accuracy = evaluate(model, config.loss, dataset.test_batch())
-    return {
+    along = (
+        {} if config.evaluate_every is None else {"best_test_accuracy": max(evaluations.best, test_accuracy)}
+    )
+    return along | {
         "diverged": not (trained and math.isfinite(test_loss)),
         "lr_target": lr_target,
         "stability_limit": ew.stability_limit(optimizer).value,
