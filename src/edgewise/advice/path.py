@@ -118,7 +118,7 @@ def _suggested(subject: Subject, suggestion: Suggestion, trial: Trial, lr: float
     near = 1 / _NEAR <= ratio <= _NEAR
     passes = f" The batches ran out, and were read {trial.num_passes} times." if trial.num_passes > 1 else ""
     level: Level = "good" if near else "notice"
-    sure = f"within a factor of {_NEAR:g} of the best in two of three tests of ours{_of_length(trial)}"
+    sure = f"within a factor of {_NEAR:g} of the best in two of three of our tests{_of_length(trial)}"
     how = "with a decay" if suggestion.needs_warmup is False else "after a warmup and with a decay"
     advice = "Leave yours: it is as good." if near else f"Train with {lr:.2g}, {how}."
     if _is_gi_adam(subject):
@@ -156,7 +156,7 @@ def _largest(subject: Subject, suggestion: Suggestion, trial: Trial) -> Finding:
     )
     fails = rate > largest * LARGEST_WITHIN or (failed is not None and rate >= failed)
     level: Level = "bad" if fails else "notice" if rate > largest else "good"
-    sure = f"within a factor of {LARGEST_WITHIN:g} in four of five tests of ours{_of_length(trial)}"
+    sure = f"within a factor of {LARGEST_WITHIN:g} in four of five of our tests{_of_length(trial)}"
     return Finding(
         question="rate",
         name=name,

@@ -75,7 +75,7 @@ def _parsed(target: str) -> tuple[Path, str]:
         file, name = target, DEFAULT
     path = Path(file).expanduser().absolute()
     if path.suffix != ".py" or not path.is_file():
-        what = "is no Python file" if path.is_file() else "does not exist"
+        what = "is no Python file" if path.exists() else "does not exist"
         raise SetupError(
             f"{file} {what}: give the path of a Python file and the function in it, such as setup.py:setup."
         )

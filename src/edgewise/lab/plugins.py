@@ -52,7 +52,7 @@ def execute(path: Path) -> ModuleType:
     """
     spec = importlib.util.spec_from_file_location(f"edgewise_recipe_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        what = "is no Python file" if path.is_file() else "does not exist"
+        what = "is no Python file" if path.exists() else "does not exist"
         raise RecipeError(f"{path} {what}: give the path of a recipe, such as recipe.py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # for dataclasses and pickles of what it defines

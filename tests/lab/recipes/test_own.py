@@ -117,10 +117,12 @@ def test_a_file_that_says_no_runs_is_refused(tmp_path, text, message):
         own.load(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("name", ["missing.py", "folder"])
-def test_a_file_that_is_none_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "what"), [("missing.py", "does not exist"), ("folder", "is no Python file")]
+)
+def test_a_file_that_is_none_is_refused(tmp_path, name, what):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RecipeError, match="is no Python file: give the path of a recipe"):
+    with pytest.raises(RecipeError, match=f"{name} {what}: give the path of a recipe"):
         own.load(tmp_path / name)
 
 
