@@ -255,6 +255,18 @@ def test_a_log_of_a_continued_sweep_reckons_the_time_left_by_what_it_does_itself
     assert recorder.file.getvalue().splitlines()[-1] == "55%  runs 1/2 1 running  0:03:00 left"
 
 
+def test_the_time_that_processes_take_to_start_is_not_reckoned_with():
+    config = tiny(num_steps=100)
+    recorder, clock = log(), Clock()
+    with terminal.bars({"fig1": [(config,)]}, recorder, clock) as move:
+        for seconds in (0, 60):
+            clock.now = 1000 + seconds
+            move(state({config: 0}))
+        clock.now += 10
+        move(state({config: 10}))
+    assert recorder.file.getvalue().splitlines()[-1] == "10%  runs 0/1 1 running  0:01:30 left"
+
+
 def test_a_log_of_an_inspection_says_what_is_done():
     recorder, clock = log(), Clock()
     with terminal.inspecting(recorder, clock) as move:
