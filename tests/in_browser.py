@@ -14,3 +14,11 @@ UNDER_BUTTONS = """(() => {
   });
 })()"""
 BUTTONS = "[...document.querySelectorAll('.modebar-btn')].map(button => button.ariaLabel)"
+OFFERED = {
+    "Download plot as a PNG",
+    "Zoom",
+    "Pan",
+    "Zoom in",
+    "Zoom out",
+    "Reset axes",
+}  # none sends a plot anywhere

@@ -64,7 +64,9 @@ def train_together(configs: Sequence[RunConfig], on_step: Report = lambda steps:
     evaluations = [Evaluations(config, dataset) for config in configs]
 
     def look(num_updates: int, alive: Tensor) -> None:
-        for i in alive.nonzero().flatten().tolist() if evaluations[0].due(num_updates) else ():
+        if not evaluations[0].due(num_updates):  # the same for all
+            return
+        for i in alive.nonzero().flatten().tolist():
             cells.copy_to(i, networks[i])
             evaluations[i].look(networks[i])
 

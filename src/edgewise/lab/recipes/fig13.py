@@ -15,7 +15,7 @@ from edgewise.lab.recipes.recipe import (
 )
 from edgewise.lab.results.runs import Run
 
-_BEGINNING = 100  # updates, each measured: in SP Adam is above its threshold for a few of them
+_BEGINNING = 100  # updates, each measured: what is above the threshold is so for a few at a time
 
 
 def batch_configs(scale: str) -> tuple[RunConfig, ...]:
