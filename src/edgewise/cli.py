@@ -281,8 +281,9 @@ def _plan(planned: Planned, scale: str, out: Path, workers: int | None) -> None:
         found = estimate.estimates(planned, finished)
     console.print(cost_tables.planned(found))
     for note in cost_tables.plan_notes(found, out, workers, len(finished)):
-        is_to_copy = note.startswith(("disk:", "data:"))  # a path, or a command
-        console.print(note, soft_wrap=is_to_copy, markup=False, highlight=False)
+        console.print(
+            note, soft_wrap=note.startswith(("disk:", "data:")), markup=False, highlight=False
+        )  # to copy
 
 
 def _run(

@@ -123,7 +123,7 @@ def test_the_boundaries_are_data_too(tmp_path):
     assert len(rows) == 4 * 2
     assert {(row["warmup"], float(row["boundary"])) for row in rows} == {("1", 8.0), ("40", 32.0)}
     assert {(float(row["best rate"]), row["value"], row["rate unit"]) for row in rows} == {
-        (4.0, "test accuracy", "1/sharpness")
+        (4.0, "best test accuracy", "1/sharpness")
     }
     assert sorted({float(row["best value"]) for row in rows}) == pytest.approx([0.9, 0.905])
 
