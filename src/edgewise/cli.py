@@ -281,9 +281,7 @@ def _plan(planned: Planned, scale: str, out: Path, workers: int | None) -> None:
         found = estimate.estimates(planned, finished)
     console.print(cost_tables.planned(found))
     for note in cost_tables.plan_notes(found, out, workers, len(finished)):
-        console.print(
-            note, soft_wrap=note.startswith(("disk:", "data:")), markup=False, highlight=False
-        )  # to copy
+        console.print(note, soft_wrap=note[:5] in ("disk:", "data:"), markup=False, highlight=False)
 
 
 def _run(
