@@ -1353,8 +1353,8 @@ FAULTS = [
     Fault(
         name="the loss of a guess ignored",
         file="lab/results/phase_diagram.py",
-        old='worse = best is None and outcome["test_loss"] >= outcome["guess_loss"]',
-        new="worse = False",
+        old="if guessing or constant else",
+        new="if guessing else",
         test="lab/results/test_phase_diagram.py",
     ),
     Fault(

@@ -115,9 +115,8 @@ class _Lines:
     def tell(self, done: float, total: float | None, words: str) -> None:
         """So much is done, of so much; say so, if that has not been said just now."""
         now = self._clock()
-        if (
-            self._start is None or done <= self._start[1]
-        ):  # the time that processes take to start tells nothing
+        # Until something is done: the time that processes take to start tells nothing.
+        if self._start is None or done <= self._start[1]:
             self._start = now, done
         share = f"{100 * done / total:.0f}%" if total else "0%"
         self._last = f"{share}  {words}{self._left(now, done, total)}"

@@ -56,9 +56,13 @@ def diagram_of(kinds, losses=None):
         ({"diverged": True}, D),
         ({"diverged": True, "test_loss": math.nan, "test_accuracy": 0.1}, D),
         ({"num_classes": 4, "test_accuracy": 0.3}, F),
-        ({"best_test_accuracy": 0.15, "test_accuracy": 0.1, "test_loss": 1e9}, T),  # it had learned
-        ({"best_test_accuracy": 0.149, "test_accuracy": 0.149}, F),
-        ({"best_test_accuracy": 0.9, "diverged": True}, D),
+        (
+            {"best_test_accuracy": 0.15, "guess_accuracy": 0.1, "test_accuracy": 0.1, "test_loss": 1e9},
+            T,
+        ),  # it had learned
+        ({"best_test_accuracy": 0.149, "guess_accuracy": 0.1, "test_accuracy": 0.149}, F),
+        ({"best_test_accuracy": 0.20000001, "guess_accuracy": 0.2}, F),  # always the same answer
+        ({"best_test_accuracy": 0.9, "guess_accuracy": 0.1, "diverged": True}, D),
     ],
 )
 def test_what_became_of_a_run(outcome, kind):

@@ -491,6 +491,8 @@ def test_looking_at_test_data_on_the_way_finds_the_best_accuracy_and_changes_not
     plain, looked = train(config), train(replace(config, evaluate_every=5))
     assert looked.rows == plain.rows
     assert looked.outcome["best_test_accuracy"] == max(ends)
+    counts = torch.bincount(DIGITS.test_targets)
+    assert looked.outcome["guess_accuracy"] == max(counts.tolist()) / counts.sum()
     assert looked.outcome["test_accuracy"] == plain.outcome["test_accuracy"] == ends[-1]
     assert "best_test_accuracy" not in plain.outcome
 

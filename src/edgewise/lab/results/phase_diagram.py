@@ -11,6 +11,8 @@ import numpy as np
 from edgewise.lab.configs import RunConfig
 from edgewise.lab.results.runs import Absent, Run
 
+_ROUNDING = 1e-6  # of accuracies, which are means in float32
+
 Row = int | str  # length of the warmup, or the name of one without
 
 
@@ -125,16 +127,19 @@ class PhaseDiagram:
 def cell_of(outcome: dict[str, Any]) -> Cell:
     """Return whether the run of this outcome trained.
 
-    It failed when its accuracy is below 1.5 × a random guess (Kalra & Barkeshli 2024), the best one where test data
-    were looked at on the way. Where they were not, it failed also when its test loss is no better than that of the
-    best constant output, the class frequencies.
+    It failed when its accuracy is below 1.5 × a random guess (Kalra & Barkeshli 2024), or when it is no better than
+    the best constant output: by its test loss, beside that of the class frequencies, or where test data were looked at
+    on the way by its best accuracy, beside the share of the most frequent class.
     """
     if outcome["diverged"]:
         return Cell.DIVERGED
     best = outcome.get("best_test_accuracy")
     guessing = (outcome["test_accuracy"] if best is None else best) < 1.5 / outcome["num_classes"]
-    worse = best is None and outcome["test_loss"] >= outcome["guess_loss"]
-    return Cell.FAILED if guessing or worse else Cell.TRAINED
+    if best is None:
+        constant = outcome["test_loss"] >= outcome["guess_loss"]
+    else:
+        constant = best <= outcome["guess_accuracy"] + _ROUNDING
+    return Cell.FAILED if guessing or constant else Cell.TRAINED
 
 
 def row_of(config: RunConfig) -> Row:

@@ -45,13 +45,15 @@ def outcome_of(
     """Return how the run ended; losses are not finite where it diverged, and `num_steps` counts the updates made.
 
     `stability_limit` is the optimizer's as the run left it, NaN where it has none: see `edgewise.stability_limit`.
-    `best_test_accuracy` is there if test data were looked at on the way.
+    `best_test_accuracy`, and `guess_accuracy` of the best constant answer, are there if test data were looked at on the
+    way.
     """
     trained = math.isfinite(rows[-1]["train_loss"])
     test_loss, test_accuracy = evaluate(model, config.loss, dataset.test_batch())
-    along = (
-        {} if config.evaluate_every is None else {"best_test_accuracy": max(evaluations.best, test_accuracy)}
-    )
+    along = {}
+    if config.evaluate_every is not None:
+        along["best_test_accuracy"] = max(evaluations.best, test_accuracy)
+        along["guess_accuracy"] = guess_accuracy(dataset)
     return along | {
         "diverged": not (trained and math.isfinite(test_loss)),
         "lr_target": lr_target,
@@ -98,3 +100,9 @@ def guess_loss(loss: str, dataset: Dataset) -> float:
     outputs = frequencies.log() if loss == "xent" else frequencies
     targets = dataset.test_batch()[1]
     return OF_OUTPUTS[loss](outputs.expand(*targets.shape, -1), targets).item()
+
+
+def guess_accuracy(dataset: Dataset) -> float:
+    """Return the test accuracy of the best constant answer: the share of the most frequent class."""
+    targets = dataset.test_batch()[1].flatten().long()
+    return float(torch.bincount(targets).max()) / len(targets)
