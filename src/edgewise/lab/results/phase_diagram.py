@@ -128,8 +128,8 @@ def cell_of(outcome: dict[str, Any]) -> Cell:
     """Return whether the run of this outcome trained.
 
     It failed when its accuracy is below 1.5 × a random guess (Kalra & Barkeshli 2024), or when it is no better than
-    the best constant output: by its test loss, beside that of the class frequencies, or where test data were looked at
-    on the way by its best accuracy, beside the share of the most frequent class.
+    the best constant output. That is told by its test loss, beside that of the class frequencies. Where test data were
+    looked at on the way, it is told by its best accuracy, beside the share of the most frequent class.
     """
     if outcome["diverged"]:
         return Cell.DIVERGED
