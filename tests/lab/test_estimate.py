@@ -123,6 +123,13 @@ def test_memory_is_of_weights_graphs_and_data():
     first, few = (estimate.gradient_of(tiny(batch_size=number)).kept for number in (2048, 4))
     initial = memory(batch_size=4, optimizer={"lr_unit": "1/sharpness"}) - memory(batch_size=4)
     assert initial == pytest.approx(8 * first - few)
+    wrn = {
+        "model": {"name": "wrn", "depth": 16, "width": 4},
+        "data": {"name": "tiny-imagenet", "num_samples": 4},
+    }
+    residual = estimate.gradient_of(tiny(**wrn)).kept
+    initial = memory(**wrn, optimizer={"lr_unit": "1/sharpness"}) - memory(**wrn)
+    assert initial == pytest.approx(8 * 2.5e9 - residual)  # in parts: 512 images would keep 15.7 GB
     images = memory(data={"name": "tiny-imagenet", "num_samples": 4}) - memory(
         data={"name": "cifar10", "num_samples": 4}
     )

@@ -7,6 +7,7 @@ and of what warmups look at is left out.
 """
 
 import itertools
+import math
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from edgewise.lab.data import Dataset, sources
 from edgewise.lab.engines.batched_training import is_batchable
 from edgewise.lab.ladders import Ladder
 from edgewise.lab.results.runs import stored_bytes
-from edgewise.lab.training import initial_samples, loss_function, make_optimizer
+from edgewise.lab.training import initial_samples, loss_function, make_optimizer, max_graph_bytes
 from edgewise.lab.trial import kind_of
 
 PRODUCTS = 5  # of a measurement that starts from the one before, about
@@ -36,6 +37,7 @@ _TIMED_FLOPS = 1e10  # of a step that is timed: larger batches are timed in part
 _TIMED = 3  # times; the quickest counts
 _LIBRARIES = 700e6  # bytes of a process that has trained nothing
 _GRAPHS = 8  # times what a gradient keeps is held while one is differentiated again, as measured at the paper's scale
+_GRAPHS_KEPT = 2  # of these, between products: what `max_graph_bytes` is of
 _BYTES_A_TOKEN = 4  # of text, about
 _COPIES = 3  # of a prepared data set while it is read
 
@@ -96,7 +98,8 @@ def _estimate(kind: RunConfig, configs: list[RunConfig]) -> Estimate:
     states = {"sgd": bool(kind.optimizer.momentum), "lion": 1}.get(kind.optimizer.name, 2)
     graphs = gradient.kept * (_GRAPHS if measured else 1)
     if kind.optimizer.lr_unit == "1/sharpness":
-        graphs = max(graphs, _GRAPHS * gradient.kept_at_first)
+        limit = (max_graph_bytes(kind.model) or math.inf) / _GRAPHS_KEPT
+        graphs = max(graphs, _GRAPHS * min(gradient.kept_at_first, limit))
     memory = 4 * gradient.num_parameters * (2 + states) + graphs
     return Estimate(
         kind=kind,

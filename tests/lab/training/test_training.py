@@ -21,7 +21,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 import edgewise as ew
 from edgewise.curvature import follow
 from edgewise.lab import catalogue, data, models, training
-from edgewise.lab.configs import DECAYED, OPTIMIZERS, DataConfig, OptimizerConfig, WarmupConfig
+from edgewise.lab.configs import (
+    DECAYED,
+    OPTIMIZERS,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    WarmupConfig,
+)
 from edgewise.lab.training import evaluate, guess_loss, loss_function, make_optimizer, make_schedule, train
 from edgewise.lab.training.ri_adam import RIAdam
 from edgewise.optimizers.preconditioner import diagonal
@@ -557,6 +564,24 @@ def test_the_initial_sharpness_of_batch_norm_is_that_of_training():
     assert ew.sharpness(
         model.eval(), loss_function("xent"), [DIGITS.train_batch(slice(512))]
     ).value != pytest.approx(found, rel=0.05)
+
+
+def test_the_initial_sharpness_of_a_residual_network_keeps_so_much_at_most(monkeypatch):
+    wrn = ModelConfig(name="wrn", depth=10, width=1, parameterization="sp")
+    training.initial_sharpness.cache_clear()
+    whole = training.initial_sharpness(DataConfig(name="digits"), wrn, "xent", 0)
+    training.initial_sharpness.cache_clear()
+    monkeypatch.setattr(training.loop, "_MAX_GRAPH_BYTES", 10 * 10**6)
+    sizes, xent = set(), loss_function("xent")
+
+    def noting(model, batch):
+        sizes.add(len(batch[1]))
+        return xent(model, batch)
+
+    monkeypatch.setattr(training.loop, "loss_function", lambda name: noting)
+    assert training.initial_sharpness(DataConfig(name="digits"), wrn, "xent", 0) == pytest.approx(whole, rel=1e-3)
+    assert max(sizes - {512}) < 512 / 2
+    training.initial_sharpness.cache_clear()
 
 
 def test_the_initial_sharpness_of_a_text_is_that_of_samples_from_all_of_it():

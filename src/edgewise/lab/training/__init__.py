@@ -6,6 +6,7 @@ from edgewise.lab.training.loop import (
     batch_indices,
     initial_samples,
     initial_sharpness,
+    max_graph_bytes,
     target_rate,
     train,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "loss_function",
     "make_optimizer",
     "make_schedule",
+    "max_graph_bytes",
     "outcome_of",
     "peak_memory",
     "reset_peak_memory",
