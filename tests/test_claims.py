@@ -8,8 +8,10 @@ import doctest
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import claim_seeds
 import claims
 import claims_record
 import pytest
@@ -229,6 +231,54 @@ def test_the_demo_has_no_part_in_the_count():
     assert "| a | above 0 | ✓ 1 |" in page.split("## What `make demo` shows")[1]
 
 
+def test_a_finding_holds_if_it_does_with_most_seeds():
+    own = [claim("luck", holds=True), claim("bad luck", holds=False), claim("once more", holds=True)]
+    record = {
+        "embedded": [sweep(fig1=own, fig2=[claim("alone", holds=True)])],
+        "embedded-seed-1": [sweep(fig1=[claim("luck", holds=False), claim("bad luck", holds=True)])],
+        "embedded-seed-2": [
+            sweep(fig1=[claim("luck", holds=False), claim("bad luck", holds=True)]),
+            sweep(fig3=[claim("of another figure", holds=True)]),
+        ],
+        "desk": [sweep(fig1=[claim("luck", holds=False)])],
+        "desk-seed-4": [sweep(fig1=[claim("luck", holds=True)])],
+    }
+    before = {scale: list(sweeps) for scale, sweeps in record.items()}
+    page = claims.page(record, [])
+    assert record == before
+    assert "**3 of 4 findings of the paper hold at embedded or desk scale.**" in page
+    assert (
+        "| luck | above 0 | ✗ 1 (seeds 0 ✓, 1 ✗, 2 ✗) | ✗ 1 (seeds 0 ✗, 4 ✓) |" in page
+    )  # one of two is not most
+    assert "| bad luck | above 0 | ✓ 1 (seeds 0 ✗, 1 ✓, 2 ✓) | – |" in page
+    assert "| once more | above 0 | ✓ 1 | – |" in page
+    assert "| `embedded` | 3 of 4 |" in page
+    assert claims.cause_faults(record, []) == ["NO CAUSE in causes.toml: fig1: luck"]
+
+
+def test_a_folder_of_another_seed_is_taken_beside_that_of_the_recipe(docs, tmp_path, capsys):
+    claims.main([str(made_folder(tmp_path / "own", ("fig26",)))], docs)
+    runs = [replace(run, config=replace(run.config, seed=1)) for run in story("fig26", "embedded")]
+    folder = stored(tmp_path / "seed", {"fig26": runs}, scale="embedded-seed-1").path
+    assert claims.main([str(folder)], docs) == 0
+    assert list(claims_record.read(docs)) == ["embedded", "embedded-seed-1"]
+    assert (docs / "claims.md").read_text(encoding="utf-8").count("(seeds 0 ✓, 1 ✓)") == 4
+    capsys.readouterr()
+    wrong = stored(tmp_path / "wrong", {"fig26": runs}, scale="embedded-seed-2").path
+    assert claims.main([str(wrong)], docs) == 1
+    assert "settings are not those of its recipe today" in capsys.readouterr().out
+
+
+def test_figures_are_planned_with_another_seed_unless_they_have_several():
+    planned = claim_seeds.planned_with(3, ["fig7", "fig31"], "embedded")
+    for figure, ladders in planned.items():
+        configs = [config for ladder in ladders for config in ladder]
+        assert [replace(config, seed=0) for config in configs] == list(RECIPES[figure].configs("embedded"))
+        assert {config.seed for config in configs} == {3}
+    with pytest.raises(ValueError, match="fig3 must have one seed, got 3"):
+        claim_seeds.planned_with(3, ["fig3"], "embedded")
+
+
 def test_a_figure_is_in_one_sweep():
     record = {"desk": [sweep("2026-11-29", fig1=[claim("a", holds=True)], fig2=[claim("b", holds=True)])]}
     claims_record.take(record, "desk", sweep("2026-12-03", fig2=[claim("b", holds=False)]))
@@ -275,7 +325,7 @@ def test_the_record_has_what_the_recipes_claim():
     assert list(claims_record.figures_of(record["embedded"])) == list(PAPER)
     for scale, sweeps in record.items():
         for name, figure in claims_record.figures_of(sweeps).items():
-            own = RECIPES[name].claims(story(name, scale))
+            own = RECIPES[name].claims(story(name, claims_record.scale_and_seed(scale)[0]))
             assert list(claims_record.by_words(figure.claims)) == list(claims_record.by_words(own)), name
 
 
@@ -294,7 +344,7 @@ def counts(figures):
 
 def test_numbers_of_claims_on_other_pages_follow():
     """The lab log is dated, and keeps what was counted then."""
-    record = claims_record.read(DOCS)
+    record = claims_record.voted(claims_record.read(DOCS))
     embedded = claims_record.figures_of(record["embedded"])
     totals = {counts(claims_record.figures_of(sweeps).values()) for sweeps in record.values()}
     rows = [row for its_rows in claims_record.rows_of(record).values() for row in its_rows]

@@ -36,19 +36,24 @@ class Sweep:
     figures: dict[str, Figure]
 
 
-Record = dict[str, list[Sweep]]  # scale → sweeps, the newest last; a figure is in one of them
+Record = dict[
+    str, list[Sweep]
+]  # scale, or another seed of it → sweeps, the newest last; a figure is in one of them
 Key = tuple[str, int]  # the words of a claim, and how many claims of its figure before it have the same
 Row = dict[str, Claim]  # scale → what one finding came to there
 
 
 def read(docs: Path) -> Record:
-    """Return what docs/claims/ says, of the scales that it has."""
-    files = {scale: docs / "claims" / f"{scale}.json" for scale in SCALES}
+    """Return what docs/claims/ says, of the scales and seeds that it has."""
+    found = {file.stem for file in (docs / "claims").glob("*.json")}
     return {
-        scale: [_sweep(data) for data in json.loads(file.read_text(encoding="utf-8"))]
-        for scale, file in files.items()
-        if file.exists()
+        scale: [_sweep(data) for data in json.loads(_file(docs, scale).read_text(encoding="utf-8"))]
+        for scale in (*(scale for scale in SCALES if scale in found), *sorted(found.difference(SCALES)))
     }
+
+
+def _file(docs: Path, scale: str) -> Path:
+    return docs / "claims" / f"{scale}.json"
 
 
 def _sweep(data: dict[str, Any]) -> Sweep:
@@ -63,7 +68,63 @@ def write(docs: Path, record: Record) -> None:
     """Write a file for each scale, a value on each line, so that a difference shows what has changed."""
     for scale, sweeps in record.items():
         text = json.dumps([asdict(sweep) for sweep in sweeps], ensure_ascii=False, indent=1)
-        (docs / "claims" / f"{scale}.json").write_text(text + "\n", encoding="utf-8")
+        _file(docs, scale).write_text(text + "\n", encoding="utf-8")
+
+
+def seeded(scale: str, seed: int) -> str:
+    """Return the name of a scale whose figures of single runs are trained with another seed.
+
+    >>> seeded("embedded", 1), scale_and_seed("embedded-seed-1"), scale_and_seed("desk")
+    ('embedded-seed-1', ('embedded', 1), ('desk', 0))
+    """
+    return f"{scale}-seed-{seed}"
+
+
+def scale_and_seed(name: str) -> tuple[str, int]:
+    """Return the scale and the seed of a name; 0 is that of the recipes."""
+    scale, _, seed = name.partition("-seed-")
+    return scale, int(seed) if seed.isdecimal() else 0
+
+
+def voted(record: Record) -> Record:
+    """Return the record of the scales, in which claims that were judged with other seeds hold if they do with most.
+
+    With as many that hold as do not, a claim does not.
+    """
+    return {
+        scale: [
+            replace(
+                sweep,
+                figures={name: _voted(record, scale, name, figure) for name, figure in sweep.figures.items()},
+            )
+            for sweep in sweeps
+        ]
+        for scale, sweeps in record.items()
+        if scale in SCALES
+    }
+
+
+def _voted(record: Record, scale: str, name: str, figure: Figure) -> Figure:
+    others = {
+        seed: by_words(figures_of(sweeps)[name].claims)
+        for its, sweeps in record.items()
+        for own, seed in [scale_and_seed(its)]
+        if seed and own == scale and name in figures_of(sweeps)
+    }
+    claims = []
+    for key, claim in by_words(figure.claims).items():
+        votes = {seed: claims[key].holds for seed, claims in others.items() if key in claims}
+        claims.append(_with_votes(claim, votes) if votes else claim)
+    return replace(figure, claims=tuple(claims))
+
+
+def _with_votes(claim: Claim, votes: dict[int, bool]) -> Claim:
+    marks = ", ".join(f"{seed} {'✓' if holds else '✗'}" for seed, holds in {0: claim.holds, **votes}.items())
+    return replace(
+        claim,
+        measured=f"{claim.measured} (seeds {marks})",
+        holds=2 * sum((claim.holds, *votes.values())) > 1 + len(votes),
+    )
 
 
 def figures_of(sweeps: Iterable[Sweep]) -> dict[str, Figure]:
@@ -102,9 +163,11 @@ def _refusal(shown: FigureResults, run_ids: Sequence[str]) -> str:
     """Return why a figure is not to be taken, or nothing."""
     if shown.id not in PAPER:
         return "it is none of the paper's figures."
-    if shown.scale not in SCALES:
+    scale, seed = scale_and_seed(shown.scale)
+    if scale not in SCALES:
         return f"its scale is {shown.scale!r}, none of {', '.join(SCALES)}."
-    if {config.run_id for config in RECIPES[shown.id].configs(shown.scale)} != set(run_ids):
+    configs = RECIPES[shown.id].configs(scale)
+    if {(replace(config, seed=seed) if seed else config).run_id for config in configs} != set(run_ids):
         return "its settings are not those of its recipe today: train it again, in a new folder."
     return shown.note
 
@@ -137,9 +200,9 @@ def by_words(claims: Iterable[Claim]) -> dict[Key, Claim]:
 
 
 def rows_of(record: Record) -> dict[str, list[Row]]:
-    """Return figure → its findings, each at all scales that claim it; without the demo's."""
+    """Return figure → its findings, each at all scales that claim it, by all seeds; without the demo's."""
     rows: dict[str, dict[Key, Row]] = {name: {} for name in PAPER}
-    for scale, sweeps in record.items():
+    for scale, sweeps in voted(record).items():
         if scale != DEMO:
             for name, figure in figures_of(sweeps).items():
                 for key, claim in by_words(figure.claims).items():

@@ -579,7 +579,9 @@ def test_the_initial_sharpness_of_a_residual_network_keeps_so_much_at_most(monke
         return xent(model, batch)
 
     monkeypatch.setattr(training.loop, "loss_function", lambda name: noting)
-    assert training.initial_sharpness(DataConfig(name="digits"), wrn, "xent", 0) == pytest.approx(whole, rel=1e-3)
+    assert training.initial_sharpness(DataConfig(name="digits"), wrn, "xent", 0) == pytest.approx(
+        whole, rel=1e-3
+    )
     assert max(sizes - {512}) < 512 / 2
     training.initial_sharpness.cache_clear()
 

@@ -97,7 +97,7 @@ def _starts_lower(adam: Run, ri_adam: Run) -> Claim:
 
 
 def _as_good(gi_adam: Run, ri_adam: Run) -> Claim:
-    """Return that they end alike; `docs/studies/claim_seeds.py` says how far apart seeds are."""
+    """Return that they end alike; the lab log says how far apart seeds are."""
     ends = [float(run.columns["train_loss"][-1]) for run in (gi_adam, ri_adam)]
     return Claim(
         text=f"{parameterization_label(gi_adam.config)}: last training loss, RI-Adam beside GI-Adam",
