@@ -111,9 +111,19 @@ def _draw_curves(shown: panels.Curves) -> Figure:
         handles.append(mpl.lines.Line2D([], [], color="0.3", ls="--", lw=1, label="stability threshold"))
     if any(run.outcome["diverged"] for run in shown.runs):
         handles.append(mpl.lines.Line2D([], [], color="0.3", ls="", marker="x", label="diverged"))
-    entries = min(len(handles), int(figure.get_figwidth() / _LEGEND_INCHES))
-    figure.legend(handles=handles, loc="outside lower center", ncols=entries)
+    in_a_row = _legend_columns(len(handles), figure.get_figwidth())
+    figure.legend(handles=handles, loc="outside lower center", ncols=in_a_row)
     return figure
+
+
+def _legend_columns(entries: int, inches: float) -> int:
+    """Return how many entries stand in a row: in as few rows as fit, each as full as the others.
+
+    >>> _legend_columns(5, 10.2), _legend_columns(6, 10.2)
+    (5, 3)
+    """
+    rows = math.ceil(entries / max(2, int(inches / _LEGEND_INCHES)))
+    return math.ceil(entries / rows)
 
 
 def _name_missing(ax: Axes, absent: Sequence[tuple[str, Absent]]) -> None:
@@ -184,8 +194,8 @@ def _draw_diagrams(shown: panels.Diagrams) -> Figure:
         beside = used[i : i + side_by_side] if side_by_side else used
         figure.colorbar(scale, ax=beside, label=_literal(shown.layout.value.label), pad=0.01)
     handles = _diagram_legend(shown)
-    entries = min(len(handles), max(2, int(width / _LEGEND_INCHES)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=entries, fontsize=8)
+    in_a_row = _legend_columns(len(handles), width)
+    figure.legend(handles=handles, loc="outside lower center", ncols=in_a_row, fontsize=8)
     return figure
 
 
