@@ -247,9 +247,8 @@ def test_a_finding_holds_if_it_does_with_most_seeds():
     page = claims.page(record, [])
     assert record == before
     assert "**3 of 4 findings of the paper hold at embedded or desk scale.**" in page
-    assert (
-        "| luck | above 0 | ✗ 1 (seeds 0 ✓, 1 ✗, 2 ✗) | ✗ 1 (seeds 0 ✗, 4 ✓) |" in page
-    )  # one of two is not most
+    # One of two is not most.
+    assert "| luck | above 0 | ✗ 1 (seeds 0 ✓, 1 ✗, 2 ✗) | ✗ 1 (seeds 0 ✗, 4 ✓) |" in page
     assert "| bad luck | above 0 | ✓ 1 (seeds 0 ✗, 1 ✓, 2 ✓) | – |" in page
     assert "| once more | above 0 | ✓ 1 | – |" in page
     assert "| `embedded` | 3 of 4 |" in page

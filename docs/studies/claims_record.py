@@ -36,9 +36,8 @@ class Sweep:
     figures: dict[str, Figure]
 
 
-Record = dict[
-    str, list[Sweep]
-]  # scale, or another seed of it → sweeps, the newest last; a figure is in one of them
+# Scale, or scale and another seed → sweeps, the newest last; a figure is in one of them.
+Record = dict[str, list[Sweep]]
 Key = tuple[str, int]  # the words of a claim, and how many claims of its figure before it have the same
 Row = dict[str, Claim]  # scale → what one finding came to there
 
@@ -111,11 +110,11 @@ def _voted(record: Record, scale: str, name: str, figure: Figure) -> Figure:
         for own, seed in [scale_and_seed(its)]
         if seed and own == scale and name in figures_of(sweeps)
     }
-    claims = []
+    found = []
     for key, claim in by_words(figure.claims).items():
         votes = {seed: claims[key].holds for seed, claims in others.items() if key in claims}
-        claims.append(_with_votes(claim, votes) if votes else claim)
-    return replace(figure, claims=tuple(claims))
+        found.append(_with_votes(claim, votes) if votes else claim)
+    return replace(figure, claims=tuple(found))
 
 
 def _with_votes(claim: Claim, votes: dict[int, bool]) -> Claim:
