@@ -9,6 +9,8 @@ from edgewise.lab.configs import OptimizerConfig
 from edgewise.lab.recipes.recipe import Claim, at_edge, beside_limit, number, parameterization_label
 from edgewise.lab.results.runs import Run
 
+_BATCHES_VARY = 0.05  # by far less, in the mean of ten batches; a network that has learned something is far below
+
 
 def lengths(runs: Sequence[Run]) -> str:
     """Return the warmup lengths of the runs."""
@@ -88,16 +90,20 @@ def _growth(optimizer: OptimizerConfig) -> float:
 
 
 def trains(name: str, runs: Sequence[Run]) -> Claim:
-    """Return that with warmup the loss falls below that of the best constant output."""
+    """Return that with warmup the loss falls well below that of the best constant output.
+
+    A network that has come to answer the same to all is within a percent of it, on either side.
+    """
     runs = warmed(runs)
     ends = [float(run.columns["train_loss"][-10:].mean()) for run in runs]
     starts = [float(run.columns["train_loss"][0]) for run in runs]
-    guess = runs[0].outcome["guess_loss"]
+    bound = (1 - _BATCHES_VARY) * runs[0].outcome["guess_loss"]
     return Claim(
         text=f"{name}, T_wrm = {lengths(runs)}: trains",
-        expected=f"training loss (mean of the last ten steps) below {number(guess)}, that of the best constant output",
+        expected=f"training loss (mean of the last ten steps) below {number(bound)}, "
+        f"that of the best constant output less {_BATCHES_VARY:.0%}",
         measured=", ".join(f"{number(a)} → {number(b)}" for a, b in zip(starts, ends, strict=True)),
-        holds=all(end < guess for end in ends),
+        holds=all(end < bound for end in ends),
     )
 
 
