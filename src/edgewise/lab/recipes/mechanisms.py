@@ -9,9 +9,8 @@ from edgewise.lab.configs import OptimizerConfig
 from edgewise.lab.recipes.recipe import Claim, at_edge, beside_limit, number, parameterization_label
 from edgewise.lab.results.runs import Run
 
-_BATCHES_VARY = (
-    0.05  # by far less, in the mean of ten batches; a network that has learned something is far below
-)
+# The mean loss of ten batches varies by far less, and a network that has learned something is far below.
+_BATCHES_VARY = 0.05
 
 
 def lengths(runs: Sequence[Run]) -> str:
