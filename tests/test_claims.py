@@ -120,6 +120,7 @@ def test_a_figure_that_was_never_judged_is_refused(docs, tmp_path, capsys):
         ("warmups", "demo", "none of the paper's figures"),
         ("fig26", "embedded, first 2 steps", "its scale is 'embedded, first 2 steps'"),
         ("fig26", "desk", "settings are not those of its recipe today"),
+        ("fig26", "embedded-seed-0", "its scale is 'embedded-seed-0'"),
     ],
 )
 def test_what_is_not_of_the_paper_or_not_of_the_scale_is_refused(docs, tmp_path, capsys, figure, scale, why):

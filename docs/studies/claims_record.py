@@ -80,9 +80,9 @@ def seeded(scale: str, seed: int) -> str:
 
 
 def scale_and_seed(name: str) -> tuple[str, int]:
-    """Return the scale and the seed of a name; 0 is that of the recipes."""
+    """Return the scale and the seed of a name; 0 is that of the recipes, and not named."""
     scale, _, seed = name.partition("-seed-")
-    return scale, int(seed) if seed.isdecimal() else 0
+    return (scale, int(seed)) if seed.isdecimal() and int(seed) else (name, 0)
 
 
 def voted(record: Record) -> Record:

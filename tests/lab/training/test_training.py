@@ -572,17 +572,19 @@ def test_the_initial_sharpness_of_a_residual_network_keeps_so_much_at_most(monke
     whole = training.initial_sharpness(DataConfig(name="digits"), wrn, "xent", 0)
     training.initial_sharpness.cache_clear()
     monkeypatch.setattr(training.loop, "_MAX_GRAPH_BYTES", 10 * 10**6)
-    sizes, xent = set(), loss_function("xent")
+    sizes, xent = [], loss_function("xent")
 
     def noting(model, batch):
-        sizes.add(len(batch[1]))
+        sizes.append(len(batch[1]))
         return xent(model, batch)
 
     monkeypatch.setattr(training.loop, "loss_function", lambda name: noting)
     assert training.initial_sharpness(DataConfig(name="digits"), wrn, "xent", 0) == pytest.approx(
         whole, rel=1e-3
     )
-    assert max(sizes - {512}) < 512 / 2
+    assert (
+        sum(size for size in sizes if 64 < size < 256) >= 512
+    )  # in parts, beside probes of a few and of all
     training.initial_sharpness.cache_clear()
 
 
