@@ -582,7 +582,9 @@ def test_the_initial_sharpness_of_a_residual_network_keeps_so_much_at_most(monke
     assert training.initial_sharpness(DataConfig(name="digits"), wrn, "xent", 0) == pytest.approx(
         whole, rel=1e-3
     )
-    in_parts = [size for size in sizes if 64 < size < 256]  # the others are probes, of a few samples and of all
+    in_parts = [
+        size for size in sizes if 64 < size < 256
+    ]  # the others are probes, of a few samples and of all
     assert sum(in_parts) >= 512
     training.initial_sharpness.cache_clear()
 
