@@ -1526,6 +1526,13 @@ FAULTS = [
         test="lab/test_estimate.py",
     ),
     Fault(
+        name="a plan takes measurements on new batches for those on the same",
+        file="lab/estimate.py",
+        old="(PRODUCTS if config.batch_size is None else PRODUCTS_ON_BATCHES)",
+        new="PRODUCTS",
+        test="lab/test_estimate.py",
+    ),
+    Fault(
         name="a plan counts what is finished",
         file="lab/estimate.py",
         old="if run_id not in finished:",

@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+import edgewise as ew
 from edgewise.lab import data, estimate, models
 from edgewise.lab.configs import DataConfig
 from edgewise.lab.data import sources
 from edgewise.lab.results.runs import stored_bytes
-from edgewise.lab.training import train
+from edgewise.lab.training import loss_function, train
 from edgewise.lab.trial import kind_of
 from lab_cases import TINY, TINY_CNN, TINY_LM, changed, save, stored, tiny
 from lab_cases import made as made_run
@@ -25,6 +28,7 @@ WRN = tiny(model={"name": "wrn", "depth": 10, "width": 1, "parameterization": "m
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(estimate, "_timed", lambda kind, model, number: 1.0)
+    monkeypatch.setattr(estimate, "_timed_product", lambda kind, model, number: 2.5)
 
 
 def test_operations_of_a_fully_connected_network():
@@ -76,13 +80,38 @@ def test_a_large_batch_is_timed_in_part(monkeypatch):
     timed.clear()
     assert estimate.gradient_of(tiny(batch_size=16)).seconds == 2.0 * 4
     assert timed == [4] * 3
+    assert estimate.gradient_of(tiny(batch_size=16, measure=("sharpness",))).product_seconds == 2.5 * 4
 
 
-def test_gradients_are_steps_and_ten_a_measurement():
-    assert estimate._gradients(tiny(num_steps=100)) == 100
-    assert estimate._gradients(tiny(num_steps=100, measure=("sharpness",), measure_every=8)) == 100 + 13 * 10
-    both = ("sharpness", "preconditioned_sharpness", "gradient_norm")
-    assert estimate._gradients(tiny(num_steps=100, measure=both)) == 100 + 200 * 10
+@pytest.mark.parametrize(("batch_size", "products"), [(None, 4), (16, 7)])
+def test_a_measurement_is_so_many_products_as_its_batch_is_known_or_new(batch_size, products):
+    def costs(**changes):
+        (found,) = estimate.estimates({"fig1": [(tiny(num_steps=100, batch_size=batch_size, **changes),)]})
+        one = estimate.gradient_of(found.kind)
+        return found.flops / one.flops, found.core_seconds - 100 * one.seconds, one.product_seconds
+
+    assert costs() == (100, 0.0, 0.0)
+    gradients, seconds, each = costs(measure=("sharpness",), measure_every=8)
+    assert (gradients, seconds) == (100 + 2 * 13 * products, 13 * products * each)
+    gradients, seconds, each = costs(measure=("sharpness", "preconditioned_sharpness", "gradient_norm"))
+    assert (gradients, seconds) == (100 + 2 * 200 * products, 200 * products * each)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [WRN, TINY_LM, TINY_CNN, tiny(model={"depth": 4, "width": 128})],
+    ids=["wrn", "lm", "cnn", "fcn"],
+)
+def test_a_product_has_the_operations_of_two_gradients(config):
+    model = models.build(config.model, data.load(config.data))
+    batch = data.load(config.data).first(12).train_batch()
+    loss_fn = loss_function(config.loss)
+    with sdpa_kernel(SDPBackend.MATH), ew.hessian(model, loss_fn, [batch]) as operator:
+        operator.matvec(torch.ones(operator.size))
+        with FlopCounterMode(display=False) as counter:
+            operator.matvec(torch.ones(operator.size))
+    gradient, _ = estimate._counted(config, model, 12)
+    assert counter.get_total_flops() == pytest.approx(2 * gradient, rel=0.1)
 
 
 def test_runs_of_two_figures_and_finished_ones_are_not_counted_twice():
@@ -182,6 +211,8 @@ def test_a_step_is_timed_with_its_update(monkeypatch):
         return optimizer
 
     monkeypatch.setattr(estimate, "make_optimizer", counting)
-    assert estimate.gradient_of(TINY).seconds > 0
+    gradient = estimate.gradient_of(changed(TINY, measure=("sharpness",)))
+    assert gradient.seconds > 0
+    assert gradient.product_seconds > 0
     assert len(calls) == 3
     assert train(TINY).rows[0]["step"] == 0  # and no step of it is a run's

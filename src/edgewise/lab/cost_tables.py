@@ -10,7 +10,7 @@ from rich.table import Table
 
 from edgewise.lab.data import sources
 from edgewise.lab.errors import DataError
-from edgewise.lab.estimate import GPU, GPU_FLOPS, GPU_SHARE, GRADIENTS_A_PRODUCT, PRODUCTS, Estimate
+from edgewise.lab.estimate import GPU, GPU_FLOPS, GPU_SHARE, PRODUCTS, PRODUCTS_ON_BATCHES, Estimate
 from edgewise.lab.trial import Cost, name_of
 
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -87,11 +87,11 @@ def plan_notes(estimates: Sequence[Estimate], out: Path, workers: int, num_finis
             "are not batched. The GPU time is what their operations would come to."
         )
     notes.append(
-        "rests on: operations of one gradient, counted, and its time here, in processor time of one thread; "
-        f"{PRODUCTS} products of {GRADIENTS_A_PRODUCT} gradients each a measurement of curvature; {GPU_SHARE:.0%} of "
-        f"the {GPU_FLOPS / 1e12:g} TFLOP/s of an {GPU} in float32, which small networks do not reach. Rates above the "
-        "failure boundary are left out as training gets there. Not counted: evaluation, and the time of the initial "
-        "sharpness."
+        "rests on: operations of one gradient, counted, and its time here, in processor time of one thread; where "
+        f"curvature is measured, {PRODUCTS} products with the Hessian each time, on random batches "
+        f"{PRODUCTS_ON_BATCHES}, timed here as well; {GPU_SHARE:.0%} of the {GPU_FLOPS / 1e12:g} TFLOP/s of an {GPU} "
+        "in float32, which small networks do not reach. Rates above the failure boundary are left out as training gets "
+        "there. Not counted: evaluation, critical rates, and the initial sharpness."
     )
     return notes
 

@@ -1,9 +1,9 @@
 """What planned runs would cost, before any is trained: operations, time, memory and disk.
 
 Operations of a gradient are counted on a few samples and are linear in their number; its time is measured here, in one
-thread, with the optimizer's update. What is added up is steps and measurements of curvature, a product of which costs
-two gradients: its graph is that of a gradient, differentiated once more. The time of evaluation, of initial sharpness
-and of what warmups look at is left out.
+thread, with the optimizer's update. What is added up is steps and the products with the Hessian that measurements of
+curvature take. One has the operations of two gradients, as its graph is that of a gradient, differentiated once more;
+its time is measured, too. The time of evaluation, of initial sharpness and of what warmups look at is left out.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import edgewise as ew
 from edgewise.lab import data, models
 from edgewise.lab.configs import DataConfig, RunConfig
 from edgewise.lab.data import Dataset, sources
@@ -28,11 +29,11 @@ from edgewise.lab.results.runs import stored_bytes
 from edgewise.lab.training import initial_samples, loss_function, make_optimizer, max_graph_bytes
 from edgewise.lab.trial import kind_of
 
-PRODUCTS = 5  # of a measurement that starts from the one before, about
-GRADIENTS_A_PRODUCT = 2
+# Of a measurement that starts from the one before, on the same batch or on another; means over stored runs.
+PRODUCTS, PRODUCTS_ON_BATCHES = 4, 7
+GRADIENTS_A_PRODUCT = 2  # in operations, about
 GPU, GPU_FLOPS, GPU_SHARE = "NVIDIA A100", 19.5e12, 0.3  # its peak in float32, and how much of it is had
 
-_CURVATURES = ("sharpness", "preconditioned_sharpness")
 _TIMED_FLOPS = 1e10  # of a step that is timed: larger batches are timed in part
 _TIMED = 3  # times; the quickest counts
 _LIBRARIES = 700e6  # bytes of a process that has trained nothing
@@ -49,6 +50,7 @@ class Gradient:
     num_parameters: int
     flops: float
     seconds: float  # of one core, here
+    product_seconds: float  # the same, of a product with the Hessian; 0 where no curvature is measured
     kept: float  # bytes that the forward pass keeps for the backward pass
     kept_at_first: float  # the same, of the batch that the initial sharpness is measured on
 
@@ -93,10 +95,9 @@ def estimates(planned: dict[str, list[Ladder]], finished: Collection[str] = ()) 
 
 def _estimate(kind: RunConfig, configs: list[RunConfig]) -> Estimate:
     gradient = gradient_of(kind)
-    gradients = sum(map(_gradients, configs))
-    measured = bool(set(kind.measure) & set(_CURVATURES))
+    num_steps, products = sum(config.num_steps for config in configs), sum(map(_products, configs))
     states = {"sgd": bool(kind.optimizer.momentum), "lion": 1}.get(kind.optimizer.name, 2)
-    graphs = gradient.kept * (_GRAPHS if measured else 1)
+    graphs = gradient.kept * (_GRAPHS if products else 1)
     if kind.optimizer.lr_unit == "1/sharpness":
         limit = (max_graph_bytes(kind.model) or math.inf) / _GRAPHS_KEPT
         graphs = max(graphs, _GRAPHS * min(gradient.kept_at_first, limit))
@@ -104,20 +105,24 @@ def _estimate(kind: RunConfig, configs: list[RunConfig]) -> Estimate:
     return Estimate(
         kind=kind,
         num_runs=len(configs),
-        num_steps=sum(config.num_steps for config in configs),
+        num_steps=num_steps,
         num_parameters=gradient.num_parameters,
-        flops=gradient.flops * gradients,
-        core_seconds=gradient.seconds * gradients,
+        flops=gradient.flops * (num_steps + products * GRADIENTS_A_PRODUCT),
+        core_seconds=gradient.seconds * num_steps + gradient.product_seconds * products,
         memory=_LIBRARIES + _data_bytes(kind.data) + memory,
         stored=sum(map(stored_bytes, configs)),
         on_gpu=is_batchable(kind),
     )
 
 
-def _gradients(config: RunConfig) -> int:
-    """Return how many gradients the steps and the measurements of a run come to."""
-    measurements = -(-config.num_steps // config.measure_every) * len(set(config.measure) & set(_CURVATURES))
-    return config.num_steps + measurements * PRODUCTS * GRADIENTS_A_PRODUCT
+def _products(config: RunConfig) -> int:
+    """Return about how many products with the Hessian the measurements of a run take."""
+    measurements = -(-config.num_steps // config.measure_every) * len(_curvatures(config))
+    return measurements * (PRODUCTS if config.batch_size is None else PRODUCTS_ON_BATCHES)
+
+
+def _curvatures(config: RunConfig) -> set[str]:
+    return {"sharpness", "preconditioned_sharpness"}.intersection(config.measure)
 
 
 def gradient_of(kind: RunConfig) -> Gradient:
@@ -131,9 +136,14 @@ def gradient_of(kind: RunConfig) -> Gradient:
         _, kept_at_first = _at(initial_samples(kind.model, samples(kind.data, 2)), counts)
         timed = max(1, min(size, int(size * _TIMED_FLOPS / flops)))
         seconds = min(_timed(kind, model, timed) for _ in range(_TIMED)) * size / timed
-    number = sum(p.numel() for p in model.parameters())
+        product_seconds = _timed_product(kind, model, timed) * size / timed if _curvatures(kind) else 0.0
     return Gradient(
-        num_parameters=number, flops=flops, seconds=seconds, kept=kept, kept_at_first=kept_at_first
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        flops=flops,
+        seconds=seconds,
+        product_seconds=product_seconds,
+        kept=kept,
+        kept_at_first=kept_at_first,
     )
 
 
@@ -197,6 +207,20 @@ def _timed(kind: RunConfig, model: nn.Module, number: int) -> float:
     loss_function(kind.loss)(model, batch).backward()
     optimizer.step()
     return time.process_time() - started
+
+
+def _timed_product(kind: RunConfig, model: nn.Module, number: int) -> float:
+    """Return the seconds of a product with the Hessian of so many samples, once its graph is there."""
+    batch = samples(kind.data, number).train_batch()
+    with ew.hessian(model, loss_function(kind.loss), [batch]) as operator:
+        vector = torch.ones(operator.size, dtype=operator.dtype)
+        operator.matvec(vector)
+        seconds = []
+        for _ in range(_TIMED):
+            started = time.process_time()
+            operator.matvec(vector)
+            seconds.append(time.process_time() - started)
+    return min(seconds)
 
 
 def _num_train(config: DataConfig) -> int:
