@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +25,14 @@ from edgewise.lab.data import Dataset, sources
 from edgewise.lab.engines.batched_training import is_batchable
 from edgewise.lab.ladders import Ladder
 from edgewise.lab.results.runs import stored_bytes
-from edgewise.lab.training import initial_samples, loss_function, make_optimizer, max_graph_bytes
+from edgewise.lab.training import (
+    GRAPHS_KEPT,
+    initial_samples,
+    kept_bytes,
+    loss_function,
+    make_optimizer,
+    max_graph_bytes,
+)
 from edgewise.lab.trial import kind_of
 
 # Of a measurement that starts from the one before, on the same batch or on another; means over stored runs.
@@ -38,7 +44,6 @@ _TIMED_FLOPS = 1e10  # of a step that is timed: larger batches are timed in part
 _TIMED = 3  # times; the quickest counts
 _LIBRARIES = 700e6  # bytes of a process that has trained nothing
 _GRAPHS = 8  # times what a gradient keeps is held while one is differentiated again, as measured at the paper's scale
-_GRAPHS_KEPT = 2  # of these, between products: what `max_graph_bytes` is of
 _BYTES_A_TOKEN = 4  # of text, about
 _COPIES = 3  # of a prepared data set while it is read
 
@@ -99,7 +104,7 @@ def _estimate(kind: RunConfig, configs: list[RunConfig]) -> Estimate:
     states = {"sgd": bool(kind.optimizer.momentum), "lion": 1}.get(kind.optimizer.name, 2)
     graphs = gradient.kept * (_GRAPHS if products else 1)
     if kind.optimizer.lr_unit == "1/sharpness":
-        limit = (max_graph_bytes(kind.model) or math.inf) / _GRAPHS_KEPT
+        limit = (max_graph_bytes(kind.model) or math.inf) / GRAPHS_KEPT
         graphs = max(graphs, _GRAPHS * min(gradient.kept_at_first, limit))
     memory = 4 * gradient.num_parameters * (2 + states) + graphs
     return Estimate(
@@ -181,21 +186,12 @@ def _made_up(
 
 def _counted(kind: RunConfig, model: nn.Module, number: int) -> tuple[float, float]:
     """Return the operations of a gradient on so many samples, and the bytes that its forward pass keeps."""
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    batch = samples(kind.data, number).train_batch()
-    # The fused kernels of attention are not counted, its plain products are.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        with saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = loss_function(kind.loss)(model, batch)
-        loss.backward()
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    return float(counter.get_total_flops()), float(sum(n for place, n in kept.items() if place not in own))
+    batch, loss_fn = samples(kind.data, number).train_batch(), loss_function(kind.loss)
+    with sdpa_kernel(SDPBackend.MATH):  # fused kernels of attention are not counted, its plain products are
+        kept = kept_bytes(model, loss_fn, batch)
+        with FlopCounterMode(display=False) as counter:
+            loss_fn(model, batch).backward()
+    return float(counter.get_total_flops()), float(kept)
 
 
 def _timed(kind: RunConfig, model: nn.Module, number: int) -> float:

@@ -1,7 +1,8 @@
 """Train one config and record what happened."""
 
-from edgewise.lab.training.cost import peak_memory, reset_peak_memory
+from edgewise.lab.training.cost import kept_bytes, peak_memory, reset_peak_memory
 from edgewise.lab.training.loop import (
+    GRAPHS_KEPT,
     RunResult,
     batch_indices,
     initial_samples,
@@ -21,6 +22,7 @@ from edgewise.lab.training.optimizers import make_optimizer, make_schedule
 from edgewise.lab.training.outcome import Evaluations, evaluate, guess_loss, outcome_of
 
 __all__ = [
+    "GRAPHS_KEPT",
     "Batch",
     "Evaluations",
     "LossFunction",
@@ -32,6 +34,7 @@ __all__ = [
     "half_squared_error",
     "initial_samples",
     "initial_sharpness",
+    "kept_bytes",
     "loss_function",
     "make_optimizer",
     "make_schedule",

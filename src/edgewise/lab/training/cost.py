@@ -1,9 +1,15 @@
-"""The most memory that this process held."""
+"""Memory: the most that this process held, and what a gradient keeps."""
 
 import contextlib
 import resource
 import sys
 from pathlib import Path
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from edgewise.lab.training.losses import Batch, LossFunction
 
 _OWN = Path("/proc/self")  # Linux; elsewhere the peak is that of the process since it began
 
@@ -22,3 +28,18 @@ def peak_memory() -> int:
         return 1024 * int(kilobytes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def kept_bytes(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, parameters left out."""
+    kept: dict[int, torch.UntypedStorage] = {}  # held here, so that no place is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        loss_fn(model, batch)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in own)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import edgewise as ew
 from edgewise.lab import data, models
@@ -16,12 +16,13 @@ from edgewise.lab.configs import TEXTS, DataConfig, ModelConfig, RunConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.data.augmentation import augment
 from edgewise.lab.data.dataset import spread
-from edgewise.lab.training.cost import peak_memory, reset_peak_memory
-from edgewise.lab.training.losses import Batch, loss_function
+from edgewise.lab.training.cost import kept_bytes, peak_memory, reset_peak_memory
+from edgewise.lab.training.losses import Batch, LossFunction, loss_function
 from edgewise.lab.training.optimizers import make_optimizer, make_schedule
 from edgewise.lab.training.outcome import Evaluations, outcome_of
 from edgewise.lab.training.probe import Probe
 
+GRAPHS_KEPT = 2  # times what a gradient keeps is the graph that products with the Hessian need
 _MAX_GRAPH_BYTES = 5 * 10**9  # of a WRN-16-4: 512 images of 32 × 32 take 3.9 GB, of 64 × 64 four times that
 
 
@@ -141,7 +142,10 @@ def initial_sharpness(data_config: DataConfig, model_config: ModelConfig, loss: 
         model = models.build(model_config, dataset)
     number, there = initial_samples(model_config, dataset), len(dataset.train_inputs)
     batch = dataset.train_batch(spread(number, there) if data_config.name in TEXTS else slice(number))
-    initial = ew.sharpness(model, loss_function(loss), [batch], max_graph_bytes=max_graph_bytes(model_config))
+    loss_fn = loss_function(loss)
+    initial = ew.sharpness(
+        model, loss_fn, [batch], max_graph_bytes=_budget(model_config, model, loss_fn, batch)
+    )
     if not initial.converged:
         raise RuntimeError(
             f"the initial sharpness that sets the learning rate is not known: {initial.status.value}."
@@ -153,6 +157,19 @@ def initial_samples(model_config: ModelConfig, dataset: Dataset) -> int:
     """Return how many samples the initial sharpness is measured on, if there are so many."""
     num_targets = 2048 if model_config.name == "fcn" else 512
     return max(1, num_targets // dataset.train_targets[0].numel())
+
+
+def _budget(model_config: ModelConfig, model: nn.Module, loss_fn: LossFunction, batch: Batch) -> int | None:
+    """Return what autograd may keep where the graph of the whole batch would be larger, as few samples tell.
+
+    Without a budget, products of parts say where those of the whole go, so that fewer of these are needed.
+    """
+    limit = max_graph_bytes(model_config)
+    if limit is None:
+        return None
+    inputs, targets = batch
+    two, four = (kept_bytes(model, loss_fn, (inputs[:number], targets[:number])) for number in (2, 4))
+    return limit if GRAPHS_KEPT * (two + (four - two) / 2 * (len(inputs) - 2)) > limit else None
 
 
 def max_graph_bytes(model_config: ModelConfig) -> int | None:
