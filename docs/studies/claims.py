@@ -36,7 +36,9 @@ _PAGE = """\
 
 An empty cell has not been trained at that scale yet; – is not claimed there. Phase diagrams are of three seeds at
 embedded scale, but for figure 19. Curves are of seed 0. Where others are named as well, trained by
-`docs/studies/claim_seeds.py`, a finding holds if it does with most of them.
+`docs/studies/claim_seeds.py`, a finding holds if it does with most of them. Some findings of residual networks are
+chance: [seven turned](lab-log.md#2026-11-30-what-all-figures-take-and-what-chance-decides) when rates
+changed by 4·10⁻⁷, and 117 held.
 
 {table}
 
