@@ -1513,9 +1513,9 @@ FAULTS = [
     ),
     Fault(
         name="what a network keeps once is planned for each sample",
-        file="lab/estimate.py",
-        old="(few + (more - few) / 2 * (number - 2) for",
-        new="(few / 2 * number for",
+        file="lab/training/cost.py",
+        old="return two + (four - two) / 2 * (number - 2)",
+        new="return two / 2 * number",
         test="lab/test_estimate.py",
     ),
     Fault(

@@ -32,6 +32,7 @@ from edgewise.lab.training import (
     loss_function,
     make_optimizer,
     max_graph_bytes,
+    of_samples,
 )
 from edgewise.lab.trial import kind_of
 
@@ -154,7 +155,7 @@ def gradient_of(kind: RunConfig) -> Gradient:
 
 def _at(number: int, counts: list[tuple[float, float]]) -> tuple[float, float]:
     """Return the counts of so many samples, from those of two and of four."""
-    flops, kept = (few + (more - few) / 2 * (number - 2) for few, more in zip(*counts, strict=True))
+    flops, kept = (of_samples(number, *pair) for pair in zip(*counts, strict=True))
     return flops, kept
 
 

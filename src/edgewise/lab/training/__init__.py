@@ -1,6 +1,6 @@
 """Train one config and record what happened."""
 
-from edgewise.lab.training.cost import kept_bytes, peak_memory, reset_peak_memory
+from edgewise.lab.training.cost import kept_bytes, of_samples, peak_memory, reset_peak_memory
 from edgewise.lab.training.loop import (
     GRAPHS_KEPT,
     RunResult,
@@ -39,6 +39,7 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "max_graph_bytes",
+    "of_samples",
     "outcome_of",
     "peak_memory",
     "reset_peak_memory",

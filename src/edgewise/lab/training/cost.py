@@ -43,3 +43,12 @@ def kept_bytes(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> int:
         loss_fn(model, batch)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+
+
+def of_samples(number: int, two: float, four: float) -> float:
+    """Return what is a + b·samples, of so many, from that of two and of four.
+
+    >>> of_samples(512, 7.0, 9.0)
+    517.0
+    """
+    return two + (four - two) / 2 * (number - 2)

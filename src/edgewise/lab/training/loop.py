@@ -16,7 +16,7 @@ from edgewise.lab.configs import TEXTS, DataConfig, ModelConfig, RunConfig
 from edgewise.lab.data import Dataset
 from edgewise.lab.data.augmentation import augment
 from edgewise.lab.data.dataset import spread
-from edgewise.lab.training.cost import kept_bytes, peak_memory, reset_peak_memory
+from edgewise.lab.training.cost import kept_bytes, of_samples, peak_memory, reset_peak_memory
 from edgewise.lab.training.losses import Batch, LossFunction, loss_function
 from edgewise.lab.training.optimizers import make_optimizer, make_schedule
 from edgewise.lab.training.outcome import Evaluations, outcome_of
@@ -169,7 +169,7 @@ def _budget(model_config: ModelConfig, model: nn.Module, loss_fn: LossFunction, 
         return None
     inputs, targets = batch
     two, four = (kept_bytes(model, loss_fn, (inputs[:number], targets[:number])) for number in (2, 4))
-    return limit if GRAPHS_KEPT * (two + (four - two) / 2 * (len(inputs) - 2)) > limit else None
+    return limit if GRAPHS_KEPT * of_samples(len(inputs), two, four) > limit else None
 
 
 def max_graph_bytes(model_config: ModelConfig) -> int | None:
